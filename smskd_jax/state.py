@@ -1,0 +1,51 @@
+"""The records that travel through the program. NamedTuples only; imports nothing of ours.
+
+Letters for dimensions, used in every docstring: b batch, k classes, h w c feature map (NHWC), d embedding,
+n training-set size, m negatives.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Outputs(NamedTuple):
+  """All that a network says about one batch. XLA drops what no loss reads."""
+
+  logits: jax.Array  # [b, k]
+  pooled: jax.Array  # [b, d], what the classifier sees
+  features: tuple[jax.Array, ...]  # each [b, h, w, c], after the activation, stem first
+  preactivations: tuple[jax.Array, ...]  # the same taps before it
+
+
+class Batch(NamedTuple):
+  """One batch of training examples."""
+
+  image: jax.Array  # [b, h, w, c]; uint8 as stored, until the step makes a view of it
+  label: jax.Array  # [b], int32
+  index: jax.Array  # [b], int32, position in the training set
+
+
+class Aux(NamedTuple):
+  """What a method brings along besides the networks."""
+
+  params: Any = ()  # learns with the learner: regressors, embeddings
+  state: Any = ()  # remembers: memory banks
+
+
+class TrainState(NamedTuple):
+  """Everything a step changes, and so exactly what a checkpoint holds."""
+
+  step: jax.Array  # [], int32
+  params: Any  # {'learner': ..., 'aux': one entry a method}
+  model_state: Any  # the learner's other collections: batch statistics
+  aux_state: Any  # one entry a method
+  opt_state: Any
+
+
+class Frozen(NamedTuple):
+  """Everything a stage reads and never writes. An argument of the step, never donated, never differentiated."""
+
+  key: jax.Array  # the stage's random key; step i uses fold_in(key, i)
+  teachers: tuple[Any, ...]  # their variables, in the order of the stage's networks
+  reference: Any = None  # the anchor's variables; None where the stage has none
