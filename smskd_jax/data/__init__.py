@@ -1,0 +1,59 @@
+"""Data sets: `load` makes arrays in memory of any source; `augment` makes views of them on the device.
+
+fashion_mnist_small  6,000 + 2,000 images that come with this package: the default
+digits               scikit-learn's 8x8 digits
+fashion_mnist        the IDX files of Debian's package dataset-fashion-mnist, or of data.folder
+cifar10, cifar100    the official binary archive in data.folder ("data"), or in its downloads/manual
+cifar10_jpeg         JPEG copies beside the checkout, for tests and benchmarks
+npz:FILE             your own arrays train_images, train_labels, test_images, test_labels, perhaps class_names
+folder:DIR           your own files train/CLASS/*.png and test/CLASS/*.png, or .jpg, or .jpeg
+tfds:NAME            a data set that TensorFlow Datasets has prepared in data.folder, read without TensorFlow
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from smskd_jax.data import cifar, cifar_jpeg, digits, holdout, idx, image_folder, npz, tfds
+from smskd_jax.data.dataset import Arrays, Dataset, Split, build
+from smskd_jax.errors import UserError, unknown
+
+__all__ = ["SOURCES", "Dataset", "Split", "load"]
+
+# A reader takes what follows the colon, and data.folder. Names that end in a colon need something after it.
+SOURCES: Mapping[str, Callable[[str, str], Arrays]] = MappingProxyType(
+  {
+    "fashion_mnist_small": npz.fashion_mnist_small,
+    "digits": digits.digits,
+    "fashion_mnist": idx.fashion_mnist,
+    "cifar10": cifar.cifar10,
+    "cifar100": cifar.cifar100,
+    "cifar10_jpeg": cifar_jpeg.cifar10_jpeg,
+    "npz:": npz.npz,
+    "folder:": image_folder.image_folder,
+    "tfds:": tfds.tfds,
+  }
+)
+
+
+def load(source: str, *, folder: str = "", validation: float = 0.0, split_seed: int = 0) -> Dataset:
+  """Reads a data set into memory.
+
+  Args:
+    source: a name of `SOURCES`, with what follows the colon where it ends in one.
+    folder: where the files are, for sources that look for files of a fixed name; "" for the default place.
+    validation: the fraction of each training class to hold out, 0 <= fraction < 1; 0 for no validation split.
+    split_seed: which examples that holds out.
+
+  Returns:
+    The data set. Its mean, std and fingerprint do not depend on what is held out.
+
+  Raises:
+    UserError: in one line, the field, its value and what to do.
+  """
+  holdout.check(validation, split_seed)
+  head, colon, argument = source.partition(":")
+  if head + colon not in SOURCES:
+    raise unknown("data.source", source, SOURCES)
+  if colon and not argument:
+    raise UserError(f"data.source: {source!r} lacks what follows the colon; see smskd_jax/data/__init__.py")
+  return holdout.hold_out(build(source, SOURCES[head + colon](argument, folder)), validation, split_seed)

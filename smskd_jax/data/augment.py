@@ -1,0 +1,74 @@
+"""Views of a batch of images, made on the device inside the compiled step. Pure.
+
+b batch, h w c image. Images stay uint8 until `normalize`.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
+  """Where to crop and whether to flip, for each example.
+
+  An example's draw depends on the key and on its own index alone: it does not matter which device holds it,
+  or beside which others.
+
+  Args:
+    key: [], a typed key that already holds the stage and the step.
+    index: [b], integers, positions in the training set.
+    padding: pixels of border on each side.
+
+  Returns:
+    The crop's upper left corner in the padded image, [b, 2], int32, each number in 0..2*padding; and whether
+    to flip, [b], bool.
+  """
+  three = jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), (3,)))(index)
+  corner = jnp.floor(three[:, :2] * (2 * padding + 1)).astype(jnp.int32)
+  return corner, three[:, 2] < 0.5
+
+
+def crop_flip(key: jax.Array, image: jax.Array, index: jax.Array, *, padding: int, flip: bool) -> jax.Array:
+  """The usual view for CIFAR: a random crop of the zero-padded image, mirrored half the time.
+
+  Args:
+    key: [], a typed key that already holds the stage and the step.
+    image: [b, h, w, c], uint8.
+    index: [b], integers, positions in the training set.
+    padding: pixels of zeros on each side; 0 crops nothing.
+    flip: whether to mirror left and right, with probability 1/2.
+
+  Returns:
+    [b, h, w, c], uint8.
+  """
+  chex.assert_rank([image, index], [4, 1])
+  chex.assert_equal_shape_prefix([image, index], 1)
+  corner, flipped = draw(key, index, padding)
+  if padding:
+    border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    crop = lambda padded, at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), image.shape[1:])
+    image = jax.vmap(crop)(jnp.pad(image, border), corner)
+  if flip:
+    image = jnp.where(flipped[:, None, None, None], image[:, :, ::-1], image)
+  return image
+
+
+def normalize(
+  image: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
+  """(image / 255 - mean) / std, computed in float32.
+
+  Args:
+    image: [b, h, w, c], uint8.
+    mean: c numbers, where white is 1.
+    std: c numbers.
+    dtype: of the result.
+
+  Returns:
+    [b, h, w, c].
+  """
+  chex.assert_shape(image, (None, None, None, len(mean)))
+  shift, scale = (jnp.asarray(moment, jnp.float32).reshape(1, 1, 1, -1) for moment in (mean, std))
+  return ((image.astype(jnp.float32) / 255 - shift) / scale).astype(dtype)

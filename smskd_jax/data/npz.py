@@ -1,0 +1,78 @@
+"""Arrays from .npz files: a user's own, and the small Fashion-MNIST that comes with this package."""
+
+from collections.abc import Iterable
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.errors import UserError
+
+FASHION_MNIST_SMALL = pathlib.Path(__file__).with_name("fashion_mnist_small.npz")
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def fashion_mnist_small(argument: str, folder: str) -> Arrays:
+  """600 + 200 images of each class of Fashion-MNIST: see make_fashion_mnist_small.py, which drew them."""
+  del argument, folder
+  return _read(FASHION_MNIST_SMALL, "data.source: 'fashion_mnist_small'")
+
+
+def npz(argument: str, folder: str) -> Arrays:
+  """A user's images: the arrays of `KEYS`, and class_names where the file has them."""
+  del folder
+  return _read(pathlib.Path(argument), f"data.source: 'npz:{argument}'")
+
+
+def _read(path: pathlib.Path, where: str) -> Arrays:
+  found = arrays(path, KEYS, where=where, optional=("class_names",))
+  names = found.get("class_names", np.array([], str))
+  if names.dtype.kind != "U":
+    raise UserError(f"{where}: class_names are {names.dtype}; store them as strings, numpy.array([...], str)")
+  train, test = (Split(found[f"{part}_images"], found[f"{part}_labels"]) for part in ("train", "test"))
+  return Arrays(train, test, tuple(names.ravel().tolist()))
+
+
+def arrays(
+  path: pathlib.Path, keys: Iterable[str], *, where: str, optional: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+  """Reads arrays from an .npz file, in the order of the keys.
+
+  Args:
+    path: the file.
+    keys: arrays that must be there.
+    where: how an error begins: the field, and the value where that helps.
+    optional: arrays that may be there.
+
+  Returns:
+    The arrays by key.
+
+  Raises:
+    UserError: the file is absent, no .npz, lacks a key or is damaged.
+  """
+  if not path.is_file():
+    raise UserError(f"{where}: no file {path.absolute()}; check the path")
+  if not zipfile.is_zipfile(path):
+    raise UserError(f"{where}: {path} is not an .npz file, or not all of one; write it with numpy.savez")
+  with np.load(path) as file:
+    missing = [key for key in keys if key not in file]
+    if missing:
+      raise UserError(
+        f"{where}: {path} lacks {', '.join(missing)} (it holds {', '.join(file) or 'nothing'}); add them"
+      )
+    return {key: _array(file, key, where) for key in (*keys, *(key for key in optional if key in file))}
+
+
+def _array(file: np.lib.npyio.NpzFile, key: str, where: str) -> np.ndarray:
+  fix = "store plain numbers or strings with numpy.savez"
+  try:
+    array = file[key]
+  except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    # Of these, ValueError is what NumPy says of an array of Python objects, which it will not unpickle.
+    raise UserError(f"{where}: cannot read {key} ({error}); {fix}") from None
+  if not isinstance(array, np.ndarray):  # NumPy hands out the bytes of a member that is no .npy
+    raise UserError(f"{where}: {key} is not an array; {fix}")
+  return array

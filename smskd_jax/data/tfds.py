@@ -1,0 +1,145 @@
+"""Data sets that TensorFlow Datasets (TFDS) has prepared, read without TensorFlow and without the network.
+
+Only files are read. A builder made from code would ask Google's bucket about a data set it does not find, and
+preparing one would download it: a machine without internet waits for minutes.
+"""
+
+from collections.abc import Iterator
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+import numpy as np
+
+from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.errors import UserError
+
+BLOCK = 1024  # examples decoded in one call
+
+
+def tfds(argument: str, folder: str) -> Arrays:
+  """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`, by default TFDS's own.
+
+  It must be prepared as array_record and have the features image and label. The split to test on is the one
+  named test or, where there is none, the one named validation: ImageNet's test labels, for one, are secret.
+  Under `tfds.testing.mock_data` nothing needs to be prepared.
+  """
+  where = f"data.source: 'tfds:{argument}'"
+  if importlib.util.find_spec("tensorflow_datasets") is None:
+    raise UserError(f"{where} needs TensorFlow Datasets; pip install tensorflow-datasets")
+  if _mocked():
+    import tensorflow_datasets
+
+    return of_builder(tensorflow_datasets.builder(argument), where)
+  root = pathlib.Path(folder or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+  return of_builder(_builder(_prepared(argument, root, where), where), where)
+
+
+def _mocked() -> bool:
+  """Whether `tfds.testing.mock_data` is in force, which answers for every data set with random examples."""
+  if "tensorflow_datasets" not in sys.modules:
+    return False
+  import tensorflow_datasets
+
+  return tensorflow_datasets.core.DatasetBuilder.download_and_prepare.__module__.endswith("testing.mocking")
+
+
+def _prepared(argument: str, root: pathlib.Path, where: str) -> pathlib.Path:
+  """The folder that holds the newest version asked for."""
+  match = re.fullmatch(r"(\w+(?:/[^:/]+)?)(?::(\d+\.\d+\.\d+))?", argument)
+  if not match:
+    raise UserError(
+      f"{where} is not a name of TFDS; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:VERSION"
+    )
+  name, version = match.groups()
+  versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
+  chosen = [path for path in versions if version in (None, path.name)]
+  if chosen:
+    return max(chosen, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+  found = sorted({path.parents[1].relative_to(root).as_posix() for path in _infos(root)})
+  nearest = difflib.get_close_matches(argument, found, n=1)
+  hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+  raise UserError(
+    f"{where} is not prepared in {root} (there: {', '.join(found) or 'nothing'}); {hint}data.folder names "
+    f"another data_dir, tfds.builder({argument!r}, data_dir={str(root)!r}, file_format='array_record')"
+    ".download_and_prepare() prepares it"
+  )
+
+
+def _infos(root: pathlib.Path) -> list[pathlib.Path]:
+  """The dataset_info.json of all that is prepared, with and without configs."""
+  # No deeper: a data_dir may also hold the millions of files that were once extracted there.
+  return [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*.*.*/dataset_info.json")]
+
+
+def _builder(path: pathlib.Path, where: str) -> Any:
+  """TFDS's reader of a prepared folder."""
+  fix = "prepare it again, with file_format='array_record', in another data_dir"
+  try:
+    file_format = json.loads((path / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    if file_format != "array_record":  # the others need TensorFlow, or do not give random access
+      raise UserError(f"{where}: {path} is stored as {file_format}; {fix}")
+    import tensorflow_datasets
+
+    return tensorflow_datasets.builder_from_directory(path)
+  except UserError:
+    raise
+  except Exception as error:  # TFDS lets through whatever its parsers raise
+    raise UserError(f"{where}: cannot read {path} ({_line(error)}); {fix}") from None
+
+
+def of_builder(builder: Any, where: str) -> Arrays:
+  """Reads the two splits of a TFDS builder whose data are prepared, or mocked."""
+  features = builder.info.features
+  lacking = [key for key in ("image", "label") if key not in features]
+  if lacking:
+    found = ", ".join(features)
+    raise UserError(
+      f"{where} has no feature {lacking[0]!r} (but {found}); take a set for image classification"
+    )
+  train, test = (_split(builder, name, where) for name in ("train", _test_split(builder, where)))
+  return Arrays(train, test, tuple(getattr(features["label"], "names", None) or ()))
+
+
+def _test_split(builder: Any, where: str) -> str:
+  names = list(builder.info.splits) or ["train", "test"]  # mock_data knows of none and answers for all
+  if "train" in names and "test" in names:
+    return "test"
+  if "train" in names and "validation" in names:
+    return "validation"
+  raise UserError(f"{where} has the splits {', '.join(names)}; it must have train, and test or validation")
+
+
+def _split(builder: Any, name: str, where: str) -> Split:
+  images: list[np.ndarray] = []
+  labels: list[int] = []
+  for example in _examples(builder, name, where):
+    images.append(example["image"])
+    labels.append(example["label"])
+    if images[-1].shape != images[0].shape:  # said at once: not after all of ImageNet has been read
+      sizes = f"{images[0].shape} but also {images[-1].shape}"
+      raise UserError(f"{where}: images of split {name} are {sizes}; take a set of one size")
+  return Split(np.array(images), np.array(labels))
+
+
+def _examples(builder: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
+  """All examples of a split, read many at a time, which is several times faster than one by one."""
+  try:
+    source = builder.as_data_source(split=name)
+    if _mocked():  # mocked sources cannot read in bulk
+      yield from (source[i] for i in range(len(source)))
+      return
+    for first in range(0, len(source), BLOCK):
+      yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
+  except Exception as error:  # TFDS lets through whatever its decoders raise
+    raise UserError(f"{where}: cannot read split {name} ({_line(error)}); prepare it again") from None
+
+
+def _line(error: Exception) -> str:
+  """The first line of what a library says."""
+  return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,72 @@
+"""An experiment, run: stage after stage, each trained or, where the store has it, read."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smskd_jax import config as config_lib
+from smskd_jax import data, overview
+from smskd_jax.analysis import report
+from smskd_jax.plan import make_plans
+from smskd_jax.runner import Runner
+from smskd_jax.runtime import console, interrupt, parallel
+from smskd_jax.runtime import store as store_lib
+from smskd_jax.runtime import workdir as workdir_lib
+
+
+def run(
+  config: ConfigDict | Mapping[str, Any],
+  workdir: str | Path,
+  *,
+  store: str | Path | None = None,
+  cpu_devices: int | None = None,
+  dry_run: bool = False,
+) -> dict[str, Any]:
+  """Runs an experiment, or goes on with one that was interrupted.
+
+  Args:
+    config: as `smskd_jax.config.experiment` makes it.
+    workdir: the run's folder: config, results, report, and the store unless another is named.
+    store: a folder of finished and unfinished stages, which other runs may share; None: WORKDIR/store.
+    cpu_devices: virtual devices of a CPU; None chooses.
+    dry_run: say what would run, and write nothing.
+
+  Returns:
+    What WORKDIR/result.json holds; of a dry run, the resolved config.
+
+  Raises:
+    UserError: a mistake in the config, data or folders, before anything is trained or written; or a loss that is not
+      finite.
+    Interrupted: SIGTERM or Ctrl-C came, and the state is saved; the same call goes on from there.
+  """
+  began = time.monotonic()
+  workdir = Path(workdir)
+  store = Path(store) if store else workdir / "store"
+  resolved = config_lib.resolve(config)
+  workdir_lib.check(workdir, resolved)
+  # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
+  devices = parallel.select([stage["batch_size"] for stage in resolved["stages"]], cpu_devices)
+  dataset = data.load(**resolved["data"])
+  plans = make_plans(resolved, dataset)
+  console.say(overview.of(plans, dataset, devices, store))
+  if dry_run:
+    console.say(json.dumps(resolved, indent=2))
+    return resolved
+  workdir_lib.write_config(workdir, resolved, devices)
+  runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset))
+  with interrupt.watch() as stop:
+    stages = [runner.result_of(plan, workdir / "tensorboard" / plan.name, stop) for plan in plans]
+  result = {
+    "seed": resolved["seed"],
+    "data": dataset.name,
+    "stages": stages,
+    **workdir_lib.environment(devices),
+  }
+  store_lib.write_json(workdir / "result.json", result)
+  path = report.write(workdir, store)
+  console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
+  return result

@@ -1,0 +1,51 @@
+"""What a method refuses, in one clear line: hyper-parameters and pairs of networks."""
+
+import math
+import numbers
+
+from smskd_jax.state import Outputs
+
+
+def _finite(value: object) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(method: str, name: str, value: int) -> None:
+  """Refuses all but whole numbers."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise ValueError(f"{method}: {name} must be an integer, got {value!r}")
+
+
+def positive(method: str, name: str, value: float) -> None:
+  """Refuses all but finite numbers above zero."""
+  if not (_finite(value) and value > 0):
+    raise ValueError(f"{method}: {name} must be a positive number, got {value!r}")
+
+
+def non_negative(method: str, name: str, value: float) -> None:
+  """Refuses all but finite numbers from zero on, as weights are."""
+  if not (_finite(value) and value >= 0):
+    raise ValueError(f"{method}: {name} must be a number >= 0, got {value!r}")
+
+
+def one_teacher(method: str, teachers: tuple[Outputs, ...]) -> Outputs:
+  """The teacher, where there is exactly one."""
+  if len(teachers) != 1:
+    raise ValueError(f"{method}: needs exactly one teacher, got {len(teachers)}")
+  return teachers[0]
+
+
+def same_classes(method: str, learner: Outputs, teacher: Outputs) -> None:
+  """Refuses a pair whose logits cannot be compared."""
+  student_classes, teacher_classes = learner.logits.shape[-1], teacher.logits.shape[-1]
+  if student_classes != teacher_classes:
+    raise ValueError(f"{method}: the student has {student_classes} classes, the teacher {teacher_classes}")
+
+
+def has_tap(method: str, tap: int, who: str, outputs: Outputs) -> None:
+  """Refuses a tap that a network does not have; negative ones count from the end."""
+  count = len(outputs.features)
+  if not -count <= tap < count:
+    raise ValueError(
+      f"{method}: tap {tap} does not exist, the {who} has {count} feature maps (0 to {count - 1})"
+    )

@@ -1,0 +1,121 @@
+"""FitNet hints: a regressor on a hidden feature map of the student predicts the teacher's.
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015,
+https://arxiv.org/abs/1412.6550
+
+  L_i = mean_{h,w,c} (r(f_student,i) - f_teacher,i)^2   (equation 3)
+
+Differences: the paper first trains up to the hint and then the whole student; here, as in the public code of
+"Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), the hint is one more loss of a
+single stage. As there, the mean over the map takes the place of half the sum, and the regressor is a
+convolution, batch norm and ReLU. What differs from that code is said at `Regressor`.
+"""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, numerics
+from smskd_jax.losses import method as _method
+from smskd_jax.state import Aux
+
+# The uniform distribution to 1/sqrt(fan-in) that PyTorch gives its convolutions.
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
+  """One axis: the size to resample the student's map to; the convolution's size, stride, dilation, padding.
+
+  The dilation is the input's: the transposed convolution of size 4, stride 2 and padding 1 is the convolution
+  of size 4 and padding 2 on a map with a zero between neighbours.
+  """
+  if student == 2 * teacher:
+    return student, 3, 2, 1, 1
+  if 2 * student == teacher:
+    return student, 4, 1, 2, 2
+  return teacher, 1, 1, 1, 0
+
+
+class Regressor(nn.Module):
+  """Convolution, batch norm, ReLU: from the student's map to the teacher's height, width and channels.
+
+  Along each axis by itself: 3 wide with stride 2 where the student's map is twice as large; transposed, 4
+  wide with stride 2, where it is half as large; 1 wide where the sizes are equal. At any other ratio the map
+  is first resampled to the teacher's size, linearly (with antialiasing where it shrinks), and the convolution
+  is 1 wide. Differences from the public code: there, at other ratios, a larger map meets an unpadded
+  convolution of size 1 + s - t (25x25 from 32x32 to 8x8: more weights than the students that need it) and a
+  smaller one is an error; and there the convolution has a bias, which batch norm takes away again.
+  """
+
+  shape: tuple[int, int, int]  # h, w, c of the teacher's map
+
+  @nn.compact
+  def __call__(self, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """The student's map [b, h, w, c] in the teacher's shape; updates the collection `batch_stats`."""
+    *teacher_size, channels = self.shape
+    b, *student_size, c = feature.shape
+    size, kernel, stride, dilation, padding = zip(*map(_geometry, student_size, teacher_size), strict=True)
+    x = jax.image.resize(feature, (b, *size, c), "linear")
+    x = nn.Conv(
+      channels,
+      kernel,
+      strides=stride,
+      input_dilation=dilation,
+      padding=[(p, p) for p in padding],
+      use_bias=False,
+      kernel_init=_UNIFORM,
+    )(x)
+    x = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, axis_name=axis_name)(x)
+    return nn.relu(x)
+
+
+def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
+  """Mean squared error of the regressed hint, per example.
+
+  Args:
+    student_feature: [b, h, w, c], after the regressor.
+    teacher_feature: [b, h, w, c].
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_feature, teacher_feature], 4)
+  chex.assert_equal_shape([student_feature, teacher_feature])
+  difference = numerics.widen(student_feature) - numerics.widen(teacher_feature)
+  return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+
+
+def method(*, tap: int = 2) -> _method.Method:
+  """Hints at one tap (0 is the stem, -1 the last map), through a regressor that learns with the student.
+
+  The regressor always normalises by the statistics of the global batch; their running averages are kept in
+  the state, for whoever wants to use the regressor afterwards.
+  """
+  checks.integer("fitnet", "tap", tap)
+
+  def regressor(teacher):
+    return Regressor(teacher.features[tap].shape[1:])
+
+  def init(key, learner, teachers, num_examples):
+    del num_examples
+    teacher = checks.one_teacher("fitnet", teachers)
+    checks.has_tap("fitnet", tap, "student", learner)
+    checks.has_tap("fitnet", tap, "teacher", teacher)
+    hint = learner.features[tap]
+    # A batch of one: the parameters' shapes do not depend on it. Their type is that of the loss, so that the
+    # running averages, which Flax creates in float32, keep one type in a float64 run.
+    variables = regressor(teacher).init(key, jnp.zeros((1, *hint.shape[1:]), hint.dtype))
+    wide = jnp.promote_types(hint.dtype, jnp.float32)
+    variables = jax.tree.map(lambda x: x.astype(wide), variables)
+    return Aux(params=variables["params"], state=variables["batch_stats"])
+
+  def apply(params, state, learner, teachers, batch, key, step, axis_name=None):
+    del batch, key, step
+    (teacher,) = teachers
+    hint, updated = regressor(teacher).apply(
+      {"params": params, "batch_stats": state}, learner.features[tap], axis_name, mutable="batch_stats"
+    )
+    return loss(hint, teacher.features[tap]), updated["batch_stats"]
+
+  return _method.Method(init, apply)

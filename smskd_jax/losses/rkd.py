@@ -1,0 +1,88 @@
+"""Relational knowledge distillation: the student keeps the teacher's distances and angles between examples.
+
+Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, https://arxiv.org/abs/1904.05068
+
+  L_i = w_d mean_j h(D(s)_ij - D(t)_ij) + w_a mean_{j,k} h(A(s)_ijk - A(t)_ijk)
+  D(e)_ij = |e_i - e_j| / mean_{i != j} |e_i - e_j|        (distance-wise, section 3.2.1)
+  A(e)_ijk = cos of the angle at e_i between e_j and e_k   (angle-wise, section 3.2.2)
+
+with h the Huber function of threshold 1. Differences: the paper sums where we average; the average is over
+all i, j and k, equal ones too, as in the authors' code. Embeddings less than 1e-12 apart count as equal, of
+distance zero and of angles with cosine zero, where that code lets no distance fall below 1e-6.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, numerics
+from smskd_jax.losses import method as _method
+
+
+def _relations(embedding: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+  """Relations of this device's examples i to those j, k of all devices: D [b, n] and A [b, n, n]."""
+  anchors = numerics.widen(embedding)
+  everyone = _method.gather(anchors, axis_name)
+  # The offsets themselves, [b, n, d]: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32,
+  # and the differences of pairs of them are never needed.
+  offset = everyone[None, :, :] - anchors[:, None, :]
+  distance = numerics.norm(offset)
+  num_others = max(everyone.shape[0] - 1, 1)
+  mean_distance = _method.mean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
+  direction = numerics.divide(offset, distance[:, :, None])
+  cosine = jnp.einsum("ijd,ikd->ijk", direction, direction, precision="highest")
+  return numerics.divide(distance, mean_distance), cosine
+
+
+def loss(
+  student_embedding: jax.Array,
+  teacher_embedding: jax.Array,
+  *,
+  distance_weight: float = 25.0,
+  angle_weight: float = 50.0,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Huber loss of the relations between each example and all examples.
+
+  Args:
+    student_embedding: [b, d].
+    teacher_embedding: [b, d']; the dimensions may differ.
+    distance_weight: w_d. The CIFAR-100 literature uses 25 and 50.
+    angle_weight: w_a.
+    axis_name: the axis of devices that the batch is spread over. The rows i are this device's examples, j and
+      k are everyone's.
+
+  Returns:
+    [b]; zero for a batch of one, which has no relations. Takes memory for b n (n + d) numbers, n being the
+    global batch.
+  """
+  chex.assert_rank([student_embedding, teacher_embedding], 2)
+  chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
+  student_distance, student_cosine = _relations(student_embedding, axis_name)
+  teacher_distance, teacher_cosine = _relations(teacher_embedding, axis_name)
+  by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
+  by_angle = jnp.mean(numerics.huber(student_cosine - teacher_cosine), axis=(1, 2))
+  return distance_weight * by_distance + angle_weight * by_angle
+
+
+def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> _method.Method:
+  """RKD between the pooled embeddings of the student and of a single teacher."""
+  checks.non_negative("rkd", "distance_weight", distance_weight)
+  checks.non_negative("rkd", "angle_weight", angle_weight)
+
+  def check(learner, teachers):
+    del learner
+    checks.one_teacher("rkd", teachers)
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch
+    (teacher,) = teachers
+    return loss(
+      learner.pooled,
+      teacher.pooled,
+      distance_weight=distance_weight,
+      angle_weight=angle_weight,
+      axis_name=axis_name,
+    )
+
+  return _method.stateless(of_outputs, check)

@@ -1,0 +1,87 @@
+"""ResNets for 32x32 images, as the knowledge distillation literature uses them.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (section 4.2),
+https://arxiv.org/abs/1512.03385
+
+Differences: where the shape changes the shortcut is a 1x1 convolution with batch norm (option B of the paper,
+whose CIFAR networks use option A, zero padding); resnet8x4 and resnet32x4 have 32 channels in the stem and
+64, 128, 256 in the stages. Both are those of "Contrastive Representation Distillation" (Tian, Krishnan,
+Isola, ICLR 2020, https://arxiv.org/abs/1910.10699), which all later comparisons on CIFAR-100 have kept.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.models import layers
+from smskd_jax.state import Outputs
+
+NARROW = (16, 16, 32, 64)
+WIDE = (32, 64, 128, 256)  # x4 in the stages, but x2 in the stem
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions around a shortcut."""
+
+  channels: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> jax.Array:
+    """The sum of both branches [b, h / stride, w / stride, channels], before its ReLU: methods ask for it."""
+
+    def norm(name):
+      return layers.norm(name=name, train=train, axis_name=axis_name)
+
+    y = layers.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
+    y = nn.relu(norm("bn1")(y))
+    y = norm("bn2")(layers.conv(self.channels, 3, name="conv2")(y))
+    if self.stride != 1 or x.shape[-1] != self.channels:
+      x = layers.conv(self.channels, 1, stride=self.stride, name="downsample_0")(x)
+      x = norm("downsample_1")(x)
+    return y + x
+
+
+class ResNet(nn.Module):
+  """A stem and three stages of blocks, of 1, 1, 1/2 and 1/4 of the image's height and width."""
+
+  blocks: int  # in each stage; depth = 6 * blocks + 2
+  channels: tuple[int, ...]  # of the stem and of the three stages
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the network says about images.
+
+    Args:
+      image: [b, h, w, channels], of any size and number of channels.
+      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      axis_name: the axis of devices that the statistics of the batch span.
+
+    Returns:
+      Outputs with four taps: the stem's and the stages' ends. The stem's preactivation is taken after its
+      ReLU too, as in the public code: methods that want preactivations use those of the stages.
+    """
+    x = layers.conv(self.channels[0], 3, name="conv1")(image)
+    x = nn.relu(layers.norm(name="bn1", train=train, axis_name=axis_name)(x))
+    features, preactivations = [x], [x]
+    for stage, channels in enumerate(self.channels[1:], start=1):
+      for i in range(self.blocks):
+        block = Block(channels, stride=2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
+        preactivation = block(x, train=train, axis_name=axis_name)
+        x = nn.relu(preactivation)
+      features.append(x)
+      preactivations.append(preactivation)
+    pooled = jnp.mean(x, axis=(1, 2))
+    logits = layers.linear(self.num_classes, pooled.shape[-1], name="fc")(pooled)
+    return Outputs(logits, pooled, tuple(features), tuple(preactivations))
+
+
+def make(
+  depth: int, channels: tuple[int, ...] = NARROW, /, *, num_classes: int, width: float = 1.0
+) -> ResNet:
+  """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
+  if depth < 8 or depth % 6 != 2:
+    raise ValueError(f"resnet: depth must be 6n + 2 with n >= 1, got {depth}")
+  layers.check_num_classes("resnet", num_classes)
+  return ResNet((depth - 2) // 6, layers.scale_channels("resnet", channels, width), num_classes)

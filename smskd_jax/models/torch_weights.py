@@ -1,0 +1,87 @@
+"""PyTorch checkpoints of the model zoo's networks, imported and exported.
+
+The rule that ties the names together: a submodule of a network in `smskd_jax/models/` is named like its
+PyTorch counterpart, with `_` for `.`. A family that keeps to it needs nothing here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+# Axes of a PyTorch tensor in terms of ours, by rank, and back: [h, w, in, out] is [out, in, h, w] there, and
+# [in, out] is [out, in].
+_TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def _key(path: tuple[str, ...]) -> str:
+  """The PyTorch key of ('params', 'layer1_0', 'conv1', 'kernel'): layer1.0.conv1.weight."""
+  _, *modules, leaf = path
+  return ".".join([*(module.replace("_", ".") for module in modules), _LEAVES[leaf]])
+
+
+def _problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+  missing = [key for key in expected if key not in found]
+  unexpected = [key for key in found if key not in expected]
+  misshapen = [
+    f"{key} {list(found[key])} instead of {list(shape)}"
+    for key, shape in expected.items()
+    if key in found and found[key] != shape
+  ]
+  kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+  return [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+
+
+def from_torch(
+  network: nn.Module, state_dict: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> dict[str, Any]:
+  """The variables of `network` with the weights of a PyTorch checkpoint.
+
+  Args:
+    network: of the model zoo.
+    state_dict: the checkpoint's tensors, as arrays. The prefix `module.` that DataParallel leaves is dropped,
+      and `num_batches_tracked`, which nothing reads, is ignored.
+    image_shape: [h, w, c] that the network is for; of it only c decides the weights' shapes.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...}: NumPy arrays of the checkpoint's dtypes.
+
+  Raises:
+    ValueError: names every tensor that is missing, unexpected or of another shape.
+  """
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images))
+  tensors = {
+    key.removeprefix("module."): np.asarray(tensor)
+    for key, tensor in state_dict.items()
+    if not key.endswith("num_batches_tracked")
+  }
+  expected = {
+    _key(path): tuple(x.shape[axis] for axis in _TO_TORCH[len(x.shape)]) for path, x in shapes.items()
+  }
+  problems = _problems(expected, {key: tensor.shape for key, tensor in tensors.items()})
+  if problems:
+    raise ValueError(f"the checkpoint does not fit {type(network).__name__}; {'; '.join(problems)}")
+  arrays = {path: tensors[_key(path)].transpose(_FROM_TORCH[len(x.shape)]) for path, x in shapes.items()}
+  return traverse_util.unflatten_dict({path: np.array(array, order="C") for path, array in arrays.items()})
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A network's variables as a PyTorch state_dict of NumPy arrays; the inverse of `from_torch`.
+
+  `num_batches_tracked` is left out: PyTorch's `load_state_dict` puts it in where a plain dictionary lacks it.
+  """
+  arrays = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(variables).items()}
+  return {_key(path): np.array(x.transpose(_TO_TORCH[x.ndim]), order="C") for path, x in arrays.items()}

@@ -1,0 +1,74 @@
+"""VGG networks with batch norm for small images, as the knowledge distillation literature uses them.
+
+Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
+https://arxiv.org/abs/1409.1556
+
+Differences: batch norm after every convolution, global average pooling and one linear layer instead of three
+(without dropout), and vgg8. They are those of "Contrastive Representation Distillation" (Tian, Krishnan,
+Isola, ICLR 2020, https://arxiv.org/abs/1910.10699), which all later comparisons on CIFAR-100 have kept.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.models import layers
+from smskd_jax.state import Outputs
+
+CHANNELS = (64, 128, 256, 512, 512)
+# Convolutions in each of the five blocks.
+CONVOLUTIONS = {
+  8: (1, 1, 1, 1, 1),
+  11: (1, 1, 2, 2, 2),
+  13: (2, 2, 2, 2, 2),
+  16: (2, 2, 3, 3, 3),
+  19: (2, 2, 4, 4, 4),
+}
+
+
+class VGG(nn.Module):
+  """Five blocks of 3x3 convolutions; the map is halved between the first four."""
+
+  convolutions: tuple[int, ...]  # in each block
+  channels: tuple[int, ...]  # of each block
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the network says about images.
+
+    Args:
+      image: [b, h, w, channels], h and w at least 8. The last two blocks work on maps of one size, 1/8 of the
+        image's (rounded down); for h = 64 alone, as in the public code, the last works on 1/16.
+      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      axis_name: the axis of devices that the statistics of the batch span.
+
+    Returns:
+      Outputs with five taps, the blocks' ends before their pooling. The first preactivation is taken after
+      its ReLU too, as in the public code: methods that want preactivations use the later ones.
+    """
+    if min(image.shape[1:3]) < 8:
+      raise ValueError(f"vgg: images must be at least 8x8, got {image.shape[1]}x{image.shape[2]}")
+    pooled_blocks = (0, 1, 2, 3) if image.shape[1] == 64 else (0, 1, 2)
+    x, features, preactivations = image, [], []
+    for block, channels in enumerate(self.channels):
+      for i in range(self.convolutions[block]):
+        # PyTorch counts convolution, batch norm and ReLU: the i-th convolution is layer 3i of its block.
+        x = layers.conv(channels, 3, use_bias=True, name=f"block{block}_{3 * i}")(x)
+        preactivation = layers.norm(name=f"block{block}_{3 * i + 1}", train=train, axis_name=axis_name)(x)
+        x = nn.relu(preactivation)
+      features.append(x)
+      preactivations.append(preactivation if block > 0 else x)
+      if block in pooled_blocks:
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+    pooled = jnp.mean(x, axis=(1, 2))
+    classifier = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
+    return Outputs(classifier(pooled), pooled, tuple(features), tuple(preactivations))
+
+
+def make(depth: int, /, *, num_classes: int, width: float = 1.0) -> VGG:
+  """The VGG of `depth` layers, with `width` times the channels."""
+  if depth not in CONVOLUTIONS:
+    raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
+  layers.check_num_classes("vgg", num_classes)
+  return VGG(CONVOLUTIONS[depth], layers.scale_channels("vgg", CHANNELS, width), num_classes)

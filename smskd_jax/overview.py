@@ -1,0 +1,92 @@
+"""What will run and how long it will take, in words."""
+
+from collections.abc import Iterator, Sequence
+import math
+from pathlib import Path
+import time
+
+from flax import linen as nn
+import jax
+
+from smskd_jax.data.dataset import Dataset
+from smskd_jax.plan import Plan, abstract_variables, forward_flops
+from smskd_jax.runtime import console, parallel
+from smskd_jax.runtime.store import Entry
+
+
+def of(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store: Path) -> str:
+  """The data, the networks and the stages, as tables."""
+  splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+  sizes = ", ".join(f"{len(split.label):,} {name}" for name, split in splits.items() if split is not None)
+  shape = "x".join(map(str, dataset.train.image.shape[1:]))
+  where = f"{len(devices)} x {devices[0].device_kind}"
+  header = ("stage", "learner", "methods", "reference", "epochs", "steps", "key", "")
+  return "\n\n".join(
+    (
+      f"{dataset.name}: {sizes} images of {shape} in {len(dataset.class_names)} classes, on {where}",
+      console.table(("network", "parameters", "FLOPs/image"), _network_rows(plans, dataset)),
+      console.table(header, (_stage_row(plan, store) for plan in plans)) + "\n",
+    )
+  )
+
+
+class Estimate:
+  """How long a run will take, from its first steps: the time of a stage goes with its FLOPs."""
+
+  AFTER = 20  # steps, of which the first is not counted: it is compiled
+
+  def __init__(self, plans: Sequence[Plan], dataset: Dataset):
+    """Counts the FLOPs of all stages."""
+    self._flops = {plan.key: plan.budget.batch_size * _flops_per_image(plan, dataset) for plan in plans}
+    self._plans = plans
+    self._began: float | None = None
+    self._told = False
+
+  def step(self, plan: Plan, step: int, first: int) -> None:
+    """Takes notice of a finished step; tells the estimate once."""
+    if self._told:
+      return
+    if step == first + 1:
+      self._began = time.monotonic()
+    elif step == first + self.AFTER and self._began is not None:
+      self._told = True
+      seconds = (time.monotonic() - self._began) / (self.AFTER - 1)
+      rest = (
+        sum(self._flops[p.key] * p.budget.steps for p in self._plans[plan.index + 1 :])
+        / self._flops[plan.key]
+      )
+      of_stage = seconds * (plan.budget.steps - step)
+      told = f"about {console.duration(of_stage)} for this stage"
+      if rest:
+        told += f", {console.duration(of_stage + seconds * rest)} for all that are not in the store"
+      console.say(f"{plan.name}: {told}")
+
+
+def _flops_per_image(plan: Plan, dataset: Dataset) -> float:
+  """Of a training step: the learner's backward pass costs about two forward passes; frozen networks have none."""
+  learner = forward_flops(plan.stage.learner, dataset)
+  frozen = sum(forward_flops(network, dataset) for network in plan.stage.teachers)
+  return 3 * learner + frozen + (learner if plan.stage.reference is not None else 0)
+
+
+def _network_rows(plans: Sequence[Plan], dataset: Dataset) -> Iterator[tuple[str, ...]]:
+  networks: dict[str, nn.Module] = {plan.config["learner"]: plan.stage.learner for plan in plans}
+  for name, network in networks.items():
+    leaves = jax.tree.leaves(abstract_variables(network, dataset)["params"])
+    parameters = sum(math.prod(leaf.shape) for leaf in leaves)
+    yield name, f"{parameters:,}", console.quantity(forward_flops(network, dataset))
+
+
+def _stage_row(plan: Plan, store: Path) -> tuple[object, ...]:
+  methods = " + ".join(method["name"] for method in plan.config["methods"]) or "-"
+  anchor = plan.config["reference"]["stage"]
+  return (
+    plan.name,
+    plan.config["learner"],
+    methods,
+    "-" if anchor == "none" else anchor,
+    plan.budget.epochs,
+    plan.budget.steps,
+    plan.key,
+    "in the store" if Entry(store, plan.key).result() else "",
+  )

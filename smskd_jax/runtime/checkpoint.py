@@ -1,0 +1,106 @@
+"""Checkpoints: the only place that knows orbax.
+
+A save is asynchronous and atomic: a folder appears under its step once it is whole. Beside the state it holds a
+digest of every byte, because a damaged file may still be readable, and a note (JSON) for what belongs to the moment
+but not to the state.
+"""
+
+from collections.abc import Callable
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Restored(NamedTuple):
+  """What a checkpoint gave back."""
+
+  step: int
+  state: Any
+  note: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one stage."""
+
+  def __init__(self, folder: Path, *, keep: int = 2):
+    """Opens the folder; the newest `keep` checkpoints are kept."""
+    from orbax.checkpoint import v1 as ocp  # imported here: half a second that --help need not wait for
+
+    self._folder = folder
+    self._orbax = ocp.training.Checkpointer(
+      folder.absolute(),
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
+    """Starts to save; waits for the save before, if it is still under way. `state` may be donated after."""
+    self._orbax.wait()
+    if step in self.steps():
+      return
+    state = jax.device_get(state)
+    self._orbax.save_async(step, state, custom_metadata={"digest": digest(state), "note": note})
+
+  def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
+    """The newest checkpoint that is whole, or None.
+
+    Args:
+      like: a state of the same structure, shapes, types and placement.
+      warn: told of each damaged checkpoint, which is passed over and deleted.
+    """
+    for step in sorted(self.steps(), reverse=True):
+      try:
+        return self._load(step, like)
+      except Exception as error:  # orbax and its storage raise what they like on a damaged file
+        warn(
+          f"checkpoint {self._folder / str(step)} is damaged ({_first_line(error)}); trying the one before"
+        )
+        self._orbax.delete(step)
+    return None
+
+  def _load(self, step: int, like: Any) -> Restored:
+    metadata = self._orbax.metadata(step).custom_metadata
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    state = self._orbax.load(step, abstract)
+    if digest(jax.device_get(state)) != metadata["digest"]:
+      raise ValueError("its bytes are not those that were saved")
+    return Restored(step, state, metadata["note"])
+
+  def steps(self) -> list[int]:
+    """The steps of which there are checkpoints."""
+    return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._orbax.close()
+
+
+def digest(tree: Any) -> str:
+  """A fingerprint of a tree of host arrays: structure, shapes, types and every byte."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(leaf)
+    sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+def save_variables(path: Path, variables: Any) -> None:
+  """Writes a network's variables, alone; replaces what an interrupted attempt may have left."""
+  from orbax.checkpoint import v1 as ocp
+
+  ocp.save(path.absolute(), jax.device_get(variables), overwrite=True)
+
+
+def load_variables(path: Path) -> Any:
+  """Reads a network's variables, as host arrays."""
+  from orbax.checkpoint import v1 as ocp
+
+  return jax.tree.map(np.asarray, ocp.load(path.absolute()))
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,111 @@
+"""Devices: how many, what lies on them, and the only pmap.
+
+State is replicated and carries no device axis; a batch is split over the devices. `jax.pmap` is, since JAX 0.10,
+`jit(shard_map(...))`. What leaves a step through `out_axes=None` is taken from one device: everything there has to
+be the same on all, that is, computed from replicated values or been through a collective.
+"""
+
+from collections.abc import Callable, Sequence
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from smskd_jax.errors import UserError
+
+AXIS = "batch"
+MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
+
+Devices = Sequence[jax.Device]
+
+
+def select(batch_sizes: Sequence[int], cpu_devices: int | None = None) -> Devices:
+  """The devices to train on. Before JAX's first use, it also makes a CPU's virtual devices.
+
+  Args:
+    batch_sizes: of all stages; each must divide over the devices.
+    cpu_devices: how many virtual devices a CPU gives; None for one per core, but with no fewer than 32 images
+      each and so that every batch divides. No effect on GPUs and TPUs, all of which are used.
+
+  Raises:
+    UserError: a batch size that the devices do not divide, or more devices asked for than can be had.
+  """
+  wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
+  if wanted < 1:
+    raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
+  if jax.config.jax_num_cpu_devices != wanted:
+    try:
+      jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # JAX is in use already, as in a notebook: its devices are what they are
+      pass
+  devices = jax.local_devices()
+  if devices[0].platform == "cpu":
+    if cpu_devices is not None and cpu_devices > len(devices):
+      raise UserError(
+        f"--cpu_devices: {cpu_devices}, but JAX was started with {len(devices)} in this process"
+      )
+    devices = devices[: min(wanted, len(devices))]
+    while cpu_devices is None and any(size % len(devices) for size in batch_sizes):
+      devices = devices[:-1]
+  for size in batch_sizes:
+    check_divides(size, len(devices))
+  return devices
+
+
+def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
+  most = min((size // MIN_IMAGES_PER_CPU_DEVICE for size in batch_sizes), default=1)
+  count = max(1, min(len(os.sched_getaffinity(0)), most))
+  while any(size % count for size in batch_sizes):
+    count -= 1
+  return count
+
+
+def check_divides(batch_size: int, num_devices: int) -> None:
+  """Refuses a batch that does not divide over the devices, and names the nearest that do."""
+  if batch_size % num_devices == 0:
+    return
+  below = batch_size // num_devices * num_devices
+  nearest = " or ".join(str(n) for n in (below, below + num_devices) if n)
+  raise UserError(
+    f"batch_size: {batch_size} images do not divide over {num_devices} devices; the nearest that do: {nearest}"
+  )
+
+
+def compile_step(step: Callable, devices: Devices) -> Callable:
+  """(state, frozen, batch) -> (state, metrics) over the devices; the old state's buffers are given away."""
+  return jax.pmap(
+    step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
+  )
+
+
+def compile_predict(predict: Callable, devices: Devices) -> Callable:
+  """(variables, batch split over devices) -> output split over devices."""
+  return jax.pmap(predict, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+
+
+def replicate(tree: Any, devices: Devices) -> Any:
+  """The tree on every device. A step that donates needs it: a buffer on one device would be given away twice."""
+  return jax.device_put(tree, replicated(devices))
+
+
+def replicated(devices: Devices) -> NamedSharding:
+  """The sharding of what is the same on all devices."""
+  return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+
+
+def split(tree: Any, devices: Devices) -> Any:
+  """Arrays [b, ...] as [devices, b / devices, ...]."""
+  count = len(devices)
+  return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
+
+
+def joined(x: jax.Array) -> np.ndarray:
+  """The inverse of `split`, on the host."""
+  return np.asarray(x).reshape(-1, *x.shape[2:])
+
+
+def is_lead() -> bool:
+  """Whether this process is the one that writes reports."""
+  return jax.process_index() == 0

@@ -1,0 +1,89 @@
+"""What is trained once is never trained again: the keys of stages, and what lies under them.
+
+A stage's key is the hash of everything that its result depends on: its own config, the networks' configs, the seed,
+its place in the experiment, the data's fingerprint and the keys of the stages it reads.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any, Callable
+
+from smskd_jax.errors import UserError
+
+# Raised when a change of the code changes the numbers: entries of another format are refused.
+FORMAT = 1
+
+
+def key_of(description: Mapping[str, Any]) -> str:
+  """The key of what a description says: 16 hexadecimal digits."""
+  text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Entry:
+  """The folder of one key in a store."""
+
+  def __init__(self, store: Path, key: str):
+    """Names the folder; nothing is written."""
+    self.key = key
+    self.folder = store / key
+    self.checkpoints = self.folder / "checkpoints"
+    self.metrics = self.folder / "metrics.jsonl"
+    self.final = self.folder / "final"
+
+  def result(self) -> dict[str, Any] | None:
+    """What the finished stage left, or None if it is not finished.
+
+    Raises:
+      UserError: the entry is of another format.
+    """
+    stage = _read_json(self.folder / "stage.json")
+    if stage is not None and stage["format"] != FORMAT:
+      raise UserError(
+        f"store entry {self.folder} is of format {stage['format']}, this version's is {FORMAT}; "
+        "remove it or use another --store"
+      )
+    return _read_json(self.folder / "result.json")
+
+  def begin(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Writes down what the key stands for, and beside it what is not hashed."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    write_json(self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about})
+
+  def finish(self, result: Mapping[str, Any]) -> None:
+    """Marks the stage as finished: the last thing written. The checkpoints have served."""
+    write_json(self.folder / "result.json", result)
+    shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Holds the key, against other processes. The system lets go of it even if the process is killed."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with open(self.folder / "lock", "w") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        waiting(f"another process trains {self.key}; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+      yield
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a JSON file atomically: it is there whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "w") as file:
+    file.write(json.dumps(value, indent=2) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+  return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,89 @@
+"""A run's folder: the config that it belongs to, and where things go."""
+
+from collections.abc import Mapping
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import store
+
+_PACKAGES = ("smskd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def check(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Refuses a folder that cannot be written to or that belongs to another config. Writes nothing.
+
+  Raises:
+    UserError: names the first field that differs.
+  """
+  existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    raise UserError(f"--workdir: {workdir} cannot be written to ({existing}); choose another folder")
+  if not (workdir / "config.json").exists():
+    return
+  theirs = json.loads((workdir / "config.json").read_text())["config"]
+  field = first_difference("config", theirs, json.loads(json.dumps(config)))
+  if field is not None:
+    raise UserError(f"--workdir: {workdir} belongs to another config: {field}; choose another folder")
+
+
+def first_difference(field: str, one: Any, other: Any) -> str | None:
+  """The first field in which two configs differ, with both values; None where they do not."""
+  if isinstance(one, dict) and isinstance(other, dict):
+    one, other = list(one.items()), list(other.items())
+    pairs = [(f"{field}.{name}", value, dict(other).get(name, "absent")) for name, value in one]
+    pairs += [(f"{field}.{name}", "absent", value) for name, value in other if name not in dict(one)]
+  elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+    pairs = [(f"{field}[{i}]", *both) for i, both in enumerate(zip(one, other, strict=True))]
+  else:
+    return None if one == other else f"{field} is {_short(one)} there and {_short(other)} here"
+  return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
+
+
+def write_config(workdir: Path, config: Mapping[str, Any], devices: Any) -> None:
+  """Writes config.json: the resolved config, and what it ran on."""
+  store.write_json(workdir / "config.json", {"config": config, **environment(devices)})
+
+
+def environment(devices: Any) -> dict[str, Any]:
+  """The versions, devices and git revision of this run; recorded, never hashed."""
+  return {
+    "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
+    "git_revision": _git_revision(),
+  }
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _git_revision() -> str | None:
+  """The revision of the checkout that this code is in; None where it is installed without one."""
+  here = Path(__file__).parent
+  try:
+    done = subprocess.run(
+      ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+      cwd=here,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
+
+
+def _short(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."

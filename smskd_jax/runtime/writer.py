@@ -1,0 +1,87 @@
+"""Metrics to disk: one JSON object a line, and the same as TensorBoard events."""
+
+from collections.abc import Iterable, Mapping
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+
+class MetricsWriter:
+  """Appends to a stage's metrics.jsonl, and mirrors it into TensorBoard events of the run.
+
+  The file is what counts: the events are made anew from it whenever a stage is opened, so that a continued run shows
+  no step twice.
+  """
+
+  def __init__(self, path: Path, events: Path | None, *, last_step: int):
+    """Opens the file, cut after `last_step`: what an interrupted run wrote later, it will write again."""
+    self._events = _Events(events) if events is not None else None
+    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(_line(values) for values in kept))
+    temporary.replace(path)
+    for values in kept:
+      self._mirror(values)
+    self._file = open(path, "a")
+
+  def write(self, values: Mapping[str, Any]) -> None:
+    """Appends one line, {"step", "epoch", names: numbers}; it survives the death of the process."""
+    self._file.write(_line(values))
+    self._file.flush()
+    self._mirror(values)
+
+  def close(self) -> None:
+    """Makes sure that all is on the disk."""
+    os.fsync(self._file.fileno())
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+  def _mirror(self, values: Mapping[str, Any]) -> None:
+    if self._events is not None:
+      self._events.write(values)
+
+
+def mirror_events(metrics: Path, events: Path) -> None:
+  """The TensorBoard events of a stage that was read from the store, not trained."""
+  mirror = _Events(events)
+  for values in read_metrics(metrics):
+    mirror.write(values)
+  mirror.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl; a last line that was cut off by the end of its writer is left out."""
+  return list(_whole_lines(path.read_text().splitlines())) if path.exists() else []
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+  for line in lines:
+    try:
+      yield json.loads(line)
+    except json.JSONDecodeError:
+      return
+
+
+def _line(values: Mapping[str, Any]) -> str:
+  return json.dumps(dict(values)) + "\n"
+
+
+class _Events:
+  """TensorBoard events in a folder that is made anew."""
+
+  def __init__(self, folder: Path):
+    from tensorboardX import SummaryWriter  # imported here: --help need not wait for it
+
+    shutil.rmtree(folder, ignore_errors=True)
+    self._writer = SummaryWriter(str(folder))
+
+  def write(self, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+      if name not in ("step", "epoch"):
+        self._writer.add_scalar(name, value, values["step"])
+
+  def close(self) -> None:
+    self._writer.close()

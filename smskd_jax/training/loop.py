@@ -1,0 +1,179 @@
+"""Runs one stage: batches to the compiled step, metrics, evaluation, checkpoints, progress.
+
+All that happens beside the step happens at steps that the config alone decides, and nothing but the state carries
+over from one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from smskd_jax.data.dataset import Split
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import checkpoint, interrupt, parallel
+from smskd_jax.state import Batch, Frozen, TrainState
+from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.stage import Stage
+
+IN_FLIGHT = (
+  2  # steps handed to the devices and not waited for: enough to hide the host, few enough to stop soon
+)
+
+
+class Budget(NamedTuple):
+  """How long a stage trains and when it looks up."""
+
+  epochs: int
+  batch_size: int
+  steps_per_epoch: int  # an epoch's last images, fewer than a batch, are left out
+  evaluate_every_epochs: int
+  checkpoint_every_steps: int
+  log_every_steps: int
+
+  @property
+  def steps(self) -> int:
+    """Of the whole stage."""
+    return self.epochs * self.steps_per_epoch
+
+  def logs(self, step: int) -> bool:
+    """Whether training metrics are written after so many steps."""
+    return step % self.log_every_steps == 0 or step % self.steps_per_epoch == 0
+
+  def evaluates(self, step: int) -> bool:
+    """Whether the learner is evaluated after so many steps: at epochs' ends, and always at the last."""
+    epoch, within = divmod(step, self.steps_per_epoch)
+    return within == 0 and (epoch % self.evaluate_every_epochs == 0 or step == self.steps)
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is made after so many steps."""
+    return step % self.checkpoint_every_steps == 0 and step != self.steps
+
+
+class Hooks(NamedTuple):
+  """What the loop calls, and does not know."""
+
+  batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
+  evaluate: Callable[[Any], dict[str, float]]  # the learner's variables -> numbers by name
+  write: Callable[[dict[str, Any]], None]  # a line of metrics
+  progress: Callable[[int], None]  # so many steps are done
+
+
+class NonFinite(UserError):
+  """A term of the loss has become infinite or not a number."""
+
+
+class Window:
+  """The training metrics of the steps since the last line was written.
+
+  They stay on the device until they are asked for, so that the next steps need not wait. What was fetched goes into a
+  checkpoint's note: a continued run writes the same line.
+  """
+
+  def __init__(self, note: dict[str, Any] | None = None):
+    """Begins empty, or with what a checkpoint's note tells."""
+    self._fetched: dict[str, list[float]] = {name: list(v) for name, v in (note or {}).items()}
+    self._pending: list[dict[str, jax.Array]] = []
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of one step, and waits for those of the step before the ones in flight."""
+    self._pending.append(metrics)
+    if len(self._pending) > IN_FLIGHT:
+      jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
+
+  def fetch(self, step: int) -> dict[str, list[float]]:
+    """All values by name, the last of them of the step before `step`.
+
+    Raises:
+      NonFinite: one is not a finite number.
+    """
+    pending = jax.device_get(self._pending)
+    for i, metrics in enumerate(pending):
+      at = step - len(pending) + i + 1
+      for name in sorted(
+        metrics, key=lambda name: name in ("loss", "gradient_norm")
+      ):  # the cause before its effects
+        value = float(metrics[name])
+        if not math.isfinite(value):
+          raise NonFinite(f"step {at}: {name} is {value}; lower the learning rate or the weight of that term")
+        self._fetched.setdefault(name, []).append(value)
+    self._pending = []
+    return self._fetched
+
+  def means(self, step: int) -> dict[str, float]:
+    """The mean of each metric, by 'train/NAME'; begins anew."""
+    values = self.fetch(step)
+    self._fetched = {}
+    return {f"train/{name}": math.fsum(v) / len(v) for name, v in sorted(values.items())}
+
+
+def run(
+  stage: Stage,
+  budget: Budget,
+  state: TrainState,
+  frozen: Frozen,
+  devices: parallel.Devices,
+  checkpoints: checkpoint.Checkpoints,
+  hooks: Hooks,
+  stop: interrupt.Interrupt,
+  note: dict[str, Any],
+) -> tuple[TrainState, float]:
+  """Trains from `state.step` to the end.
+
+  Args:
+    stage: what the step computes.
+    budget: how long, and how often what else.
+    state: where to begin: new, or from a checkpoint.
+    frozen: the stage's key, teachers and reference.
+    devices: to train on.
+    checkpoints: where to save.
+    hooks: batches, evaluation, metrics and progress.
+    stop: becomes true when the run is asked to end.
+    note: of the checkpoint that `state` comes from; {} for a new state.
+
+  Returns:
+    The final state, and the seconds that it took, over all lives of the run.
+
+  Raises:
+    NonFinite: a term of the loss went bad. The last checkpoint was made before.
+    Interrupted: the run was asked to stop. The state is saved.
+  """
+  step_of = parallel.compile_step(stage_lib.make_train_step(stage, parallel.AXIS), devices)
+  window, began = Window(note.get("window")), time.monotonic() - note.get("seconds", 0.0)
+  first = int(state.step)
+  for step, batch in enumerate(hooks.batches(first), start=first + 1):
+    state, metrics = step_of(state, frozen, parallel.split(batch, devices))
+    window.add(metrics)
+    if budget.logs(step):
+      hooks.write(_stamp(budget, step) | window.means(step))
+    hooks.progress(step)
+    if budget.evaluates(step):
+      hooks.write(_stamp(budget, step) | hooks.evaluate(stage_lib.learner_variables(state)))
+    if budget.saves(step) or stop:
+      # Fetching first: what is not finite must not replace the last good checkpoint.
+      note = {"window": window.fetch(step), "seconds": time.monotonic() - began}
+      checkpoints.save(step, state, note)
+    if stop:
+      checkpoints.close()
+      raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
+  jax.block_until_ready(state)
+  return state, time.monotonic() - began
+
+
+def batches(train: Split, key: jax.Array, budget: Budget, first: int) -> Iterator[Batch]:
+  """The batches of images in memory from step `first` on. Each epoch has an order of its own, drawn from the key."""
+  order, of_epoch = np.empty(0), -1
+  for step in range(first, budget.steps):
+    epoch, i = divmod(step, budget.steps_per_epoch)
+    if epoch != of_epoch:
+      order, of_epoch = jax.random.permutation(jax.random.fold_in(key, epoch), len(train.label)), epoch
+      order = np.asarray(order, np.int32)
+    index = order[i * budget.batch_size : (i + 1) * budget.batch_size]
+    yield Batch(train.image[index], train.label[index], index)
+
+
+def _stamp(budget: Budget, step: int) -> dict[str, Any]:
+  return {"step": step, "epoch": step / budget.steps_per_epoch}

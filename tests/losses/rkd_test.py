@@ -1,0 +1,119 @@
+"""Tests of losses/rkd.py."""
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+import numpy as np
+import pytest
+
+from smskd_jax.losses import rkd
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+value_and_gradient = jax.jit(jax.value_and_grad(lambda s, t: rkd.loss(s, t).sum()))
+
+
+def embeddings(seed, b=6, d=4):
+  return np.random.default_rng(seed).normal(size=(b, d))
+
+
+def test_distances_worked_by_hand():
+  # On a line: distances 1, 3, 2 of mean 2, and 1, 2, 1 of mean 4/3; all angles are equal.
+  student, teacher = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [1.0], [2.0]])
+  h = 0.5 * 0.25**2  # differences 1/2 - 3/4, 3/2 - 3/2, 1 - 3/4
+  expected = 25.0 * np.array([h, 2 * h, h]) / 3
+  np.testing.assert_allclose(rkd.loss(student, teacher), expected)
+  np.testing.assert_allclose(rkd.loss(student, teacher, distance_weight=1.0, angle_weight=7.0), expected / 25)
+
+
+def test_angles_worked_by_hand():
+  # A right isosceles triangle, of cosines 0, sqrt(1/2) and sqrt(1/2), against one of equal sides.
+  student = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+  teacher = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
+  right, other = 0.5 * 0.5**2, 0.5 * (np.sqrt(0.5) - 0.5) ** 2
+  # Each angle counts twice (jk and kj) among the nine of its row.
+  expected = 50.0 * np.array([right, other, other]) * 2 / 9
+  np.testing.assert_allclose(rkd.loss(student, teacher, distance_weight=0.0), expected)
+
+
+def test_large_differences_count_linearly():
+  # Distances 0, 1, 1 of mean 2/3 against 1, 1, 0: differences of 3/2, which cost 3/2 - 1/2, and none.
+  student, teacher = np.array([[0.0], [0.0], [1.0]]), np.array([[0.0], [1.0], [1.0]])
+  loss = rkd.loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
+  np.testing.assert_allclose(loss, [1 / 3, 2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize(
+  "move",
+  [
+    lambda x: x @ np.linalg.qr(embeddings(7, 4, 4))[0],
+    lambda x: x + 3.0,
+    lambda x: 1e-3 * x,
+    lambda x: 1e3 * x,
+    lambda x: np.concatenate([x, np.full_like(x, 2.0)], axis=1),
+  ],
+  ids=["rotation", "translation", "smaller", "larger", "embedding"],
+)
+def test_ignores_similarities(move, who):
+  student, teacher = embeddings(0), embeddings(1)
+  moved = (move(student), teacher) if who == "student" else (student, move(teacher))
+  np.testing.assert_allclose(rkd.loss(*moved), rkd.loss(student, teacher), rtol=1e-8)
+
+
+def test_zero_where_the_relations_agree():
+  np.testing.assert_allclose(rkd.loss(2 * embeddings(0) + 1, embeddings(0)), 0, atol=1e-12)
+
+
+def test_gradient():
+  teacher = embeddings(1)
+  check_grads(lambda s: rkd.loss(s, teacher), (embeddings(0),), order=1)
+
+
+def test_keeps_its_digits_far_from_the_origin_in_float32():
+  student, teacher = embeddings(0).astype(np.float32), embeddings(1).astype(np.float32)
+  shifted = student + np.float32(512)  # exact to 6e-5: a Gram matrix there is exact to 0.06
+  np.testing.assert_allclose(rkd.loss(shifted, teacher), rkd.loss(student, teacher), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+  "student",
+  [np.zeros((4, 3)), np.ones((4, 3)), np.repeat(embeddings(0, 2, 3), 2, axis=0), 1e-20 * embeddings(0, 4, 3)],
+  ids=["zeros", "equal", "pairs", "tiny"],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_embeddings_have_finite_gradients(student, dtype):
+  teacher = embeddings(1, 4, 3)
+  for s, t in ((student, teacher), (teacher, student), (student, student)):
+    value, gradient = value_and_gradient(s.astype(dtype), t.astype(dtype))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_a_batch_of_one_has_no_relations():
+  value, gradient = value_and_gradient(embeddings(0, 1), embeddings(1, 1))
+  assert value == 0 and (gradient == 0).all()
+
+
+def test_half_precision_is_computed_in_single():
+  student, teacher = jnp.asarray(embeddings(0), jnp.bfloat16), jnp.asarray(embeddings(1), jnp.bfloat16)
+  loss = rkd.loss(student, teacher)
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, rkd.loss(student.astype(float), teacher.astype(float)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["distance_weight", "angle_weight"])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "1", False])
+def test_refuses_weights(name, weight):
+  with pytest.raises(ValueError, match=f"rkd: {name} must be a number >= 0, got "):
+    rkd.method(**{name: weight})
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (6,), (6, 2, 2)])
+def test_refuses_embeddings_of_different_examples(shape):
+  with pytest.raises(AssertionError):
+    rkd.loss(embeddings(0), np.zeros(shape))

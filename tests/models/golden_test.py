@@ -1,0 +1,87 @@
+"""The model zoo against the public PyTorch networks: names, shapes, numbers."""
+
+import re
+
+import golden
+import jax
+import numpy as np
+import pytest
+
+from smskd_jax.models import MODELS, torch_weights
+
+INDEX = golden.index("models")
+OUR_FAMILIES = re.compile(r"resnet\d+(x\d+)?|vgg\d+")
+
+
+def cases(names=None):
+  found = INDEX.get("models", {})
+  return golden.params((name, name) for name in found if names is None or name in names)
+
+
+def load(name):
+  """The network, its line in the index, and its golden arrays."""
+  if name not in MODELS:
+    assert not OUR_FAMILIES.fullmatch(name), f"{name} is of a family of the zoo, but not in MODELS"
+    pytest.skip(f"the family of {name} is not in the zoo")
+  expected = golden.load("models", f"{name}.npz")
+  return MODELS[name](num_classes=expected["logits"].shape[-1]), INDEX["models"][name], expected
+
+
+def image_shape(entry):
+  """[h, w, c]: the first tap of our families has the image's size, their first weight its channels."""
+  height, width, _ = entry["taps"][0]
+  return height, width, next(iter(entry["state_dict"].values()))[1]
+
+
+def run(name, dtype):
+  """Our outputs on the golden input, the line in the index, and the golden outputs."""
+  network, entry, expected = load(name)
+  shape = image_shape(entry)
+  image = np.random.RandomState(INDEX["salt"]).standard_normal((len(expected["logits"]), *shape))
+  weights = golden.state_dict(entry["state_dict"], INDEX["salt"])
+  weights = {key: tensor.astype(dtype) for key, tensor in weights.items()}
+  variables = torch_weights.from_torch(network, weights, image_shape=shape)
+  outputs = network.apply(variables, image.astype(dtype))
+  return jax.tree.map(np.asarray, outputs), entry, expected
+
+
+def assert_close(outputs, expected, rtol):
+  def close(actual, key):
+    np.testing.assert_allclose(actual, expected[key], rtol, rtol * np.abs(expected[key]).max(), err_msg=key)
+
+  close(outputs.logits, "logits")
+  close(outputs.pooled, "pooled")
+  for i, x in enumerate(outputs.features):
+    close(x.mean((1, 2)), f"tap_mean.{i}")
+  for i, x in enumerate(outputs.preactivations):
+    if f"preact_mean.{i}" in expected:
+      close(x.mean((1, 2)), f"preact_mean.{i}")
+
+
+@pytest.mark.parametrize("name", cases())
+def test_names_and_shapes_are_those_of_pytorch(name):
+  network, entry, _ = load(name)
+  image = jax.ShapeDtypeStruct((1, *image_shape(entry)), np.float32)
+  variables = jax.eval_shape(network.init, jax.random.key(0), image)
+  assert sum(x.size for x in jax.tree.leaves(variables["params"])) == entry["parameters"]
+  exported = torch_weights.to_torch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables))
+  shapes = {k: tuple(v) for k, v in entry["state_dict"].items() if not k.endswith("num_batches_tracked")}
+  assert {k: v.shape for k, v in exported.items()} == shapes
+
+
+@pytest.mark.parametrize("name", cases())
+def test_outputs_in_float64(name):
+  with jax.enable_x64(True):
+    outputs, entry, expected = run(name, np.float64)
+  assert all(x.dtype == np.float64 for x in jax.tree.leaves(outputs))
+  assert [list(x.shape[1:]) for x in outputs.features] == entry["taps"]
+  assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]
+  assert list(outputs.pooled.shape[1:]) == entry["pooled"]
+  assert_close(outputs, expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", cases(["resnet20", "vgg8"]))
+def test_outputs_in_float32(name):
+  outputs, _, expected = run(name, np.float32)
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(outputs))
+  assert_close(outputs, expected, 1e-3)

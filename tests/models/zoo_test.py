@@ -1,0 +1,139 @@
+"""What every network of the zoo promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smskd_jax.models import MODELS
+from smskd_jax.state import Outputs
+
+SMALL = ["resnet8", "vgg8"]  # one of each family, where running the network is needed
+SHALLOW = sorted(set(MODELS) - {"resnet44", "resnet56", "resnet110"})  # resnet32 is the same code
+
+
+def images(b):
+  return np.random.default_rng(b).normal(size=(b, 12, 12, 3)).astype(np.float32)
+
+
+def network_and_variables(name):
+  """A small network with weights from NumPy, because to compile an initialisation takes long."""
+  network = MODELS[name](num_classes=5, width=0.25)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), images(1))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype), shapes["params"])
+  statistics = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes["batch_stats"])
+  return network, {"params": params, "batch_stats": statistics}
+
+
+def test_the_table_cannot_be_changed():
+  with pytest.raises(TypeError):
+    MODELS["mine"] = MODELS["resnet8"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (28, 28, 1), (33, 33, 3), (9, 17, 1)])
+@pytest.mark.parametrize("name", SHALLOW)
+def test_any_image(name, shape):
+  network = MODELS[name](num_classes=5)
+  image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+  outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), image)
+  assert set(variables) == {"params", "batch_stats"}
+  assert isinstance(outputs, Outputs)
+  assert outputs.logits.shape == (2, 5)
+  assert outputs.pooled.shape == (2, outputs.features[-1].shape[-1])
+  assert outputs.features[0].shape[1:3] == shape[:2]
+  sizes = [x.shape[1] for x in outputs.features]
+  assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 1
+  assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(outputs))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(
+  "options, field",
+  [
+    ({"width": 0.0}, "width"),
+    ({"width": -1.0}, "width"),
+    ({"width": float("nan")}, "width"),
+    ({"width": float("inf")}, "width"),
+    ({"width": "2"}, "width"),
+    ({"num_classes": 0}, "num_classes"),
+    ({"num_classes": 2.5}, "num_classes"),
+    ({"num_classes": True}, "num_classes"),
+  ],
+)
+def test_refuses_bad_options(name, options, field):
+  with pytest.raises(ValueError, match=rf"^\w+: {field} must be a positive .*, got ") as error:
+    MODELS[name](**{"num_classes": 5} | options)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_width_scales_every_layer(name):
+  def statistics(width):
+    network = MODELS[name](num_classes=5, width=width)
+    return jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0), images(2))["batch_stats"])
+
+  for full, half in zip(statistics(1.0), statistics(0.5), strict=True):
+    assert half.shape[0] * 2 == full.shape[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_outputs_are_consistent(name):
+  network, variables = network_and_variables(name)
+  outputs = jax.jit(network.apply)(variables, images(3))
+  for feature, preactivation in zip(outputs.features, outputs.preactivations, strict=True):
+    np.testing.assert_array_equal(feature, jax.nn.relu(preactivation))
+  for preactivation in outputs.preactivations[1:]:
+    assert (preactivation < 0).any()
+  np.testing.assert_allclose(outputs.pooled, outputs.features[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
+  classifier = variables["params"]["fc" if "fc" in variables["params"] else "classifier"]
+  expected = outputs.pooled @ classifier["kernel"] + classifier["bias"][None]
+  np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_remembers_statistics_and_evaluation_does_not(name):
+  network, variables = network_and_variables(name)
+  apply = jax.jit(network.apply, static_argnames=("train", "mutable"))
+  _, evaluated = apply(variables, images(4), mutable="batch_stats")
+  _, trained = apply(variables, images(4), train=True, mutable="batch_stats")
+  for before, kept, moved in zip(
+    *(jax.tree.leaves(x["batch_stats"]) for x in (variables, evaluated, trained)), strict=True
+  ):
+    np.testing.assert_array_equal(before, kept)
+    assert (np.asarray(before) != np.asarray(moved)).any()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
+  # Even where float64 is allowed; and bfloat16 images are computed in the parameters' type.
+  network, variables = network_and_variables(name)
+  with jax.enable_x64(True):
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), dtype)
+    train = lambda x: network.apply(variables, x, train=True, mutable=["batch_stats"])
+    results = jax.eval_shape(train, image), jax.eval_shape(network.init, jax.random.key(0), image)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(results))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", SMALL)
+def test_statistics_span_the_devices(name, devices):
+  if jax.device_count() < devices:
+    pytest.skip(f"needs {devices} devices")
+  with jax.enable_x64(True):
+    image = images(8).astype(np.float64)
+    network, variables = network_and_variables(name)
+    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+
+    def train(image, axis_name=None):
+      return network.apply(variables, image, train=True, axis_name=axis_name, mutable=["batch_stats"])
+
+    outputs, state = jax.jit(train)(image)
+    on_each = jax.pmap(lambda x: train(x, "batch"), axis_name="batch", devices=jax.devices()[:devices])
+    sharded, states = on_each(image.reshape(devices, -1, *image.shape[1:]))
+    for one, many in zip(jax.tree.leaves(outputs), jax.tree.leaves(sharded), strict=True):
+      np.testing.assert_allclose(many.reshape(one.shape), one, rtol=1e-12, atol=1e-12)
+    for one, many in zip(jax.tree.leaves(state), jax.tree.leaves(states), strict=True):
+      np.testing.assert_allclose(many, np.broadcast_to(one, many.shape), rtol=1e-12, atol=1e-12)
