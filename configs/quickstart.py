@@ -40,7 +40,7 @@ def get_config():
       "alone": network("resnet8", width=0.5),
     },
     stages=(
-      stage("teacher", epochs=12, **COMMON),
+      stage("teacher", epochs=6, **COMMON),
       student("fitnet", method("fitnet", weight=100.0), 1.0),
       student("rkd", method("rkd", weight=1.0), 1.0, reference={"stage": "previous"}),
       student("kd", method("kd", weight=0.9), 0.1, reference={"stage": "previous"}),

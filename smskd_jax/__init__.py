@@ -1,0 +1,71 @@
+"""Knowledge distillation in JAX: any sequence of methods, stage after stage, anchored by a frozen reference.
+
+The names below are for notebooks. Each is imported when it is first used, so that `import smskd_jax` takes no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from smskd_jax import losses, models
+  from smskd_jax.losses import METHODS, Method
+  from smskd_jax.models import MODELS
+  from smskd_jax.state import Batch, Frozen, Outputs, TrainState
+  from smskd_jax.training.reference import Reference
+  from smskd_jax.training.stage import (
+    Stage,
+    Term,
+    init_state,
+    init_variables,
+    learner_variables,
+    make_train_step,
+  )
+
+__all__ = [
+  "Batch",
+  "Frozen",
+  "METHODS",
+  "MODELS",
+  "Method",
+  "Outputs",
+  "Reference",
+  "Stage",
+  "Term",
+  "TrainState",
+  "init_state",
+  "init_variables",
+  "learner_variables",
+  "losses",
+  "make_train_step",
+  "models",
+]
+
+_HOMES = {
+  "losses": ("METHODS", "Method"),
+  "models": ("MODELS",),
+  "state": ("Batch", "Frozen", "Outputs", "TrainState"),
+  "training.reference": ("Reference",),
+  "training.stage": (
+    "Stage",
+    "Term",
+    "init_state",
+    "init_variables",
+    "learner_variables",
+    "make_train_step",
+  ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+
+  def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for."""
+    if name not in __all__:
+      raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME_OF:
+      return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -47,6 +47,7 @@ def run(
   workdir = Path(workdir)
   store = Path(store) if store else workdir / "store"
   resolved = config_lib.resolve(config)
+  workdir_lib.check_writable("--store", store)
   workdir_lib.check(workdir, resolved)
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select([stage["batch_size"] for stage in resolved["stages"]], cpu_devices)

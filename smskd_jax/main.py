@@ -52,7 +52,7 @@ def _run() -> int:
   try:
     experiment.run(
       _CONFIG.value,
-      _WORKDIR.value,
+      str(_WORKDIR.value),
       store=_STORE.value,
       cpu_devices=_CPU_DEVICES.value,
       dry_run=_DRY_RUN.value,

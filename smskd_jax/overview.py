@@ -52,7 +52,7 @@ class Estimate:
       self._told = True
       seconds = (time.monotonic() - self._began) / (self.AFTER - 1)
       rest = (
-        sum(self._flops[p.key] * p.budget.steps for p in self._plans[plan.index + 1 :])
+        sum(self._flops[p.key] * p.budget.steps for p in self._plans[plan.place + 1 :])
         / self._flops[plan.key]
       )
       of_stage = seconds * (plan.budget.steps - step)

@@ -31,7 +31,7 @@ class Reads(NamedTuple):
 class Plan(NamedTuple):
   """One stage, ready to run."""
 
-  index: int  # its place in the experiment
+  place: int  # in the experiment, from 0
   config: dict[str, Any]
   stage: stage_lib.Stage
   budget: loop.Budget
@@ -110,9 +110,10 @@ def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
 
 def forward_flops(network: nn.Module, dataset: Dataset) -> float:
   """Floating-point operations of a forward pass on one image, a multiply-add being two."""
-  forward = lambda variables, image: network.apply(variables, image).logits
+  forward = lambda variables, image: stage_lib.outputs(network, variables, image).logits
   lowered = jax.jit(forward).lower(abstract_variables(network, dataset), image_spec(dataset))
-  return float(lowered.cost_analysis()["flops"])
+  analysis: Any = lowered.cost_analysis()
+  return float(analysis["flops"])
 
 
 def _budget(
@@ -183,15 +184,15 @@ def _reads(entry: Mapping[str, Any], earlier: list[Plan]) -> Reads:
 
 
 def _describe(
-  config: Mapping[str, Any], index: int, entry: Mapping[str, Any], dataset: Dataset, reads: Reads
+  config: Mapping[str, Any], place: int, entry: Mapping[str, Any], dataset: Dataset, reads: Reads
 ) -> dict[str, Any]:
-  """What a stage's result depends on. Names are left out: stages that do the same share a key whatever they are called."""
+  """What a stage's result depends on. Names are left out: what does the same shares a key."""
   own = options(entry, "name", "learner", "teachers", "start")
   return {
     "stage": own | {"reference": options(entry["reference"], "stage") if reads.reference else None},
     "network": config["networks"][entry["learner"]],
     "seed": config["seed"],
-    "index": index,
+    "place": place,
     "data": {"fingerprint": dataset.fingerprint, **options(config["data"], "source", "folder")},
     "evaluate": options(config["evaluate"], "batch_size"),
     "reads": reads._asdict(),

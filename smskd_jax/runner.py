@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from smskd_jax.data import augment
-from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.data.dataset import Dataset
 from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan, image_spec
 from smskd_jax.runtime import checkpoint, console, interrupt, parallel, workdir
@@ -33,7 +33,9 @@ class Runner:
     """Takes a resolved config; computes nothing yet."""
     self._config, self._dataset, self._devices, self._store = config, dataset, devices, store
     self._estimate = estimate
-    self._splits = {"test": dataset.test, "validation": dataset.validation}
+    self._splits = {"test": dataset.test}
+    if dataset.validation is not None:
+      self._splits["validation"] = dataset.validation
     self._compiled: dict[nn.Module, Callable] = {}
     self._answers: dict[str, dict[str, np.ndarray]] = {}
 
@@ -52,7 +54,7 @@ class Runner:
 
   def _train(self, plan: Plan, entry: Entry, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
     entry.begin(plan.description, {"name": plan.name, **workdir.environment(self._devices)})
-    key = jax.random.fold_in(jax.random.key(self._config["seed"]), plan.index)
+    key = jax.random.fold_in(jax.random.key(self._config["seed"]), plan.place)
     state, frozen = self._begin(plan, key)
     checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=self._config["checkpoint"]["keep"])
     done, state, note = checkpoints.restore(state, warn=console.say) or (0, state, {})
@@ -119,7 +121,7 @@ class Runner:
       others["teacher"] = {name: metrics.ensemble([answer[name] for answer in each]) for name in each[0]}
     if plan.reads.reference is not None:
       others["reference"] = self._answer(plan.reads.reference, plan.stage.learner)
-    values = {}
+    values: dict[str, float] = {}
     for name, logits in self._predict(plan.stage.learner, variables).items():
       of_set = evaluate.evaluate(
         logits,
@@ -149,11 +151,7 @@ class Runner:
     def predict(image: np.ndarray) -> np.ndarray:
       return parallel.joined(self._compiled[network](variables, parallel.split(image, self._devices)))
 
-    return {
-      name: evaluate.logits_of(predict, split.image, size)
-      for name, split in self._splits.items()
-      if split is not None
-    }
+    return {name: evaluate.logits_of(predict, split.image, size) for name, split in self._splits.items()}
 
 
 def _result(plan: Plan, lines: list[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
   image: jax.Array  # [b, h, w, c]; uint8 as stored, until the step makes a view of it
   label: jax.Array  # [b], int32
-  index: jax.Array  # [b], int32, position in the training set
+  index: jax.Array  # type: ignore[assignment]  # [b], int32, position in the training set (hides tuple.index)
 
 
 class Aux(NamedTuple):

@@ -75,7 +75,7 @@ def _draw_references(axes, own, curves, color) -> None:
   """The accuracy of each stage's reference, dotted across the stage that it anchors."""
   by_key = {stage["key"]: stage for stage in own}
   start = 0.0
-  label = "reference"
+  label: str | None = "reference"  # in the legend once
   for stage in own:
     end = start + stage["epochs"]
     if stage["reads"]["reference"] in by_key:
@@ -86,7 +86,7 @@ def _draw_references(axes, own, curves, color) -> None:
 
 
 def _draw_forgetting(axes, students, curves, metric: str, label: str, scale: float) -> None:
-  for color, (network, own) in zip(_COLORS * len(students), students.items(), strict=False):
+  for color, own in zip(_COLORS * len(students), students.values(), strict=False):
     for stage in own:
       points = [
         (e, scale * line[f"test/{metric}"])

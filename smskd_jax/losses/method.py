@@ -13,8 +13,8 @@ class Method(NamedTuple):
 
   init: (key, learner, teachers, num_examples) -> Aux. `learner` and `teachers` are `Outputs` of shapes, as
     `jax.eval_shape` returns them; raises ValueError if the method is not defined for them.
-  apply: (params, state, learner, teachers, batch, key, step, axis_name=None) -> (loss [b], new state). The mean
-    of the loss over the global batch is the paper's loss: no outer weight, no cross-entropy. With an
+  apply: (params, state, learner, teachers, batch, key, step, axis_name=None) -> (loss [b], new state). The
+    mean of the loss over the global batch is the paper's loss: no outer weight, no cross-entropy. With an
     `axis_name`, b is one device's share and what relates examples to each other spans that axis.
   """
 
@@ -50,6 +50,6 @@ def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
   return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def mean(x: jax.Array, axis_name: str | None) -> jax.Array:
-  """The mean of per-device means; `x` itself without an axis."""
+def mean(x: Any, axis_name: str | None) -> Any:
+  """The mean over devices of an array, or of each in a tree; `x` itself without an axis."""
   return x if axis_name is None else jax.lax.pmean(x, axis_name)

@@ -6,6 +6,7 @@ be the same on all, that is, computed from replicated values or been through a c
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import os
 from typing import Any
 
@@ -35,11 +36,10 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None) -> Device
   wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
   if wanted < 1:
     raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
-  if jax.config.jax_num_cpu_devices != wanted:
-    try:
-      jax.config.update("jax_num_cpu_devices", wanted)
-    except RuntimeError:  # JAX is in use already, as in a notebook: its devices are what they are
-      pass
+  with contextlib.suppress(
+    RuntimeError
+  ):  # JAX is in use already, as in a notebook: its devices are what they are
+    jax.config.update("jax_num_cpu_devices", wanted)
   devices = jax.local_devices()
   if devices[0].platform == "cpu":
     if cpu_devices is not None and cpu_devices > len(devices):

@@ -4,7 +4,7 @@ A stage's key is the hash of everything that its result depends on: its own conf
 its place in the experiment, the data's fingerprint and the keys of the stages it reads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import fcntl
 import hashlib
@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import Any, Callable
+from typing import Any
 
 from smskd_jax.errors import UserError
 

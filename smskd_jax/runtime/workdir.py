@@ -23,15 +23,20 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
   Raises:
     UserError: names the first field that differs.
   """
-  existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-    raise UserError(f"--workdir: {workdir} cannot be written to ({existing}); choose another folder")
+  check_writable("--workdir", workdir)
   if not (workdir / "config.json").exists():
     return
   theirs = json.loads((workdir / "config.json").read_text())["config"]
   field = first_difference("config", theirs, json.loads(json.dumps(config)))
   if field is not None:
     raise UserError(f"--workdir: {workdir} belongs to another config: {field}; choose another folder")
+
+
+def check_writable(flag: str, folder: Path) -> None:
+  """Refuses a folder that cannot be made or written to. Writes nothing."""
+  existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    raise UserError(f"{flag}: {folder} cannot be written to (because of {existing}); choose another folder")
 
 
 def first_difference(field: str, one: Any, other: Any) -> str | None:

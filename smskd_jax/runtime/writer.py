@@ -24,7 +24,7 @@ class MetricsWriter:
     temporary.replace(path)
     for values in kept:
       self._mirror(values)
-    self._file = open(path, "a")
+    self._file = open(path, "a")  # noqa: SIM115  # open as long as the stage runs
 
   def write(self, values: Mapping[str, Any]) -> None:
     """Appends one line, {"step", "epoch", names: numbers}; it survives the death of the process."""

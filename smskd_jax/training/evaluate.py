@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from smskd_jax.training import metrics
+from smskd_jax.training.stage import outputs
 
 Predict = Callable[[Any, jax.Array], jax.Array]
 
@@ -16,7 +17,7 @@ def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]
   """The pure function (variables, images as stored [b, h, w, c]) -> logits [b, k], to be compiled by the caller."""
 
   def predict(variables, image):
-    return network.apply(variables, normalize(image)).logits
+    return outputs(network, variables, normalize(image)).logits
 
   return predict
 

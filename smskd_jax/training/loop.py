@@ -165,14 +165,12 @@ def run(
 
 def batches(train: Split, key: jax.Array, budget: Budget, first: int) -> Iterator[Batch]:
   """The batches of images in memory from step `first` on. Each epoch has an order of its own, drawn from the key."""
-  order, of_epoch = np.empty(0), -1
-  for step in range(first, budget.steps):
-    epoch, i = divmod(step, budget.steps_per_epoch)
-    if epoch != of_epoch:
-      order, of_epoch = jax.random.permutation(jax.random.fold_in(key, epoch), len(train.label)), epoch
-      order = np.asarray(order, np.int32)
-    index = order[i * budget.batch_size : (i + 1) * budget.batch_size]
-    yield Batch(train.image[index], train.label[index], index)
+  for epoch in range(first // budget.steps_per_epoch, budget.epochs):
+    drawn = jax.random.permutation(jax.random.fold_in(key, epoch), len(train.label))
+    order = np.asarray(drawn, np.int32)[: budget.steps_per_epoch * budget.batch_size]
+    done = max(0, first - epoch * budget.steps_per_epoch)
+    for index in order.reshape(-1, budget.batch_size)[done:]:
+      yield Batch(train.image[index], train.label[index], index)  # type: ignore[arg-type]  # host arrays
 
 
 def _stamp(budget: Budget, step: int) -> dict[str, Any]:

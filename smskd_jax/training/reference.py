@@ -3,10 +3,11 @@
 Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
 https://arxiv.org/abs/2601.15657
 
-  L_stage = L_distill + lambda_c L_CE + lambda_r mean_i w_i tau^2 KL(softmax(z_ref,i / tau) || softmax(z_student,i / tau))
+  L_stage = L_distill + lambda_c L_CE
+            + lambda_r mean_i w_i tau^2 KL(softmax(z_reference,i / tau) || softmax(z_student,i / tau))
   w_i = 1 - TCP_i,   TCP_i = softmax(z_teacher,i)[y_i]
 
-The second line and the form of the last term are our reading: the paper says that the reference loss is weighted per
+The form of the last term and of its weight is our reading: the paper says that the reference loss is weighted per
 sample by the teacher's true-class probability, and third parties report that confident samples get less. Where the
 teacher is sure, the student is free to move; where it is not, it keeps what it had.
 """

@@ -6,7 +6,7 @@ Every term of the objective is written once, in `objective`; the last is `traini
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flax import linen as nn
 import jax
@@ -85,9 +85,14 @@ def init_state(
   )
 
 
+def outputs(network: nn.Module, variables: Any, image: Any) -> Outputs:
+  """What a frozen network says: by its running statistics, changing nothing."""
+  return cast(Outputs, network.apply(variables, image))
+
+
 def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
   """The shapes of a network's outputs, without running it."""
-  return jax.eval_shape(lambda v, x: network.apply(v, x), variables, image)
+  return jax.eval_shape(lambda v, x: outputs(network, v, x), variables, image)
 
 
 def learner_variables(state: TrainState) -> Any:
@@ -116,7 +121,7 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
       network.apply(variables, image)
       for network, variables in zip(stage.teachers, frozen.teachers, strict=True)
     )
-    reference = None if stage.reference is None else stage.learner.apply(frozen.reference, image)
+    reference = None if stage.reference is None else outputs(stage.learner, frozen.reference, image)
     gradient_of = jax.value_and_grad(_objective, argnums=1, has_aux=True)
     (_, (metrics, model_state, aux_state)), gradient = gradient_of(
       stage, state.params, state, teachers, reference, image, batch, key, axis_name

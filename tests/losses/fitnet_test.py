@@ -9,11 +9,7 @@ import pytest
 from smskd_jax.losses import fitnet
 from smskd_jax.state import Outputs
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def maps(seed, *shape):
@@ -67,8 +63,8 @@ def test_loss_refuses_maps_of_different_shapes(teacher):
   ],
 )
 def test_any_pair_of_maps(student, teacher, kernel):
-  loss, aux, _ = run(maps(0, 3, *student), maps(1, 3, *teacher))
-  assert loss.shape == (3,) and np.isfinite(loss).all()
+  loss, aux, _ = jax.eval_shape(run, maps(0, 3, *student), maps(1, 3, *teacher))
+  assert loss.shape == (3,)
   assert aux.params["Conv_0"]["kernel"].shape == (*kernel, student[-1], teacher[-1])
 
 

@@ -9,11 +9,7 @@ import pytest
 from smskd_jax.losses import kd
 from smskd_jax.state import Outputs
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_worked_by_hand():

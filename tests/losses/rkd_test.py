@@ -8,13 +8,8 @@ import pytest
 
 from smskd_jax.losses import rkd
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
-
-
+pytestmark = pytest.mark.usefixtures("float64")
+loss = jax.jit(rkd.loss, static_argnames="axis_name")
 value_and_gradient = jax.jit(jax.value_and_grad(lambda s, t: rkd.loss(s, t).sum()))
 
 
@@ -27,8 +22,8 @@ def test_distances_worked_by_hand():
   student, teacher = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [1.0], [2.0]])
   h = 0.5 * 0.25**2  # differences 1/2 - 3/4, 3/2 - 3/2, 1 - 3/4
   expected = 25.0 * np.array([h, 2 * h, h]) / 3
-  np.testing.assert_allclose(rkd.loss(student, teacher), expected)
-  np.testing.assert_allclose(rkd.loss(student, teacher, distance_weight=1.0, angle_weight=7.0), expected / 25)
+  np.testing.assert_allclose(loss(student, teacher), expected)
+  np.testing.assert_allclose(loss(student, teacher, distance_weight=1.0, angle_weight=7.0), expected / 25)
 
 
 def test_angles_worked_by_hand():
@@ -38,14 +33,14 @@ def test_angles_worked_by_hand():
   right, other = 0.5 * 0.5**2, 0.5 * (np.sqrt(0.5) - 0.5) ** 2
   # Each angle counts twice (jk and kj) among the nine of its row.
   expected = 50.0 * np.array([right, other, other]) * 2 / 9
-  np.testing.assert_allclose(rkd.loss(student, teacher, distance_weight=0.0), expected)
+  np.testing.assert_allclose(loss(student, teacher, distance_weight=0.0), expected)
 
 
 def test_large_differences_count_linearly():
   # Distances 0, 1, 1 of mean 2/3 against 1, 1, 0: differences of 3/2, which cost 3/2 - 1/2, and none.
   student, teacher = np.array([[0.0], [0.0], [1.0]]), np.array([[0.0], [1.0], [1.0]])
-  loss = rkd.loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
-  np.testing.assert_allclose(loss, [1 / 3, 2 / 3, 1 / 3])
+  rows = loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
+  np.testing.assert_allclose(rows, [1 / 3, 2 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
@@ -63,22 +58,22 @@ def test_large_differences_count_linearly():
 def test_ignores_similarities(move, who):
   student, teacher = embeddings(0), embeddings(1)
   moved = (move(student), teacher) if who == "student" else (student, move(teacher))
-  np.testing.assert_allclose(rkd.loss(*moved), rkd.loss(student, teacher), rtol=1e-8)
+  np.testing.assert_allclose(loss(*moved), loss(student, teacher), rtol=1e-8)
 
 
 def test_zero_where_the_relations_agree():
-  np.testing.assert_allclose(rkd.loss(2 * embeddings(0) + 1, embeddings(0)), 0, atol=1e-12)
+  np.testing.assert_allclose(loss(2 * embeddings(0) + 1, embeddings(0)), 0, atol=1e-12)
 
 
 def test_gradient():
   teacher = embeddings(1)
-  check_grads(lambda s: rkd.loss(s, teacher), (embeddings(0),), order=1)
+  check_grads(lambda s: loss(s, teacher), (embeddings(0),), order=1)
 
 
 def test_keeps_its_digits_far_from_the_origin_in_float32():
   student, teacher = embeddings(0).astype(np.float32), embeddings(1).astype(np.float32)
   shifted = student + np.float32(512)  # exact to 6e-5: a Gram matrix there is exact to 0.06
-  np.testing.assert_allclose(rkd.loss(shifted, teacher), rkd.loss(student, teacher), rtol=1e-2)
+  np.testing.assert_allclose(loss(shifted, teacher), loss(student, teacher), rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +96,9 @@ def test_a_batch_of_one_has_no_relations():
 
 def test_half_precision_is_computed_in_single():
   student, teacher = jnp.asarray(embeddings(0), jnp.bfloat16), jnp.asarray(embeddings(1), jnp.bfloat16)
-  loss = rkd.loss(student, teacher)
-  assert loss.dtype == jnp.float32
-  np.testing.assert_allclose(loss, rkd.loss(student.astype(float), teacher.astype(float)), rtol=1e-5)
+  rows = loss(student, teacher)
+  assert rows.dtype == jnp.float32
+  np.testing.assert_allclose(rows, loss(student.astype(float), teacher.astype(float)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["distance_weight", "angle_weight"])
@@ -116,4 +111,4 @@ def test_refuses_weights(name, weight):
 @pytest.mark.parametrize("shape", [(5, 4), (6,), (6, 2, 2)])
 def test_refuses_embeddings_of_different_examples(shape):
   with pytest.raises(AssertionError):
-    rkd.loss(embeddings(0), np.zeros(shape))
+    loss(embeddings(0), np.zeros(shape))

@@ -34,7 +34,7 @@ def image_shape(entry):
 
 
 def run(name, dtype):
-  """Our outputs on the golden input, the line in the index, and the golden outputs."""
+  """Our variables and outputs on the golden input, the line in the index, and the golden outputs."""
   network, entry, expected = load(name)
   shape = image_shape(entry)
   image = np.random.RandomState(INDEX["salt"]).standard_normal((len(expected["logits"]), *shape))
@@ -42,7 +42,7 @@ def run(name, dtype):
   weights = {key: tensor.astype(dtype) for key, tensor in weights.items()}
   variables = torch_weights.from_torch(network, weights, image_shape=shape)
   outputs = network.apply(variables, image.astype(dtype))
-  return jax.tree.map(np.asarray, outputs), entry, expected
+  return variables, jax.tree.map(np.asarray, outputs), entry, expected
 
 
 def assert_close(outputs, expected, rtol):
@@ -59,20 +59,12 @@ def assert_close(outputs, expected, rtol):
 
 
 @pytest.mark.parametrize("name", cases())
-def test_names_and_shapes_are_those_of_pytorch(name):
-  network, entry, _ = load(name)
-  image = jax.ShapeDtypeStruct((1, *image_shape(entry)), np.float32)
-  variables = jax.eval_shape(network.init, jax.random.key(0), image)
-  assert sum(x.size for x in jax.tree.leaves(variables["params"])) == entry["parameters"]
-  exported = torch_weights.to_torch(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables))
-  shapes = {k: tuple(v) for k, v in entry["state_dict"].items() if not k.endswith("num_batches_tracked")}
-  assert {k: v.shape for k, v in exported.items()} == shapes
-
-
-@pytest.mark.parametrize("name", cases())
-def test_outputs_in_float64(name):
+def test_is_the_public_network(name):
   with jax.enable_x64(True):
-    outputs, entry, expected = run(name, np.float64)
+    variables, outputs, entry, expected = run(name, np.float64)
+  assert sum(x.size for x in jax.tree.leaves(variables["params"])) == entry["parameters"]
+  shapes = {k: tuple(v) for k, v in entry["state_dict"].items() if not k.endswith("num_batches_tracked")}
+  assert {k: v.shape for k, v in torch_weights.to_torch(variables).items()} == shapes
   assert all(x.dtype == np.float64 for x in jax.tree.leaves(outputs))
   assert [list(x.shape[1:]) for x in outputs.features] == entry["taps"]
   assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]
@@ -82,6 +74,6 @@ def test_outputs_in_float64(name):
 
 @pytest.mark.parametrize("name", cases(["resnet20", "vgg8"]))
 def test_outputs_in_float32(name):
-  outputs, _, expected = run(name, np.float32)
+  _, outputs, _, expected = run(name, np.float32)
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(outputs))
   assert_close(outputs, expected, 1e-3)

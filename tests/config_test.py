@@ -1,0 +1,146 @@
+"""Tests of config.py and checks.py: what a config says, and one clear line for each mistake in it."""
+
+import math
+
+import pytest
+
+from smskd_jax import config
+from smskd_jax.config import experiment, method, network, parse_arg, resolve, stage
+from smskd_jax.errors import UserError
+
+
+def three_stages():
+  kd = {"teachers": ("teacher",), "methods": (method("kd", weight=0.9),)}
+  return experiment(
+    networks={"teacher": network("resnet14"), "student": network("resnet8", width=0.5)},
+    stages=(
+      stage("teacher", epochs=2),
+      stage("student", **kd),
+      stage("student", **kd, reference={"stage": "previous"}),
+    ),
+  )
+
+
+def test_resolved_config_says_everything():
+  resolved = resolve(three_stages())
+  assert [s["name"] for s in resolved["stages"]] == ["teacher", "student_kd", "student_kd_2"]
+  assert resolved["stages"][1]["methods"] == ({"name": "kd", "weight": 0.9, "temperature": 4.0},)
+  assert resolved["stages"][0]["optimizer"]["momentum"] == 0.9
+  assert resolved["networks"]["student"] == {"model": "resnet8", "num_classes": 0, "width": 0.5}
+  assert set(resolved["stages"][0]) == set(config.STAGE)
+  assert resolve(resolved) == resolved
+
+
+def test_plain_dicts_are_enough():
+  plain = {
+    "networks": {"student": {"model": "resnet8"}},
+    "stages": [{"learner": "student", "epochs": 3, "optimizer": {"learning_rate": 1}}],
+  }
+  resolved = resolve(plain)
+  assert resolved["stages"][0]["optimizer"] == {
+    "name": "sgd",
+    "learning_rate": 1.0,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+  }
+
+
+def change(path, value):
+  def apply(c):
+    *parents, last = path
+    for name in parents:
+      c = c[name]
+    c[last] = value
+
+  return apply
+
+
+STAGE_1, STAGE_2 = ("stages", 1), ("stages", 2)
+KD = (*STAGE_1, "methods", 0)
+MISTAKES = {
+  "method": (change((*KD, "name"), "kdd"), r"stages\[1\].methods\[0\].name: unknown 'kdd'; did you mean 'kd'"),
+  "network": (change(("networks", "student", "model"), "resnet9"), r"networks.student.model: unknown .*resnet8"),
+  "weighting": (change((*STAGE_2, "reference", "weighting"), "tpc"), "did you mean 'tcp'.*constant"),
+  "optimizer": (change((*STAGE_1, "optimizer", "name"), "sgdm"), "unknown 'sgdm'; did you mean 'sgd'.*adamw"),
+  "schedule": (change((*STAGE_1, "schedule", "name"), "cosin"), "unknown 'cosin'; did you mean 'cosine'"),
+  "field of an optimizer": (change((*STAGE_1, "optimizer", "name"), "adamw"), "unknown 'momentum'"),
+  "learner": (change((*STAGE_1, "learner"), "studnt"), "unknown 'studnt'; did you mean 'student'"),
+  "teacher that does not exist": (change((*STAGE_1, "teachers"), ("assistant",)), "unknown 'assistant'"),
+  "teacher not trained": (change(("stages", 0, "teachers"), ("student",)), "'student' is not trained by then"),
+  "no teacher": (change((*STAGE_1, "teachers"), ()), "'kd' needs a teacher"),
+  "reference of a first stage": (change((*STAGE_1, "reference", "stage"), "previous"), "first stage of 'student'"),
+  "unknown reference": (change((*STAGE_2, "reference", "stage"), "teacher"), "unknown 'teacher'.*student_kd"),
+  "start": (change((*STAGE_1, "start"), "last"), r"stages\[1\].start: unknown 'last'"),
+  "no epochs": (change((*STAGE_1, "epochs"), 0), r"stages\[1\].epochs: 0 is too small"),
+  "negative epochs": (change((*STAGE_1, "epochs"), -1), r"stages\[1\].epochs: -1 is too small"),
+  "batch": (change((*STAGE_1, "batch_size"), 0), r"stages\[1\].batch_size: 0"),
+  "temperature": (change((*KD, "temperature"), 0.0), r"methods\[0\].temperature: 0.0"),
+  "reference temperature": (change((*STAGE_2, "reference", "temperature"), -4.0), "reference.temperature: -4.0"),
+  "tcp temperature": (change((*STAGE_2, "reference", "tcp_temperature"), 0.0), "tcp_temperature: 0.0"),
+  "learning rate": (change((*STAGE_1, "optimizer", "learning_rate"), 0.0), "optimizer.learning_rate: 0.0"),
+  "momentum": (change((*STAGE_1, "optimizer", "momentum"), 1.5), r"optimizer: momentum: 1.5 is not in \[0, 1\)"),
+  "nan": (change((*KD, "weight"), math.nan), r"methods\[0\].weight: nan is not a finite number"),
+  "infinity": (change((*STAGE_1, "task_weight"), math.inf), "task_weight: inf is not a finite number"),
+  "negative weight": (change((*KD, "weight"), -1.0), r"methods\[0\].weight: -1.0"),
+  "validation": (change(("data", "validation"), 1.0), r"data.validation: 1.0 is not in \[0, 1\)"),
+  "width": (change(("networks", "student", "width"), 0.0), "networks.student: resnet: width must be"),
+  "same name twice": (change((*STAGE_1, "name"), "teacher"), "is the name of an earlier stage too"),
+  "name that is no file name": (change((*STAGE_1, "name"), "a/b"), "'a/b' is not a name of letters"),
+  "no stages": (change(("stages",), ()), "config.stages: there are none"),
+  "warm-up": (change((*STAGE_1, "schedule", "warmup_epochs"), 5.0), "warmup_epochs: 5.0 leaves nothing"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_field(mistake):
+  spoil, message = MISTAKES[mistake]
+  spoilt = three_stages()
+  spoil(spoilt)
+  with pytest.raises(UserError, match=message) as caught:
+    resolve(spoilt)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"stages": [{"learner": "student", "epoch": 3}]}, r"stages\[0\]: unknown 'epoch'; did you mean 'epochs'"),
+    ({"sed": 1}, "unknown 'sed'; did you mean 'seed'"),
+    ({"seed": "1"}, "config.seed: '1' is not of type int"),
+    ({"seed": True}, "config.seed: True is not of type int"),
+    ({"networks": {"a": {"model": "resnet8", "widht": 2}}}, "unknown 'widht'; did you mean 'width'"),
+    ({"stages": [{"learner": "s", "reference": {"lambda": 1}}]}, r"reference: unknown 'lambda'"),
+    ({"stages": [{"learner": "s", "methods": ["kd"]}]}, r"methods\[0\]: 'kd' is not of type dict"),
+  ],
+)
+def test_wrong_fields_and_types(fields, message):
+  with pytest.raises(UserError, match=message):
+    resolve(fields)
+
+
+def test_reference_without_teacher_needs_constant_weights():
+  alone = experiment(
+    networks={"student": network("resnet8")},
+    stages=(stage("student"), stage("student", reference={"stage": "previous"})),
+  )
+  with pytest.raises(UserError, match="'one_minus_tcp' needs a teacher"):
+    resolve(alone)
+  alone.stages[1].reference.weighting = "constant"
+  resolve(alone)
+
+
+def test_any_earlier_stage_of_the_learner_can_anchor():
+  c = three_stages()
+  c.stages[2].reference.stage = "student_kd"
+  assert resolve(c)["stages"][2]["reference"]["stage"] == "student_kd"
+
+
+def test_parse_arg():
+  defaults = {"epochs": 240, "student": "resnet20", "rate": 0.1, "joint": False}
+  args = parse_arg("epochs=3,joint=true,rate=1", **defaults)
+  assert (args.epochs, args.student, args.rate, args.joint) == (3, "resnet20", 1.0, True)
+  assert parse_arg(None, **defaults).to_dict() == defaults
+  for text, message in (("epoch=3", "did you mean 'epochs'"), ("epochs=x", "'x' is not of type int"), ("joint=2", "bool")):
+    with pytest.raises(UserError, match=message):
+      parse_arg(text, **defaults)

@@ -1,0 +1,51 @@
+"""Small stages on random arrays, for the tests of what trains them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smskd_jax.losses import METHODS
+from smskd_jax.models import MODELS
+from smskd_jax.state import Batch, Frozen
+from smskd_jax.training import optimizer
+from smskd_jax.training.reference import Reference
+from smskd_jax.training.stage import Stage, Term, init_state, init_variables
+
+NUM_CLASSES = 10
+NUM_EXAMPLES = 64
+
+
+def cast(tree, dtype):
+  """The tree with its floats in another type."""
+  return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def batch_of(step, size=16, shape=(8, 8, 1), dtype=np.float32):
+  """The random batch of a step; images are floats already."""
+  rng = np.random.default_rng(step)
+  image = rng.normal(size=(size, *shape)).astype(dtype)
+  label = rng.integers(0, NUM_CLASSES, size).astype(np.int32)
+  return Batch(image, label, rng.permutation(NUM_EXAMPLES)[:size].astype(np.int32))
+
+
+def make_stage(*methods, reference=None, model="resnet8", width=0.25, learning_rate=0.05):
+  """A stage of a thin student and a wider teacher."""
+  teacher = (MODELS["resnet8"](num_classes=NUM_CLASSES, width=0.5),) if methods else ()
+  return Stage(
+    learner=MODELS[model](num_classes=NUM_CLASSES, width=width),
+    optimizer=optimizer.sgd(learning_rate),
+    teachers=teacher,
+    terms=tuple(Term(name, weight, METHODS[name]()) for name, weight in methods),
+    reference=None if reference is None else Reference(**reference),
+  )
+
+
+def begin(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
+  """(state, frozen) of a stage on random weights; an anchored stage's reference differs from its student."""
+  image = jax.ShapeDtypeStruct((1, *shape), dtype)
+  fresh = lambda network, i: cast(init_variables(network, jax.random.key(seed + i), image), dtype)
+  teachers = tuple(fresh(network, 1) for network in stage.teachers)
+  variables = fresh(stage.learner, 0) if variables is None else variables
+  state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, NUM_EXAMPLES), dtype)
+  reference = None if stage.reference is None else fresh(stage.learner, 3)
+  return state, Frozen(jax.random.key(4), teachers, reference)

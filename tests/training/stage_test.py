@@ -1,0 +1,181 @@
+"""Tests of training/stage.py: the objective, term by term, and the step that minimises it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import networks
+from smskd_jax.losses import kd, rkd
+from smskd_jax.runtime import parallel
+from smskd_jax.training.stage import learner_variables, make_train_step
+
+ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def test_objective_is_the_sum_of_its_terms_by_hand(float64):
+  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=ANCHORED)._replace(task_weight=0.3)
+  state, frozen = networks.begin(stage, dtype=np.float64)
+  batch = networks.batch_of(0, dtype=np.float64)
+  _, metrics = make_train_step(stage)(state, frozen, batch)
+
+  student, _ = stage.learner.apply(learner_variables(state), batch.image, train=True, mutable=["batch_stats"])
+  teacher = stage.teachers[0].apply(frozen.teachers[0], batch.image)
+  reference = stage.learner.apply(frozen.reference, batch.image)
+  rows, p = np.arange(16), softmax(np.asarray(student.logits))
+  task = -np.log(p[rows, batch.label]).mean()
+  weights = 1 - softmax(np.asarray(teacher.logits))[rows, batch.label]
+  p_ref, p_student = softmax(np.asarray(reference.logits) / 2), softmax(np.asarray(student.logits) / 2)
+  anchored = (weights * 4 * (p_ref * np.log(p_ref / p_student)).sum(-1)).mean()
+  of_kd = kd.loss(student.logits, teacher.logits).mean()
+  of_rkd = rkd.loss(student.pooled, teacher.pooled).mean()
+  expected = {
+    "task": task,
+    "distill/kd": of_kd,
+    "distill/rkd": of_rkd,
+    "reference": anchored,
+    "tcp": 1 - weights.mean(),
+    "reference_weight": weights.mean(),
+    "loss": 0.3 * task + 0.9 * of_kd + 2.0 * of_rkd + 0.7 * anchored,
+    "accuracy": (p.argmax(-1) == batch.label).mean(),
+  }
+  assert set(metrics) == {*expected, "gradient_norm"}
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
+
+
+def test_without_a_reference_the_term_is_absent():
+  state, frozen = networks.begin(stage := networks.make_stage(("kd", 1.0)))
+  _, metrics = jax.eval_shape(make_train_step(stage), state, frozen, networks.batch_of(0))
+  assert not {"reference", "tcp", "reference_weight"} & set(metrics)
+
+
+def test_one_step_descends_along_the_gradient(float64):
+  stage = networks.make_stage(learning_rate=0.1)
+  state, frozen = networks.begin(stage, dtype=np.float64)
+  batch = networks.batch_of(0, dtype=np.float64)
+
+  def loss(params):
+    variables = {"params": params, **state.model_state}
+    outputs, _ = stage.learner.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+    return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.label).mean()
+
+  gradient = jax.grad(loss)(state.params["learner"])
+  new_state, metrics = make_train_step(stage)(state, frozen, batch)
+  expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 5e-4 * p), state.params["learner"], gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), new_state.params["learner"], expected)
+  np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-9)
+  assert new_state.step == 1
+
+
+def test_auxiliary_parameters_learn_and_the_frozen_do_not():
+  stage = networks.make_stage(("fitnet", 1.0), reference=ANCHORED)
+  state, frozen = networks.begin(stage)
+  before = jax.tree.map(np.array, (state.params["aux"], frozen.teachers, frozen.reference))
+  new_state, _ = jax.jit(make_train_step(stage))(state, frozen, networks.batch_of(0))
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), new_state.params["aux"], before[0])
+  assert all(jax.tree.leaves(moved)) and jax.tree.leaves(moved)
+  jax.tree.map(np.testing.assert_array_equal, (frozen.teachers, frozen.reference), before[1:])
+
+
+def test_a_method_that_is_not_defined_for_the_pair_is_refused():
+  stage = networks.make_stage(("kd", 1.0))
+  with pytest.raises(ValueError, match="kd: needs exactly one teacher, got 2"):
+    networks.begin(stage._replace(teachers=stage.teachers * 2))
+
+
+def trajectory(num_devices, dtype, steps):
+  """Losses over three stages, each from the variables that the one before left; and the last state."""
+  devices, losses, variables, reference = jax.local_devices()[:num_devices], [], None, None
+  for method, weight in (("fitnet", 1.0), ("rkd", 0.05), ("kd", 0.9)):
+    settings = None if reference is None else ANCHORED | {"normalize": True}
+    stage = networks.make_stage((method, weight), reference=settings)
+    state, frozen = networks.begin(stage, dtype=dtype, variables=variables)
+    frozen = parallel.replicate(frozen._replace(reference=reference), devices)
+    state = parallel.replicate(state, devices)
+    step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
+    for i in range(steps):
+      state, metrics = step(state, frozen, parallel.split(networks.batch_of(i, dtype=dtype), devices))
+      losses.append(float(metrics["loss"]))
+    assert step._cache_size() == 1, "compiled more than once"
+    variables = reference = jax.device_get(learner_variables(state))
+  return losses, state
+
+
+@pytest.fixture(scope="module")
+def one_device_losses():
+  with jax.enable_x64(True):
+    return trajectory(1, np.float64, 20)[0]
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+def test_many_devices_train_as_one_does(num_devices, one_device_losses, float64):
+  losses, state = trajectory(num_devices, np.float64, 20)
+  np.testing.assert_allclose(losses, one_device_losses, rtol=1e-9)
+  for leaf in jax.tree.leaves(state):
+    replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    assert len(replicas) == num_devices
+    for replica in replicas[1:]:
+      np.testing.assert_array_equal(replica, replicas[0])
+
+
+def test_many_devices_train_as_one_does_in_float32():
+  one, _ = trajectory(1, np.float32, 20)
+  for num_devices in (2, 4, 8):
+    many, _ = trajectory(num_devices, np.float32, 20)
+    np.testing.assert_allclose(many[19::20], one[19::20], rtol=1e-3)
+
+
+def flops(function, *arguments):
+  return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def test_each_frozen_network_runs_one_forward_pass():
+  """The FLOPs of the compiled step are those of its parts: none is done twice, and none is left out."""
+  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED, model="resnet14", width=1.0)
+  plain = anchored._replace(teachers=(), terms=(), reference=None)
+  shape, batch = (16, 16, 3), networks.batch_of(0, shape=(16, 16, 3))
+  state, frozen = networks.begin(anchored, shape=shape)
+  plain_state, plain_frozen = networks.begin(plain, shape=shape)
+  forward = lambda network: lambda variables, image: network.apply(variables, image).logits
+  parts = flops(make_train_step(plain), plain_state, plain_frozen, batch)
+  parts += flops(forward(anchored.teachers[0]), frozen.teachers[0], batch.image)
+  parts += flops(forward(anchored.learner), frozen.reference, batch.image)
+  whole = flops(make_train_step(anchored), state, frozen, batch)
+  np.testing.assert_allclose(whole, parts, rtol=0.05)
+  reference = flops(forward(anchored.learner), frozen.reference, batch.image)
+  assert reference > 0.1 * whole, "the bound would not notice a second forward pass"
+
+
+def test_first_stage_has_no_reference_in_its_program():
+  stage = networks.make_stage(("kd", 1.0))
+  state, frozen = networks.begin(stage)
+  assert frozen.reference is None
+  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED)
+  anchored_state, anchored_frozen = networks.begin(anchored)
+  batch = networks.batch_of(0)
+  without = jax.jit(make_train_step(stage)).lower(state, frozen, batch).as_text()
+  with_it = jax.jit(make_train_step(anchored)).lower(anchored_state, anchored_frozen, batch).as_text()
+  count = lambda text: text.count("stablehlo.convolution")
+  convolutions = count(jax.jit(stage.learner.apply).lower(anchored_frozen.reference, batch.image).as_text())
+  assert count(with_it) == count(without) + convolutions
+
+
+def test_a_reference_survives_the_donation_of_the_state():
+  stage = networks.make_stage(("kd", 1.0), reference=ANCHORED)
+  state, frozen = networks.begin(stage)
+  devices = jax.local_devices()[:2]
+  variables = jax.tree.map(jnp.asarray, learner_variables(state))
+  state, _ = networks.begin(stage, variables=variables)
+  frozen = parallel.replicate(frozen._replace(reference=variables), devices)
+  state = parallel.replicate(state, devices)
+  step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
+  for i in range(2):
+    state, _ = step(state, frozen, parallel.split(networks.batch_of(i), devices))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((variables, frozen.reference))))
