@@ -11,6 +11,9 @@ single stage. As there, the mean over the map takes the place of half the sum, a
 convolution, batch norm and ReLU. What differs from that code is said at `Regressor`.
 """
 
+import math
+from typing import Any
+
 import chex
 from flax import linen as nn
 import jax
@@ -20,8 +23,14 @@ from smskd_jax.losses import checks, numerics
 from smskd_jax.losses import method as _method
 from smskd_jax.state import Aux
 
-# The uniform distribution to 1/sqrt(fan-in) that PyTorch gives its convolutions.
-_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Weights [h, w, in, out] between -+1/sqrt(fan-in), as PyTorch's convolutions start.
+
+  Drawn flat, because on a CPU XLA takes seconds to compile a draw of four dimensions, for each shape.
+  """
+  bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
+  return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
 def _geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
@@ -64,7 +73,7 @@ class Regressor(nn.Module):
       input_dilation=dilation,
       padding=[(p, p) for p in padding],
       use_bias=False,
-      kernel_init=_UNIFORM,
+      kernel_init=_uniform,
     )(x)
     x = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, axis_name=axis_name)(x)
     return nn.relu(x)

@@ -6,6 +6,7 @@ Every term of the objective is written once, in `objective`; the last is `traini
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple, cast
 
 from flax import linen as nn
@@ -46,7 +47,13 @@ Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
 
 def init_variables(network: nn.Module, key: jax.Array, image: Any) -> Any:
   """Fresh variables of a network for images like `image` ([b, h, w, c], an array or its shape)."""
-  return jax.jit(network.init)(key, jnp.zeros(image.shape, image.dtype))
+  return _init(network, key, jnp.zeros(image.shape, image.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
+  """Compiled once for all networks of one kind: layer by layer, it would take seconds."""
+  return network.init(key, image)
 
 
 def init_state(

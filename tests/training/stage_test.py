@@ -99,11 +99,12 @@ def trajectory(num_devices, dtype, steps):
     state, frozen = networks.begin(stage, dtype=dtype, variables=variables)
     frozen = parallel.replicate(frozen._replace(reference=reference), devices)
     state = parallel.replicate(state, devices)
-    step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
+    traces, pure = [], make_train_step(stage, parallel.AXIS)
+    step = parallel.compile_step(lambda *a, pure=pure, traces=traces: (traces.append(1), pure(*a))[1], devices)
     for i in range(steps):
       state, metrics = step(state, frozen, parallel.split(networks.batch_of(i, dtype=dtype), devices))
       losses.append(float(metrics["loss"]))
-    assert step._cache_size() == 1, "compiled more than once"
+    assert len(traces) == 1, "compiled more than once"
     variables = reference = jax.device_get(learner_variables(state))
   return losses, state
 
@@ -127,9 +128,8 @@ def test_many_devices_train_as_one_does(num_devices, one_device_losses, float64)
 
 def test_many_devices_train_as_one_does_in_float32():
   one, _ = trajectory(1, np.float32, 20)
-  for num_devices in (2, 4, 8):
-    many, _ = trajectory(num_devices, np.float32, 20)
-    np.testing.assert_allclose(many[19::20], one[19::20], rtol=1e-3)
+  many, _ = trajectory(8, np.float32, 20)
+  np.testing.assert_allclose(many[19::20], one[19::20], rtol=1e-3)
 
 
 def flops(function, *arguments):
