@@ -1,10 +1,22 @@
-"""What all tests share: several virtual devices, and no silent broadcasting."""
+"""What all tests share: several virtual devices, no silent broadcasting, and nothing compiled twice in a session."""
+
+import os
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+  """Compiled programs of this session, also for the processes that it starts: tests of resuming compile again and again."""
+  folder = str(tmp_path_factory.mktemp("compiled"))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 @pytest.fixture
