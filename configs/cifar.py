@@ -89,7 +89,13 @@ def student_stages(args, recipe):
 def student_stage(terms, task_weight, epochs, recipe, **fields):
   """A stage of the student."""
   return stage(
-    "student", teachers=("teacher",), methods=terms, task_weight=task_weight, epochs=epochs, **recipe, **fields
+    "student",
+    teachers=("teacher",),
+    methods=terms,
+    task_weight=task_weight,
+    epochs=epochs,
+    **recipe,
+    **fields,
   )
 
 
@@ -100,6 +106,8 @@ def shares(args, count):
   if args.budget != "total":
     raise unknown("config argument budget", args.budget, ("total", "full"))
   if args.epochs < count:
-    raise UserError(f"config argument epochs: {args.epochs} cannot be shared by {count} stages; use budget=full")
+    raise UserError(
+      f"config argument epochs: {args.epochs} cannot be shared by {count} stages; use budget=full"
+    )
   share, rest = divmod(args.epochs, count)
   return [share + (i < rest) for i in range(count)]

@@ -1,6 +1,6 @@
 """Three tiny stages on scikit-learn's digits, in seconds: to see that an installation works.
 
-  python -m smskd_jax.main --config=configs/smoke.py --workdir=runs/smoke
+python -m smskd_jax.main --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from smskd_jax.config import experiment, method, network, stage

@@ -59,27 +59,45 @@ def change(path, value):
 STAGE_1, STAGE_2 = ("stages", 1), ("stages", 2)
 KD = (*STAGE_1, "methods", 0)
 MISTAKES = {
-  "method": (change((*KD, "name"), "kdd"), r"stages\[1\].methods\[0\].name: unknown 'kdd'; did you mean 'kd'"),
-  "network": (change(("networks", "student", "model"), "resnet9"), r"networks.student.model: unknown .*resnet8"),
+  "method": (
+    change((*KD, "name"), "kdd"),
+    r"stages\[1\].methods\[0\].name: unknown 'kdd'; did you mean 'kd'",
+  ),
+  "network": (
+    change(("networks", "student", "model"), "resnet9"),
+    r"networks.student.model: unknown .*resnet8",
+  ),
   "weighting": (change((*STAGE_2, "reference", "weighting"), "tpc"), "did you mean 'tcp'.*constant"),
   "optimizer": (change((*STAGE_1, "optimizer", "name"), "sgdm"), "unknown 'sgdm'; did you mean 'sgd'.*adamw"),
   "schedule": (change((*STAGE_1, "schedule", "name"), "cosin"), "unknown 'cosin'; did you mean 'cosine'"),
   "field of an optimizer": (change((*STAGE_1, "optimizer", "name"), "adamw"), "unknown 'momentum'"),
   "learner": (change((*STAGE_1, "learner"), "studnt"), "unknown 'studnt'; did you mean 'student'"),
   "teacher that does not exist": (change((*STAGE_1, "teachers"), ("assistant",)), "unknown 'assistant'"),
-  "teacher not trained": (change(("stages", 0, "teachers"), ("student",)), "'student' is not trained by then"),
+  "teacher not trained": (
+    change(("stages", 0, "teachers"), ("student",)),
+    "'student' is not trained by then",
+  ),
   "no teacher": (change((*STAGE_1, "teachers"), ()), "'kd' needs a teacher"),
-  "reference of a first stage": (change((*STAGE_1, "reference", "stage"), "previous"), "first stage of 'student'"),
+  "reference of a first stage": (
+    change((*STAGE_1, "reference", "stage"), "previous"),
+    "first stage of 'student'",
+  ),
   "unknown reference": (change((*STAGE_2, "reference", "stage"), "teacher"), "unknown 'teacher'.*student_kd"),
   "start": (change((*STAGE_1, "start"), "last"), r"stages\[1\].start: unknown 'last'"),
   "no epochs": (change((*STAGE_1, "epochs"), 0), r"stages\[1\].epochs: 0 is too small"),
   "negative epochs": (change((*STAGE_1, "epochs"), -1), r"stages\[1\].epochs: -1 is too small"),
   "batch": (change((*STAGE_1, "batch_size"), 0), r"stages\[1\].batch_size: 0"),
   "temperature": (change((*KD, "temperature"), 0.0), r"methods\[0\].temperature: 0.0"),
-  "reference temperature": (change((*STAGE_2, "reference", "temperature"), -4.0), "reference.temperature: -4.0"),
+  "reference temperature": (
+    change((*STAGE_2, "reference", "temperature"), -4.0),
+    "reference.temperature: -4.0",
+  ),
   "tcp temperature": (change((*STAGE_2, "reference", "tcp_temperature"), 0.0), "tcp_temperature: 0.0"),
   "learning rate": (change((*STAGE_1, "optimizer", "learning_rate"), 0.0), "optimizer.learning_rate: 0.0"),
-  "momentum": (change((*STAGE_1, "optimizer", "momentum"), 1.5), r"optimizer: momentum: 1.5 is not in \[0, 1\)"),
+  "momentum": (
+    change((*STAGE_1, "optimizer", "momentum"), 1.5),
+    r"optimizer: momentum: 1.5 is not in \[0, 1\)",
+  ),
   "nan": (change((*KD, "weight"), math.nan), r"methods\[0\].weight: nan is not a finite number"),
   "infinity": (change((*STAGE_1, "task_weight"), math.inf), "task_weight: inf is not a finite number"),
   "negative weight": (change((*KD, "weight"), -1.0), r"methods\[0\].weight: -1.0"),
@@ -105,7 +123,10 @@ def test_a_mistake_is_one_line_that_names_the_field(mistake):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"stages": [{"learner": "student", "epoch": 3}]}, r"stages\[0\]: unknown 'epoch'; did you mean 'epochs'"),
+    (
+      {"stages": [{"learner": "student", "epoch": 3}]},
+      r"stages\[0\]: unknown 'epoch'; did you mean 'epochs'",
+    ),
     ({"sed": 1}, "unknown 'sed'; did you mean 'seed'"),
     ({"seed": "1"}, "config.seed: '1' is not of type int"),
     ({"seed": True}, "config.seed: True is not of type int"),
@@ -141,6 +162,10 @@ def test_parse_arg():
   args = parse_arg("epochs=3,joint=true,rate=1", **defaults)
   assert (args.epochs, args.student, args.rate, args.joint) == (3, "resnet20", 1.0, True)
   assert parse_arg(None, **defaults).to_dict() == defaults
-  for text, message in (("epoch=3", "did you mean 'epochs'"), ("epochs=x", "'x' is not of type int"), ("joint=2", "bool")):
+  for text, message in (
+    ("epoch=3", "did you mean 'epochs'"),
+    ("epochs=x", "'x' is not of type int"),
+    ("joint=2", "bool"),
+  ):
     with pytest.raises(UserError, match=message):
       parse_arg(text, **defaults)

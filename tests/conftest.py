@@ -11,7 +11,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-  """Compiled programs of this session, also for the processes that it starts: tests of resuming compile again and again."""
+  """Programs compiled in this session, for the processes it starts too: tests of resuming compile again and again."""
   folder = str(tmp_path_factory.mktemp("compiled"))
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

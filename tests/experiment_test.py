@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-
 import runs
+
 from smskd_jax import experiment
 from smskd_jax.config import method, network, stage
 from smskd_jax.errors import UserError
@@ -34,7 +34,13 @@ def test_what_a_run_leaves(finished):
     assert np.isfinite(last[f"test/{name}"])
   assert of_kd["metrics"]["best_by_validation"] is None
   folder = workdir / "store" / of_kd["key"]
-  assert {path.name for path in folder.iterdir()} == {"stage.json", "metrics.jsonl", "final", "result.json", "lock"}
+  assert {path.name for path in folder.iterdir()} == {
+    "stage.json",
+    "metrics.jsonl",
+    "final",
+    "result.json",
+    "lock",
+  }
   assert (workdir / "figures" / "stages.png").stat().st_size > 10_000
   report = (workdir / "report.md").read_text()
   assert f"{100 * last['test/accuracy']:.2f} %" in report and of_kd["key"] in report
@@ -132,7 +138,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, m
     experiment.run(runs.tiny(), tmp_path, cpu_devices=2)
   folder = tmp_path / "store" / finished[1]["stages"][0]["key"] / "checkpoints"
   assert {path.name for path in folder.iterdir()} == {"8", "12"}
-  largest = max((path for path in (folder / "12").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  largest = max(
+    (path for path in (folder / "12").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+  )
   largest.write_bytes(largest.read_bytes()[:100])
   experiment.run(runs.tiny(), tmp_path, cpu_devices=2)
   told = capsys.readouterr().out
@@ -143,7 +151,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, m
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path):
   exploding = runs.tiny()
   exploding.stages[1].optimizer.learning_rate = 1e30
-  with pytest.raises(UserError, match=r"stage 'fitnet', step \d+: .* is (nan|inf).*; there is no checkpoint yet"):
+  with pytest.raises(
+    UserError, match=r"stage 'fitnet', step \d+: .* is (nan|inf).*; there is no checkpoint yet"
+  ):
     experiment.run(exploding, tmp_path, cpu_devices=2)
   assert not (tmp_path / "result.json").exists()
 
@@ -158,7 +168,9 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     return fetch(self, step)
 
   monkeypatch.setattr(loop.Window, "fetch", poisoned)
-  with pytest.raises(UserError, match=r"stage 'teacher', step 8: task is nan.*; the last checkpoint is of step 4"):
+  with pytest.raises(
+    UserError, match=r"stage 'teacher', step 8: task is nan.*; the last checkpoint is of step 4"
+  ):
     experiment.run(runs.tiny(), tmp_path, cpu_devices=2)
 
 
@@ -186,14 +198,19 @@ def test_final_variables_reproduce_the_reported_accuracy(finished):
   image = normalize(digits.test.image, digits.mean, digits.std)
   logits = MODELS["resnet8"](num_classes=10, width=0.125).apply(variables, image).logits
   accuracy = np.mean(np.argmax(logits, -1) == digits.test.label)
-  np.testing.assert_allclose(accuracy, result["stages"][2]["metrics"]["last"]["test/accuracy"], atol=1.5 / 359)
+  np.testing.assert_allclose(
+    accuracy, result["stages"][2]["metrics"]["last"]["test/accuracy"], atol=1.5 / 359
+  )
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
     ({"data": {"source": "digit"}}, "unknown 'digit'; did you mean 'digits'"),
-    ({"networks": {"teacher": network("resnet8", num_classes=5), "student": network("resnet8")}}, "5, but the data has 10"),
+    (
+      {"networks": {"teacher": network("resnet8", num_classes=5), "student": network("resnet8")}},
+      "5, but the data has 10",
+    ),
     ({"stages": (stage("student", batch_size=5000),)}, "only 1438 training images"),
     ({"stages": (stage("student", batch_size=63),)}, "63 images do not divide over 2 devices; .*: 62 or 64"),
     (

@@ -1,9 +1,11 @@
 """The contract of a distillation method: a pair of pure functions, as in `optax.GradientTransformation`."""
 
 from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from smskd_jax.state import Aux, Batch, Outputs
 
@@ -50,6 +52,16 @@ def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
   return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def mean(x: Any, axis_name: str | None) -> Any:
-  """The mean over devices of an array, or of each in a tree; `x` itself without an axis."""
-  return x if axis_name is None else jax.lax.pmean(x, axis_name)
+def mean(tree: Any, axis_name: str | None) -> Any:
+  """The mean over devices of each array in a tree; the tree itself without an axis.
+
+  The arrays travel as one: each collective costs a rendezvous of all devices.
+  """
+  if axis_name is None:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  if len({leaf.dtype for leaf in leaves}) > 1:
+    return jax.lax.pmean(tree, axis_name)
+  flat = jax.lax.pmean(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), axis_name)
+  pieces = jnp.split(flat, list(itertools.accumulate(leaf.size for leaf in leaves))[:-1])
+  return structure.unflatten([p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)])

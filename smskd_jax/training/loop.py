@@ -101,7 +101,9 @@ class Window:
           raise NonFinite(f"step {at}: {name} is {value}; lower the learning rate or the weight of that term")
         self._fetched.setdefault(name, []).append(value)
     self._pending = []
-    return self._fetched
+    return {
+      name: list(values) for name, values in self._fetched.items()
+    }  # a copy: a save goes on in the background
 
   def means(self, step: int) -> dict[str, float]:
     """The mean of each metric, by 'train/NAME'; begins anew."""

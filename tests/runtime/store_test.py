@@ -35,7 +35,9 @@ def test_entry_of_another_format_is_refused(tmp_path, monkeypatch):
   entry.begin({}, {})
   entry.finish({})
   monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
-  with pytest.raises(UserError, match="is of format 1, this version's is 2; remove it or use another --store"):
+  with pytest.raises(
+    UserError, match="is of format 1, this version's is 2; remove it or use another --store"
+  ):
     entry.result()
 
 

@@ -1,11 +1,11 @@
 """Whole training runs of PyTorch, reproduced: losses, per-sample weights and the final student; golden/README.md."""
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import golden
 from smskd_jax.losses import kd
 from smskd_jax.models import MODELS
 from smskd_jax.models.torch_weights import from_torch, to_torch
@@ -59,7 +59,9 @@ def test_equals_pytorch(case, float64):
   step = jax.jit(make_train_step(stage))
   teach = jax.jit(lambda image: teacher.apply(teacher_variables, image).logits)
   for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-    batch = Batch(jnp.asarray(image), jnp.asarray(label, jnp.int32), jnp.arange(case["batch"], dtype=jnp.int32))
+    batch = Batch(
+      jnp.asarray(image), jnp.asarray(label, jnp.int32), jnp.arange(case["batch"], dtype=jnp.int32)
+    )
     state, metrics = step(state, frozen, batch)
     names = {"loss": "loss", "task": "task", "distill": "distill/kd"}
     if case["reference"] is not None:
@@ -75,7 +77,9 @@ def test_equals_pytorch(case, float64):
 
 def check_student(final, expected):
   for key in [key for key in expected if key.startswith("final.")]:
-    np.testing.assert_allclose(final[key.removeprefix("final.")], expected[key], rtol=1e-6, atol=1e-9, err_msg=key)
+    np.testing.assert_allclose(
+      final[key.removeprefix("final.")], expected[key], rtol=1e-6, atol=1e-9, err_msg=key
+    )
   norms = {key.removeprefix("norm."): value for key, value in expected.items() if key.startswith("norm.")}
   compared = {key for key in norms if not key.endswith("num_batches_tracked")}
   assert compared == set(final)

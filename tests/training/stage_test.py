@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
 
-import networks
 from smskd_jax.losses import kd, rkd
 from smskd_jax.runtime import parallel
 from smskd_jax.training.stage import learner_variables, make_train_step
@@ -69,7 +69,9 @@ def test_one_step_descends_along_the_gradient(float64):
   gradient = jax.grad(loss)(state.params["learner"])
   new_state, metrics = make_train_step(stage)(state, frozen, batch)
   expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 5e-4 * p), state.params["learner"], gradient)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), new_state.params["learner"], expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), new_state.params["learner"], expected
+  )
   np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-9)
   assert new_state.step == 1
 
@@ -100,7 +102,9 @@ def trajectory(num_devices, dtype, steps):
     frozen = parallel.replicate(frozen._replace(reference=reference), devices)
     state = parallel.replicate(state, devices)
     traces, pure = [], make_train_step(stage, parallel.AXIS)
-    step = parallel.compile_step(lambda *a, pure=pure, traces=traces: (traces.append(1), pure(*a))[1], devices)
+    step = parallel.compile_step(
+      lambda *a, pure=pure, traces=traces: (traces.append(1), pure(*a))[1], devices
+    )
     for i in range(steps):
       state, metrics = step(state, frozen, parallel.split(networks.batch_of(i, dtype=dtype), devices))
       losses.append(float(metrics["loss"]))
@@ -178,4 +182,6 @@ def test_a_reference_survives_the_donation_of_the_state():
   step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
   for i in range(2):
     state, _ = step(state, frozen, parallel.split(networks.batch_of(i), devices))
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((variables, frozen.reference))))
+  assert all(
+    np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((variables, frozen.reference)))
+  )

@@ -1,0 +1,25 @@
+"""The claim of the quickstart, on three seeds: minutes, so marked slow."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import runs
+
+from smskd_jax import experiment
+
+
+@pytest.mark.slow
+def test_the_student_of_three_stages_beats_the_one_that_learns_alone(tmp_path):
+  spec = importlib.util.spec_from_file_location("quickstart", runs.ROOT / "configs" / "quickstart.py")
+  quickstart = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(quickstart)
+  gains = []
+  for seed in range(3):
+    config = quickstart.get_config()
+    config.seed = seed
+    result = experiment.run(config, tmp_path / str(seed), cpu_devices=2)
+    accuracy = {s["name"]: s["metrics"]["last"]["test/accuracy"] for s in result["stages"]}
+    assert accuracy["teacher"] > accuracy["kd"] > 0.75
+    gains.append(accuracy["kd"] - accuracy["alone"])
+  assert np.mean(gains) > 0, gains
