@@ -64,4 +64,6 @@ def mean(tree: Any, axis_name: str | None) -> Any:
     return jax.lax.pmean(tree, axis_name)
   flat = jax.lax.pmean(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), axis_name)
   pieces = jnp.split(flat, list(itertools.accumulate(leaf.size for leaf in leaves))[:-1])
-  return structure.unflatten([p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)])
+  return jax.tree.unflatten(
+    structure, [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
+  )
