@@ -11,6 +11,7 @@ The config file says everything, and any field of it can be changed on the comma
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 import signal
 import sys
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str]) -> int:
     for flag in (_CONFIG, _WORKDIR):
       if flag.value is None:
         raise UserError(f"--{flag.name}: missing; see --help")
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not Path(path).is_file():
+      raise UserError(f"--config: there is no file {path}")
     return _run()
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)

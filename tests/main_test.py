@@ -43,7 +43,7 @@ def test_help_is_useful_and_fast():
     ),
     (["--config=configs/smoke.py", "--cpu_device=2"], "Unknown command line flag 'cpu_device'"),
     (["--config=configs/smoke.py", "stray"], "unexpected argument 'stray'"),
-    (["--config=configs/none.py"], "configs/none.py"),
+    (["--config=configs/none.py"], "there is no file configs/none.py"),
     (["--config=configs/cifar.py:teachr=resnet56"], "unknown 'teachr'; did you mean 'teacher'"),
     (["--config=configs/cifar.py:stages=fitnet+crrd"], "unknown 'crrd'"),
     (["--config=configs/cifar.py", "--config.data.folder=nowhere"], "nowhere"),
