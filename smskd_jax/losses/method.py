@@ -60,7 +60,7 @@ def mean(tree: Any, axis_name: str | None) -> Any:
   if axis_name is None:
     return tree
   leaves, structure = jax.tree.flatten(tree)
-  if len({leaf.dtype for leaf in leaves}) > 1:
+  if len({leaf.dtype for leaf in leaves}) != 1:
     return jax.lax.pmean(tree, axis_name)
   flat = jax.lax.pmean(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), axis_name)
   pieces = jnp.split(flat, list(itertools.accumulate(leaf.size for leaf in leaves))[:-1])
