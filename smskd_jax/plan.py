@@ -155,8 +155,8 @@ def _make_stage(
 
 def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
   terms: list[stage_lib.Term] = []
-  for entry in methods:
-    name, again = entry["name"], sum(term.name.startswith(entry["name"]) for term in terms)
+  for i, entry in enumerate(methods):
+    name, again = entry["name"], sum(earlier["name"] == entry["name"] for earlier in methods[:i])
     method = losses.METHODS[name](**options(entry, "name", "weight"))
     terms.append(stage_lib.Term(f"{name}_{again + 1}" if again else name, entry["weight"], method))
   return tuple(terms)

@@ -154,11 +154,12 @@ def run(
     hooks.progress(step)
     if budget.evaluates(step):
       hooks.write(_stamp(budget, step) | hooks.evaluate(stage_lib.learner_variables(state)))
-    if budget.saves(step) or stop:
+    stopping = bool(stop)  # read once: a signal that comes later waits for the next step, and so for its save
+    if budget.saves(step) or stopping:
       # Fetching first: what is not finite must not replace the last good checkpoint.
       note = {"window": window.fetch(step), "seconds": time.monotonic() - began}
       checkpoints.save(step, state, note)
-    if stop:
+    if stopping:
       checkpoints.close()
       raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
   jax.block_until_ready(state)
