@@ -12,6 +12,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from smskd_jax.models.batch_norm import BatchNorm
+
 
 def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   """Normal weights [h, w, in, out] of variance 2 / fan-out: He et al., https://arxiv.org/abs/1502.01852.
@@ -40,18 +42,9 @@ def conv(channels: int, size: int, *, name: str, stride: int = 1, use_bias: bool
   )
 
 
-def norm(*, name: str, train: bool, axis_name: str | None) -> nn.BatchNorm:
-  """Batch normalisation; in training its statistics span the devices of `axis_name`.
-
-  Difference: the running variance is Flax's, of the biased variance; PyTorch keeps the unbiased one.
-  """
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    axis_name=axis_name if train else None,
-    name=name,
-  )
+def norm(*, name: str, train: bool, axis_name: str | None) -> BatchNorm:
+  """Batch normalisation; in training its statistics span the devices of `axis_name`."""
+  return BatchNorm(train=train, axis_name=axis_name, name=name)
 
 
 def linear(features: int, inputs: int, *, name: str) -> nn.Dense:
