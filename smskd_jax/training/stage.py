@@ -50,9 +50,9 @@ def init_variables(network: nn.Module, key: jax.Array, image: Any) -> Any:
   return _init(network, key, jnp.zeros(image.shape, image.dtype))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
 def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
-  """Compiled once for all networks of one kind: layer by layer, it would take seconds."""
+  """Compiled as a whole, because layer by layer takes seconds, and in haste, because it runs once."""
   return network.init(key, image)
 
 
