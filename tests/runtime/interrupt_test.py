@@ -1,0 +1,39 @@
+"""Tests of runtime/interrupt.py."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from smskd_jax.runtime import interrupt
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noted_and_handlers_are_put_back(signum):
+  before = signal.getsignal(signum)
+  with interrupt.watch() as stop:
+    assert not stop
+    os.kill(os.getpid(), signum)
+    assert stop and stop.signum == signum
+    assert signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler)
+  assert signal.getsignal(signum) is before
+
+
+def test_the_second_ctrl_c_does_not_wait():
+  with pytest.raises(KeyboardInterrupt), interrupt.watch():
+    for _ in range(2):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_nothing_is_watched():
+  seen = []
+
+  def watch():
+    with interrupt.watch() as stop:
+      seen.append(bool(stop))
+
+  thread = threading.Thread(target=watch)
+  thread.start()
+  thread.join()
+  assert seen == [False]
