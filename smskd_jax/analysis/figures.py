@@ -64,9 +64,9 @@ def _draw_accuracy(axes, results, students, curves) -> None:
         accuracy, color=_GREY, linestyle="--", linewidth=1.2, label=f"{stage['name']} {accuracy:.1f} %"
       )
   best = max(100 * stage["metrics"]["last"]["test/accuracy"] for stage in results)
-  ends = [100 * own[-1]["metrics"]["last"]["test/accuracy"] for own in students.values()]
-  # What happens near the end matters; the first epochs may leave at the bottom.
-  axes.set_ylim(min(ends) - 0.35 * (100 - min(ends)) - 4, min(100.5, best + 0.2 * (100 - best) + 1))
+  worst = min(100 * s["metrics"]["last"]["test/accuracy"] for own in students.values() for s in own)
+  # Where every stage ended has to be seen; the first epochs of a network may leave at the bottom.
+  axes.set_ylim(max(0.0, worst - 0.15 * (100 - worst) - 2), min(100.5, best + 0.2 * (100 - best) + 1))
   axes.set_ylabel("test accuracy [%]")
   axes.legend(loc="lower right", fontsize=8)
 
