@@ -1,11 +1,23 @@
 """Tests of runtime/checkpoint.py: what is saved comes back, and what is damaged does not."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from smskd_jax.runtime import checkpoint, parallel
+
+# Where a file is damaged, orbax drops reads that were under way, and their errors come out when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+  """So that they come out here, and not in the middle of another test."""
+  yield
+  gc.collect()
 
 
 def state_of(step):
