@@ -22,7 +22,8 @@ from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
-from smskd_jax.training.stage import Stage, init_state, init_variables, make_train_step
+from smskd_jax.training.initial import init_state, init_variables
+from smskd_jax.training.stage import Stage, make_train_step
 
 
 def flax_norm(*, name, train, axis_name):
@@ -38,7 +39,8 @@ def make_turn(args, devices, norm):
   stage = Stage(network, optimizer.sgd(0.05))
   with mock.patch.object(layers, "norm", norm):
     variables = init_variables(network, jax.random.key(0), image)
-    state = parallel.replicate(init_state(stage, jax.random.key(0), variables, (), image, 1), devices)
+    state = init_state(stage, jax.random.key(0), variables, (), image, np.zeros(1, np.int32))
+    state = parallel.replicate(state, devices)
     frozen = parallel.replicate(Frozen(jax.random.key(1), (), None), devices)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch_size, *image.shape[1:])).astype(np.float32)

@@ -25,7 +25,7 @@ from smskd_jax.runtime import checkpoint, console, interrupt, parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.state import Frozen
-from smskd_jax.training import loop
+from smskd_jax.training import initial, loop
 from smskd_jax.training import stage as stage_lib
 
 
@@ -60,7 +60,7 @@ def main():
   # One checkpoint a round, which is more often than the default of one in 500 steps.
   budget = plan.budget._replace(epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2)
   image, key = image_spec(dataset), jax.random.key(0)
-  fresh = functools.partial(stage_lib.init_variables, image=image)
+  fresh = functools.partial(initial.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)
   compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
@@ -68,7 +68,7 @@ def main():
 
   def begin():
     variables = fresh(plan.stage.learner, key)
-    state = stage_lib.init_state(plan.stage, key, variables, teachers, image, len(dataset.train.label))
+    state = initial.init_state(plan.stage, key, variables, teachers, image, dataset.train.label)
     return parallel.replicate(state, devices)
 
   def through_the_loop(folder):

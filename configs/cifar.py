@@ -14,19 +14,22 @@ What SMSKD leaves open is our reading: the weights of the reference term, and ho
   budget=full   every stage has all `epochs`
   mode=joint    one stage with all methods at once: the ablation
 
+`stages` names recipes of literature.csv beside this file: methods with the outer weights that their authors published,
+for the pair of networks where they differ, and kd_ls, dkd_ls and ctkd, which are kd and dkd inside a plug-in. What is
+not taken over: batch sizes, rates and views of a method's own, which the column `source` names. stages=simkd alone ends
+in the teacher's classifier; among other stages the student keeps its own. With dml the student has a peer of its own
+kind. optimizer=dot is DOT.
+
 Arguments: dataset, folder, teacher, student, stages (joined by +), epochs, teacher_epochs (0: as epochs), budget, mode,
-batch_size, learning_rate, validation, seed, reference_weight.
+batch_size, learning_rate, optimizer, validation, seed, reference_weight.
 """
 
-from smskd_jax.config import experiment, method, network, parse_arg, stage
-from smskd_jax.errors import UserError, unknown
+import ast
+import csv
+from pathlib import Path
 
-# method -> (weight of the method, weight of cross-entropy beside it), the values behind CRD's table.
-WEIGHTS = {
-  "fitnet": (100.0, 1.0),
-  "kd": (0.9, 0.1),
-  "rkd": (1.0, 1.0),
-}
+from smskd_jax.config import experiment, method, network, parse_arg, plugin, stage
+from smskd_jax.errors import UserError, unknown
 
 
 def get_config(arg=None):
@@ -44,45 +47,77 @@ def get_config(arg=None):
     mode="sequential",
     batch_size=64,
     learning_rate=0.05,
+    optimizer="sgd",
     validation=0.0,
     seed=0,
     reference_weight=1.0,
   )
   recipe = {
     "batch_size": args.batch_size,
-    "optimizer": {"name": "sgd", "learning_rate": args.learning_rate},
+    "optimizer": {"name": args.optimizer, "learning_rate": args.learning_rate},
     "schedule": {"name": "multistep"},
   }
-  teacher = stage("teacher", epochs=args.teacher_epochs or args.epochs, **recipe)
+  alone = recipe | {"optimizer": {"name": "sgd", "learning_rate": args.learning_rate}}
+  teacher = stage("teacher", epochs=args.teacher_epochs or args.epochs, **alone)
   return experiment(
     seed=args.seed,
     data={"source": args.dataset, "folder": args.folder, "validation": args.validation},
-    networks={"teacher": network(args.teacher), "student": network(args.student)},
+    networks={"teacher": network(args.teacher), "student": student_network(args)},
     stages=(teacher, *student_stages(args, recipe)),
+  )
+
+
+def student_network(args):
+  """The student, or the network made of it that its methods need."""
+  if args.stages == "simkd":
+    return network("simkd", body=args.student, teacher=args.teacher)
+  if "dml" in args.stages.split("+"):
+    return network("cohort", first=args.student, peer=args.student)
+  return network(args.student)
+
+
+def literature(recipe, teacher, student):
+  """A row of literature.csv: that of the pair where there is one, else that of all pairs."""
+  with Path(__file__).with_name("literature.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  if recipe not in {row["recipe"] for row in rows}:
+    raise unknown("config argument stages", recipe, dict.fromkeys(row["recipe"] for row in rows))
+  found = {(row["teacher"], row["student"]): row for row in rows if row["recipe"] == recipe}
+  return found.get((teacher, student), found["", ""])
+
+
+def term(row):
+  """The distillation term of a row: its method is named like the recipe, up to its plug-in."""
+  options = dict(option.split("=") for option in filter(None, row["options"].split(";")))
+  name = "kd" if row["recipe"] == "ctkd" else row["recipe"].removesuffix("_ls")
+  return method(
+    name,
+    weight=float(row["weight"]),
+    warmup_epochs=float(row["warmup_epochs"]),
+    plugins=tuple(plugin(name) for name in filter(None, row["plugins"].split(";"))),
+    **{option: ast.literal_eval(value) for option, value in options.items()},
   )
 
 
 def student_stages(args, recipe):
   """The student's stages: one a method, or all methods in one."""
   names = args.stages.split("+")
-  for name in names:
-    if name not in WEIGHTS:
-      raise unknown("config argument stages", name, WEIGHTS)
+  rows = [literature(name, args.teacher, args.student) for name in names]
+  task_weights = [float(row["task_weight"]) for row in rows]
   if args.mode == "joint":
-    terms = tuple(method(name, weight=WEIGHTS[name][0]) for name in names)
-    task_weight = min(WEIGHTS[name][1] for name in names)
-    return [student_stage(terms, task_weight, args.epochs, recipe)]
+    return [student_stage(tuple(map(term, rows)), min(task_weights), args.epochs, recipe)]
   if args.mode != "sequential":
     raise unknown("config argument mode", args.mode, ("sequential", "joint"))
   return [
     student_stage(
-      (method(name, weight=WEIGHTS[name][0]),),
-      WEIGHTS[name][1],
+      (term(row),),
+      task_weights[i],
       epochs,
       recipe,
+      name=f"student_{row['recipe']}" if names.index(row["recipe"]) == i else "",
       reference={"stage": "previous", "weight": args.reference_weight} if i else {},
     )
-    for i, (name, epochs) in enumerate(zip(names, shares(args, len(names)), strict=True))
+    for i, (row, epochs) in enumerate(zip(rows, shares(args, len(names)), strict=True))
   ]
 
 

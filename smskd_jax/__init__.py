@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from smskd_jax import losses, models
-  from smskd_jax.losses import METHODS, Method
+  from smskd_jax.losses import METHODS, PLUGINS, Method
   from smskd_jax.models import MODELS
   from smskd_jax.state import Batch, Frozen, Outputs, TrainState
+  from smskd_jax.training.initial import init_state, init_variables
   from smskd_jax.training.reference import Reference
-  from smskd_jax.training.stage import (
-    Stage,
-    Term,
-    init_state,
-    init_variables,
-    learner_variables,
-    make_train_step,
-  )
+  from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
 
 __all__ = [
   "Batch",
@@ -28,6 +22,7 @@ __all__ = [
   "MODELS",
   "Method",
   "Outputs",
+  "PLUGINS",
   "Reference",
   "Stage",
   "Term",
@@ -41,18 +36,12 @@ __all__ = [
 ]
 
 _HOMES = {
-  "losses": ("METHODS", "Method"),
+  "losses": ("METHODS", "PLUGINS", "Method"),
   "models": ("MODELS",),
   "state": ("Batch", "Frozen", "Outputs", "TrainState"),
+  "training.initial": ("init_state", "init_variables"),
   "training.reference": ("Reference",),
-  "training.stage": (
-    "Stage",
-    "Term",
-    "init_state",
-    "init_variables",
-    "learner_variables",
-    "make_train_step",
-  ),
+  "training.stage": ("Stage", "Term", "learner_variables", "make_train_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

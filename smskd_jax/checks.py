@@ -1,16 +1,26 @@
 """Mistakes in a resolved config: values out of range, and stages that need what is not there yet."""
 
 from collections.abc import Callable, Iterator
+import functools
 import math
 import re
 from typing import Any
 
 from smskd_jax import losses, models
 from smskd_jax.errors import UserError, unknown
+from smskd_jax.filling import options
 from smskd_jax.training import optimizer, reference
 
 # Field of a config -> the smallest value allowed and whether the value may be it.
-_AT_LEAST = {"seed": 0, "split_seed": 0, "weight": 0, "task_weight": 0, "padding": 0, "num_classes": 0}
+_AT_LEAST = {
+  "seed": 0,
+  "split_seed": 0,
+  "weight": 0,
+  "task_weight": 0,
+  "warmup_epochs": 0,
+  "padding": 0,
+  "num_classes": 0,
+}
 _ABOVE = {
   "epochs": 0,
   "batch_size": 0,
@@ -49,19 +59,34 @@ def check_values(config: dict[str, Any]) -> None:
 
 def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
   for j, method in enumerate(stage["methods"]):
-    _check_factory(f"{field}.methods[{j}]", losses.METHODS[method["name"]], method, "name", "weight")
+    _check_factory(
+      f"{field}.methods[{j}]",
+      losses.METHODS[method["name"]],
+      method,
+      "name",
+      "weight",
+      "warmup_epochs",
+      "plugins",
+    )
+    for k, plugin in enumerate(method["plugins"]):
+      if plugin["name"] in losses.OF_LOGITS and method["name"] not in losses.FAMILIES["response"]:
+        raise UserError(
+          f"{field}.methods[{j}].plugins[{k}]: {plugin['name']!r} changes logits, which {method['name']!r} does not "
+          f"read; it wraps {', '.join(losses.FAMILIES['response'])}"
+        )
+      wrap = functools.partial(losses.PLUGINS[plugin["name"]], losses.METHODS["kd"]())
+      _check_factory(f"{field}.methods[{j}].plugins[{k}]", wrap, plugin, "name")
   schedule, optimiser = stage["schedule"], stage["optimizer"]
   rate = optimiser["learning_rate"]
-  of_schedule = lambda **options: optimizer.SCHEDULES[schedule["name"]](rate, 1, stage["epochs"], **options)
-  of_optimizer = lambda **options: optimizer.OPTIMIZERS[optimiser["name"]](rate, **options)
+  of_schedule = lambda **own: optimizer.SCHEDULES[schedule["name"]](rate, 1, stage["epochs"], **own)
+  of_optimizer = lambda **own: optimizer.OPTIMIZERS[optimiser["name"]](rate, **own)
   _check_factory(f"{field}.schedule", of_schedule, schedule, "name")
   _check_factory(f"{field}.optimizer", of_optimizer, optimiser, "name", "learning_rate")
 
 
 def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: str, **needed: Any) -> None:
-  options = {name: value for name, value in entry.items() if name not in ours}
   try:
-    factory(**options | needed)
+    factory(**options(entry, *ours) | needed)
   except ValueError as error:
     raise UserError(f"{field}: {error}") from error
 
@@ -85,8 +110,9 @@ def check_stages(config: dict[str, Any]) -> None:
         raise UserError(
           f"{field}.teachers: {name!r} is not trained by then; put a stage with learner={name!r} before this one"
         )
-    if stage["methods"] and not stage["teachers"]:
-      raise UserError(f"{field}.teachers: empty, but {stage['methods'][0]['name']!r} needs a teacher")
+    for method in stage["methods"]:
+      if not stage["teachers"] and method["name"] not in losses.WITHOUT_TEACHER:
+        raise UserError(f"{field}.teachers: empty, but {method['name']!r} needs a teacher")
     if stage["start"] not in ("previous", "fresh"):
       raise unknown(f"{field}.start", stage["start"], ("previous", "fresh"))
     _check_reference(field, stage, earlier)

@@ -6,14 +6,13 @@ write every field out, so that the command line can change any of them and the r
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax import checks, losses, models
-from smskd_jax.errors import UserError, unknown
+from smskd_jax import checks, filling, losses, models
+from smskd_jax.errors import unknown
 from smskd_jax.training import optimizer
 
 EXPERIMENT: dict[str, Any] = {
@@ -64,27 +63,38 @@ NETWORK: dict[str, Any] = {
 METHOD: dict[str, Any] = {
   "name": "",  # a name of smskd_jax.losses.METHODS; other fields are the method's own
   "weight": 1.0,  # of the term in the objective
+  "warmup_epochs": 0.0,  # over which the weight grows to its value, epoch by epoch; 0: none
+  "plugins": (),  # of plugin(...), which change what the method sees; the first is the outermost
+}
+
+PLUGIN: dict[str, Any] = {
+  "name": "",  # a name of smskd_jax.losses.PLUGINS; other fields are the plug-in's own
 }
 
 
 def network(model: str, **options: Any) -> ConfigDict:
   """A network's entry: a name of `MODELS` and the options of its factory."""
-  return _overridable(_network("network", {"model": model} | options))
+  return filling.overridable(_network("network", {"model": model} | options))
 
 
 def method(name: str, **fields: Any) -> ConfigDict:
   """A distillation term: a name of `METHODS`, its outer `weight` and its hyper-parameters."""
-  return _overridable(_method("method", {"name": name} | fields))
+  return filling.overridable(_method("method", {"name": name} | fields))
+
+
+def plugin(name: str, **fields: Any) -> ConfigDict:
+  """A plug-in of a method: a name of `PLUGINS` and its hyper-parameters."""
+  return filling.overridable(_plugin("plugin", {"name": name} | fields))
 
 
 def stage(learner: str, **fields: Any) -> ConfigDict:
   """A stage: the fields of `STAGE`; nested ones (`reference`, `optimizer`, ...) may be given in part."""
-  return _overridable(_stage("stage", {"learner": learner} | fields))
+  return filling.overridable(_stage("stage", {"learner": learner} | fields))
 
 
 def experiment(**fields: Any) -> ConfigDict:
   """A whole config: the fields of `EXPERIMENT`; nested ones may be given in part."""
-  return _overridable(_experiment(fields))
+  return filling.overridable(_experiment(fields))
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -102,7 +112,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     name, _, text = item.partition("=")
     if name not in defaults:
       raise unknown("config argument", name, defaults)
-    values[name] = _parse(f"config argument {name}", text, type(defaults[name]))
+    values[name] = filling.parse(f"config argument {name}", text, type(defaults[name]))
   return values
 
 
@@ -112,7 +122,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: the first mistake found.
   """
-  resolved = _experiment(_plain(config))
+  resolved = _experiment(filling.plain(config))
   resolved["stages"] = _named(resolved["stages"])
   checks.check_values(resolved)
   checks.check_stages(resolved)
@@ -120,109 +130,40 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _experiment(given: Mapping[str, Any]) -> dict[str, Any]:
-  filled = _filled("config", EXPERIMENT, given)
+  filled = filling.fill("config", EXPERIMENT, given, leave=("networks",))
   for field, kind in (("networks", dict), ("stages", tuple)):
-    filled[field] = _typed(f"config.{field}", kind(), _plain(given.get(field, kind())))
+    filled[field] = filling.as_type_of(kind(), f"config.{field}", filling.plain(given.get(field, kind())))
   networks = {name: _network(f"config.networks.{name}", entry) for name, entry in filled["networks"].items()}
   stages = tuple(_stage(f"config.stages[{i}]", entry) for i, entry in enumerate(filled["stages"]))
   return filled | {"networks": networks, "stages": stages}
 
 
 def _stage(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  filled = _filled(field, STAGE, given)
-  methods = tuple(_method(f"{field}.methods[{i}]", m) for i, m in enumerate(_plain(filled["methods"])))
+  filled = filling.fill(field, STAGE, given, leave=("optimizer", "schedule"))
+  methods = tuple(_method(f"{field}.methods[{i}]", m) for i, m in enumerate(filling.plain(filled["methods"])))
   return filled | {
     "methods": methods,
-    "optimizer": _entry(f"{field}.optimizer", STAGE["optimizer"], filled["optimizer"], optimizer.OPTIMIZERS),
-    "schedule": _entry(f"{field}.schedule", STAGE["schedule"], filled["schedule"], optimizer.SCHEDULES),
+    "optimizer": filling.fill_entry(
+      f"{field}.optimizer", STAGE["optimizer"], filled["optimizer"], optimizer.OPTIMIZERS
+    ),
+    "schedule": filling.fill_entry(
+      f"{field}.schedule", STAGE["schedule"], filled["schedule"], optimizer.SCHEDULES
+    ),
   }
 
 
 def _network(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  return _entry(field, NETWORK, given, models.MODELS)
+  return filling.fill_entry(field, NETWORK, given, models.MODELS)
 
 
 def _method(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  return _entry(field, METHOD, given, losses.METHODS)
+  filled = filling.fill_entry(field, METHOD, given, losses.METHODS)
+  plugins = tuple(_plugin(f"{field}.plugins[{i}]", p) for i, p in enumerate(filled["plugins"]))
+  return filled | {"plugins": plugins}
 
 
-def options(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
-  """An entry's hyper-parameters: all its fields but the named ones, which are ours."""
-  return {name: value for name, value in entry.items() if name not in own}
-
-
-def _entry(
-  field: str, template: Mapping[str, Any], given: Any, table: Mapping[str, Callable]
-) -> dict[str, Any]:
-  """Fills an entry that names a factory of a table: the template's fields, then the factory's keyword arguments."""
-  name_field = next(iter(template))
-  given = _typed(field, {}, _plain(given))
-  name = given.get(name_field, template[name_field])
-  if name not in table:
-    raise unknown(f"{field}.{name_field}", name, table)
-  keywords = {
-    p.name: p.default
-    for p in inspect.signature(table[name]).parameters.values()
-    if p.kind is p.KEYWORD_ONLY and p.name not in template
-  }
-  return _filled(field, dict(template) | keywords, given)
-
-
-def _filled(field: str, template: Mapping[str, Any], given: Any) -> dict[str, Any]:
-  """The template with the given values in place; nested dicts likewise, except those whose fields a table gives."""
-  given = _typed(field, {}, _plain(given))
-  for name in given:
-    if name not in template:
-      raise unknown(field, name, template)
-  filled = {}
-  for name, default in template.items():
-    value = given.get(name, default)
-    if name in ("optimizer", "schedule", "networks"):
-      filled[name] = value
-    elif isinstance(default, dict):
-      filled[name] = _filled(f"{field}.{name}", default, value)
-    else:
-      filled[name] = _typed(f"{field}.{name}", default, value)
-  return filled
-
-
-def _typed(field: str, default: Any, value: Any) -> Any:
-  """The value in the default's type; whole numbers may stand for floats, lists for tuples."""
-  kind = type(default)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if kind is tuple and isinstance(value, list | tuple):
-    return tuple(value)
-  if type(value) is not kind:
-    raise UserError(f"{field}: {value!r} is not of type {kind.__name__}; an example is {default!r}")
-  return value
-
-
-def _plain(config: Any) -> Any:
-  """ConfigDicts as dicts and lists as tuples, all the way down."""
-  if isinstance(config, ConfigDict | Mapping):
-    return {name: _plain(value) for name, value in config.items()}
-  if isinstance(config, list | tuple):
-    return tuple(_plain(value) for value in config)
-  return config
-
-
-def _overridable(value: Any) -> Any:
-  """Dicts as ConfigDicts, in tuples too, so that the command line reaches `stages[1].epochs`."""
-  if isinstance(value, dict):
-    return ConfigDict({name: _overridable(child) for name, child in value.items()})
-  return tuple(_overridable(child) for child in value) if isinstance(value, tuple) else value
-
-
-def _parse(field: str, text: str, kind: type) -> Any:
-  if kind is bool and text in ("True", "true", "1", "False", "false", "0"):
-    return text in ("True", "true", "1")
-  try:
-    if kind is not bool:
-      return kind(text)
-  except ValueError:
-    pass
-  raise UserError(f"{field}: {text!r} is not of type {kind.__name__}")
+def _plugin(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  return filling.fill_entry(field, PLUGIN, given, losses.PLUGINS)
 
 
 def _named(stages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:

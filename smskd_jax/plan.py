@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax import losses, models
-from smskd_jax.config import options
+from smskd_jax.config import METHOD, PLUGIN
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
+from smskd_jax.filling import options
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
-from smskd_jax.training import loop, optimizer
+from smskd_jax.training import initial, loop, optimizer
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.reference import Reference
 
@@ -102,9 +103,7 @@ def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
   stage = plan.stage
   variables = abstract_variables(stage.learner, dataset)
   teachers = tuple(abstract_variables(network, dataset) for network in stage.teachers)
-  init = functools.partial(
-    stage_lib.init_state, stage, image=image_spec(dataset), num_examples=len(dataset.train.label)
-  )
+  init = functools.partial(initial.init_state, stage, image=image_spec(dataset), labels=dataset.train.label)
   return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), variables, teachers)
 
 
@@ -149,6 +148,7 @@ def _make_stage(
     terms=_make_terms(entry["methods"]),
     task_weight=entry["task_weight"],
     reference=None if entry["reference"]["stage"] == "none" else Reference(**anchor),
+    steps_per_epoch=budget.steps_per_epoch,
     view=_make_view(entry["augment"], dataset),
   )
 
@@ -157,9 +157,17 @@ def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term,
   terms: list[stage_lib.Term] = []
   for i, entry in enumerate(methods):
     name, again = entry["name"], sum(earlier["name"] == entry["name"] for earlier in methods[:i])
-    method = losses.METHODS[name](**options(entry, "name", "weight"))
-    terms.append(stage_lib.Term(f"{name}_{again + 1}" if again else name, entry["weight"], method))
+    label = f"{name}_{again + 1}" if again else name
+    terms.append(stage_lib.Term(label, entry["weight"], make_method(entry), entry["warmup_epochs"]))
   return tuple(terms)
+
+
+def make_method(entry: Mapping[str, Any]) -> losses.Method:
+  """The method of a filled entry, inside its plug-ins."""
+  method = losses.METHODS[entry["name"]](**options(entry, *METHOD))
+  for plugin in reversed(entry["plugins"]):
+    method = losses.PLUGINS[plugin["name"]](method, **options(plugin, *PLUGIN))
+  return method
 
 
 def _make_view(settings: Mapping[str, Any], dataset: Dataset):

@@ -17,7 +17,7 @@ from smskd_jax.runtime import checkpoint, console, interrupt, parallel, workdir
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, mirror_events, read_metrics
 from smskd_jax.state import Frozen, TrainState
-from smskd_jax.training import evaluate, loop, metrics
+from smskd_jax.training import evaluate, initial, loop, metrics
 from smskd_jax.training import stage as stage_lib
 
 # Streams of a stage's random key: what is drawn from one does not depend on how much is drawn from another.
@@ -99,9 +99,9 @@ class Runner:
     if plan.reads.start is not None:
       variables = self._final(plan.reads.start)
     else:
-      variables = stage_lib.init_variables(plan.stage.learner, jax.random.fold_in(key, VARIABLES), image)
-    state = stage_lib.init_state(
-      plan.stage, jax.random.fold_in(key, AUX), variables, teachers, image, len(self._dataset.train.label)
+      variables = initial.init_variables(plan.stage.learner, jax.random.fold_in(key, VARIABLES), image)
+    state = initial.init_state(
+      plan.stage, jax.random.fold_in(key, AUX), variables, teachers, image, self._dataset.train.label
     )
     frozen = Frozen(
       key=jax.random.fold_in(key, STEPS),

@@ -9,13 +9,38 @@ from typing import Any, NamedTuple
 import jax
 
 
+class Head(NamedTuple):
+  """The classifier, as far as it is linear: logits = pooled @ kernel + bias."""
+
+  kernel: jax.Array  # [d, k]
+  bias: jax.Array  # [k]
+
+
+class Reused(Head):
+  """A classifier that a network has taken over from another and never trains."""
+
+
+class Norm(NamedTuple):
+  """The scale and offset of the batch norm that a map before its activation comes from."""
+
+  scale: jax.Array  # [c]
+  bias: jax.Array  # [c]
+
+
 class Outputs(NamedTuple):
-  """All that a network says about one batch. XLA drops what no loss reads."""
+  """All that a network says about one batch. XLA drops what no loss reads.
+
+  The last four are not needed by most methods: a network may leave them out, and a method that needs one says so.
+  """
 
   logits: jax.Array  # [b, k]
   pooled: jax.Array  # [b, d], what the classifier sees
   features: tuple[jax.Array, ...]  # each [b, h, w, c], after the activation, stem first
   preactivations: tuple[jax.Array, ...]  # the same taps before it
+  unpooled: jax.Array | None = None  # [b, h, w, d], the map that `pooled` is the mean of
+  head: Head | None = None
+  norms: tuple[Norm | None, ...] = ()  # one a tap; None where its map does not come from a batch norm
+  peers: tuple["Outputs", ...] = ()  # of a cohort: what the networks that train beside this one say
 
 
 class Batch(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from smskd_jax import config
-from smskd_jax.config import experiment, method, network, parse_arg, resolve, stage
+from smskd_jax.config import experiment, method, network, parse_arg, plugin, resolve, stage
 from smskd_jax.errors import UserError
 
 
@@ -24,11 +24,21 @@ def three_stages():
 def test_resolved_config_says_everything():
   resolved = resolve(three_stages())
   assert [s["name"] for s in resolved["stages"]] == ["teacher", "student_kd", "student_kd_2"]
-  assert resolved["stages"][1]["methods"] == ({"name": "kd", "weight": 0.9, "temperature": 4.0},)
+  (term,) = resolved["stages"][1]["methods"]
+  assert term == {"name": "kd", "weight": 0.9, "warmup_epochs": 0.0, "plugins": (), "temperature": 4.0}
   assert resolved["stages"][0]["optimizer"]["momentum"] == 0.9
   assert resolved["networks"]["student"] == {"model": "resnet8", "num_classes": 0, "width": 0.5}
   assert set(resolved["stages"][0]) == set(config.STAGE)
   assert resolve(resolved) == resolved
+
+
+def test_plug_ins_are_entries_of_their_own():
+  term = method("kd", weight=9, temperature=2, plugins=(plugin("logit_standardization"),))
+  stages = (stage("teacher"), stage("student", teachers=("teacher",), methods=(term,)))
+  networks = {"teacher": network("resnet14"), "student": network("resnet8")}
+  resolved = resolve(experiment(networks=networks, stages=stages))
+  (entry,) = resolved["stages"][1]["methods"][0]["plugins"]
+  assert entry["name"] == "logit_standardization" and set(entry) > {"name"}
 
 
 def test_plain_dicts_are_enough():
@@ -62,6 +72,22 @@ MISTAKES = {
   "method": (
     change((*KD, "name"), "kdd"),
     r"stages\[1\].methods\[0\].name: unknown 'kdd'; did you mean 'kd'",
+  ),
+  "plug-in": (
+    change((*KD, "plugins"), ({"name": "logit_standardisation"},)),
+    r"methods\[0\].plugins\[0\].name: unknown 'logit_standardisation'; did you mean 'logit_standardization'",
+  ),
+  "option of a plug-in": (
+    change((*KD, "plugins"), ({"name": "ctkd", "curriculum_epochs": -1.0},)),
+    r"plugins\[0\]: ctkd: curriculum_epochs must be",
+  ),
+  "plug-in of logits around a method of features": (
+    change((*STAGE_1, "methods"), ({"name": "at", "plugins": ({"name": "ctkd"},)},)),
+    r"plugins\[0\]: 'ctkd' changes logits, which 'at' does not read; it wraps .*kd",
+  ),
+  "warm-up of a weight": (
+    change((*KD, "warmup_epochs"), -1.0),
+    r"methods\[0\].warmup_epochs: -1.0 is too small",
   ),
   "network": (
     change(("networks", "student", "model"), "resnet9"),

@@ -8,11 +8,15 @@ from smskd_jax.losses import METHODS
 from smskd_jax.models import MODELS
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
+from smskd_jax.training.initial import init_state, init_variables
 from smskd_jax.training.reference import Reference
-from smskd_jax.training.stage import Stage, Term, init_state, init_variables
+from smskd_jax.training.stage import Stage, Term
 
 NUM_CLASSES = 10
+# For programs that run once or twice on little data, where compiling is what takes time.
+IN_HASTE = {"xla_backend_optimization_level": "0"}
 NUM_EXAMPLES = 64
+LABELS = np.arange(NUM_EXAMPLES, dtype=np.int32) % NUM_CLASSES  # of the whole training set
 
 
 def cast(tree, dtype):
@@ -46,6 +50,6 @@ def begin(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
   fresh = lambda network, i: cast(init_variables(network, jax.random.key(seed + i), image), dtype)
   teachers = tuple(fresh(network, 1) for network in stage.teachers)
   variables = fresh(stage.learner, 0) if variables is None else variables
-  state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, NUM_EXAMPLES), dtype)
+  state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, LABELS), dtype)
   reference = None if stage.reference is None else fresh(stage.learner, 3)
   return state, Frozen(jax.random.key(4), teachers, reference)

@@ -1,16 +1,81 @@
-"""The distillation methods: names to factories."""
+"""The distillation methods and what may be wrapped around them: names to factories."""
 
 from collections.abc import Callable, Mapping
+import itertools
 import types
 
-from smskd_jax.losses import fitnet, kd, rkd
+from smskd_jax.losses import (
+  ab,
+  afd,
+  at,
+  catkd,
+  cc,
+  crd,
+  crd_in_batch,
+  ctkd,
+  dist,
+  dkd,
+  dml,
+  every_teacher,
+  fitnet,
+  fsp,
+  ft,
+  hard_label,
+  ickd,
+  irg,
+  kd,
+  kdsvd,
+  logit_standardization,
+  logits_mse,
+  mlkd,
+  nkd,
+  nst,
+  ofd,
+  pkd,
+  pkt,
+  reviewkd,
+  rkd,
+  sfd,
+  simkd,
+  sp,
+  srrl,
+  tfkd,
+  ttm,
+  vid,
+  wsld,
+  wttm,
+)
 from smskd_jax.losses.method import Method
 
-# Every factory takes the method's hyper-parameters by keyword and raises ValueError on a bad one.
-METHODS: Mapping[str, Callable[..., Method]] = types.MappingProxyType(
-  {
-    "fitnet": fitnet.method,
-    "kd": kd.method,
-    "rkd": rkd.method,
-  }
+_MODULES: Mapping[str, tuple[types.ModuleType, ...]] = {
+  "response": (kd, dkd, dist, nkd, mlkd, ttm, wttm, wsld, logits_mse, hard_label, tfkd),
+  "feature": (
+    fitnet, at, nst, ab, ft, fsp, vid, ofd, reviewkd, kdsvd, sfd, pkd, simkd, catkd, srrl, afd,
+  ),
+  "relation": (rkd, sp, cc, pkt, crd, crd_in_batch, irg, ickd),
+  "online": (dml,),
+}  # fmt: skip
+_PLUGINS = (ctkd, every_teacher, logit_standardization)
+
+
+def _name(module: types.ModuleType) -> str:
+  return module.__name__.rpartition(".")[2]
+
+
+def _factories(*modules: types.ModuleType) -> Mapping[str, Callable[..., Method]]:
+  """A method is called like its module."""
+  return types.MappingProxyType({_name(m): m.method for m in sorted(modules, key=_name)})
+
+
+# Family -> its methods.
+FAMILIES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+  {family: tuple(map(_name, modules)) for family, modules in _MODULES.items()}
 )
+# Every factory takes the method's hyper-parameters by keyword and raises ValueError on a bad one.
+METHODS = _factories(*itertools.chain.from_iterable(_MODULES.values()))
+# Every factory takes a method, and hyper-parameters by keyword, and returns a method.
+PLUGINS = _factories(*_PLUGINS)
+# The plug-ins that change what a method sees of the logits, and so are for response methods alone.
+OF_LOGITS = frozenset({"ctkd", "logit_standardization"})
+# The methods that teach without a teacher; if a stage has some, these do not read them.
+WITHOUT_TEACHER = frozenset({"dml", "tfkd"})

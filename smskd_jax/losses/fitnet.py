@@ -11,26 +11,14 @@ single stage. As there, the mean over the map takes the place of half the sum, a
 convolution, batch norm and ReLU. What differs from that code is said at `Regressor`.
 """
 
-import math
-from typing import Any
-
 import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, modules, numerics
 from smskd_jax.losses import method as _method
-from smskd_jax.state import Aux
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """Weights [h, w, in, out] between -+1/sqrt(fan-in), as PyTorch's convolutions start.
-
-  Drawn flat, because on a CPU XLA takes seconds to compile a draw of four dimensions, for each shape.
-  """
-  bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
-  return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
 def _geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
@@ -73,10 +61,10 @@ class Regressor(nn.Module):
       input_dilation=dilation,
       padding=[(p, p) for p in padding],
       use_bias=False,
-      kernel_init=_uniform,
+      kernel_init=basic.uniform,
+      name="conv",
     )(x)
-    x = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, axis_name=axis_name)(x)
-    return nn.relu(x)
+    return nn.relu(basic.norm(train=True, axis_name=axis_name, name="norm")(x))
 
 
 def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
@@ -95,36 +83,30 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
 
-def method(*, tap: int = 2) -> _method.Method:
-  """Hints at one tap (0 is the stem, -1 the last map), through a regressor that learns with the student.
+def method(*, student_tap: int = 2, teacher_tap: int = 2) -> _method.Method:
+  """Hints at one tap of each network (0: the stem, -1: the last map), through a regressor that learns along.
 
   The regressor always normalises by the statistics of the global batch; their running averages are kept in
   the state, for whoever wants to use the regressor afterwards.
   """
-  checks.integer("fitnet", "tap", tap)
+  checks.integer("fitnet", "student_tap", student_tap)
+  checks.integer("fitnet", "teacher_tap", teacher_tap)
 
   def regressor(teacher):
-    return Regressor(teacher.features[tap].shape[1:])
+    return Regressor(teacher.features[teacher_tap].shape[1:])
 
-  def init(key, learner, teachers, num_examples):
-    del num_examples
+  def init(key, learner, teachers, labels):
+    del labels
     teacher = checks.one_teacher("fitnet", teachers)
-    checks.has_tap("fitnet", tap, "student", learner)
-    checks.has_tap("fitnet", tap, "teacher", teacher)
-    hint = learner.features[tap]
-    # A batch of one: the parameters' shapes do not depend on it. Their type is that of the loss, so that the
-    # running averages, which Flax creates in float32, keep one type in a float64 run.
-    variables = regressor(teacher).init(key, jnp.zeros((1, *hint.shape[1:]), hint.dtype))
-    wide = jnp.promote_types(hint.dtype, jnp.float32)
-    variables = jax.tree.map(lambda x: x.astype(wide), variables)
-    return Aux(params=variables["params"], state=variables["batch_stats"])
+    checks.has_tap("fitnet", student_tap, "student", learner)
+    checks.has_tap("fitnet", teacher_tap, "teacher", teacher)
+    return modules.init(regressor(teacher), key, learner.features[student_tap])
 
-  def apply(params, state, learner, teachers, batch, key, step, axis_name=None):
-    del batch, key, step
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
     (teacher,) = teachers
-    hint, updated = regressor(teacher).apply(
-      {"params": params, "batch_stats": state}, learner.features[tap], axis_name, mutable="batch_stats"
-    )
-    return loss(hint, teacher.features[tap]), updated["batch_stats"]
+    feature = learner.features[student_tap]
+    hint, state = modules.apply(regressor(teacher), params, state, feature, axis_name=axis_name)
+    return loss(hint, teacher.features[teacher_tap]), state
 
-  return _method.Method(init, apply)
+  return _method.make(init, apply)

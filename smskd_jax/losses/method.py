@@ -1,4 +1,4 @@
-"""The contract of a distillation method: a pair of pure functions, as in `optax.GradientTransformation`."""
+"""The contract of a distillation method: a few pure functions, as in `optax.GradientTransformation`."""
 
 from collections.abc import Callable
 import itertools
@@ -11,17 +11,42 @@ from smskd_jax.state import Aux, Batch, Outputs
 
 
 class Method(NamedTuple):
-  """A distillation method.
+  """A distillation method; make one with `make` or `stateless`.
 
-  init: (key, learner, teachers, num_examples) -> Aux. `learner` and `teachers` are `Outputs` of shapes, as
-    `jax.eval_shape` returns them; raises ValueError if the method is not defined for them.
-  apply: (params, state, learner, teachers, batch, key, step, axis_name=None) -> (loss [b], new state). The
-    mean of the loss over the global batch is the paper's loss: no outer weight, no cross-entropy. With an
-    `axis_name`, b is one device's share and what relates examples to each other spans that axis.
+  init: (key, learner, teachers, labels) -> Aux. `learner` and `teachers` are `Outputs` of shapes, as
+    `jax.eval_shape` returns them; `labels` is [n], int32, of the whole training set, so that what remembers
+    examples knows how many there are and which are of one class. Raises ValueError if the method is not defined
+    for these networks.
+  apply: (params, state, learner, teachers, batch, key, epoch, axis_name=None) -> (loss [b], new state). The
+    mean of the loss over the global batch is the paper's loss: no outer weight, no cross-entropy. `epoch`, [],
+    float, counts the epochs of the stage so far, with their fraction. With an `axis_name`, b is one device's
+    share and what relates examples to each other spans that axis.
+  adopt: None, or (the learner's variables, the teachers' `Outputs`) -> the learner's variables before the first step:
+    what the learner takes over from its teachers. Of the outputs only what is the same for every image may be read.
   """
 
   init: Callable[..., Aux]
   apply: Callable[..., tuple[jax.Array, Any]]
+  adopt: Callable[[Any, tuple[Outputs, ...]], Any] | None = None
+
+
+def make(
+  init: Callable[..., Aux],
+  apply: Callable[..., tuple[jax.Array, Any]],
+  adopt: Callable[[Any, tuple[Outputs, ...]], Any] | None = None,
+) -> Method:
+  """A method of an `init` and an `apply`; no gradient reaches the teachers.
+
+  A plug-in, which may change what the teachers say by something that learns, stops the gradient before that, and calls
+  the `apply` of the method that it wraps with `freeze=False`.
+  """
+
+  def apply_frozen(params, state, learner, teachers, batch, key, epoch, axis_name=None, *, freeze=True):
+    if freeze:
+      teachers = jax.lax.stop_gradient(teachers)
+    return apply(params, state, learner, teachers, batch, key, epoch, axis_name)
+
+  return Method(init, apply_frozen, adopt)
 
 
 def stateless(
@@ -35,21 +60,26 @@ def stateless(
     check: (learner, teachers), on shapes; raises ValueError where the method is not defined for the pair.
   """
 
-  def init(key, learner, teachers, num_examples):
-    del key, num_examples
+  def init(key, learner, teachers, labels):
+    del key, labels
     check(learner, teachers)
     return Aux()
 
-  def apply(params, state, learner, teachers, batch, key, step, axis_name=None):
-    del params, key, step
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del params, key, epoch
     return loss(learner, teachers, batch, axis_name), state
 
-  return Method(init, apply)
+  return make(init, apply)
 
 
 def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
   """The rows of all devices, [b of the axis, ...]; `x` itself without an axis."""
   return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def first_row(b: int, axis_name: str | None) -> jax.Array | int:
+  """The place of this device's first example in the global batch, of which it has b."""
+  return 0 if axis_name is None else b * jax.lax.axis_index(axis_name)
 
 
 def mean(tree: Any, axis_name: str | None) -> Any:

@@ -25,6 +25,35 @@ def divide(x: jax.Array, by: jax.Array) -> jax.Array:
   return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, by))
 
 
+def rescale(x: jax.Array) -> jax.Array:
+  """Each row of `x` over its largest magnitude, which counts as a constant; rows of zeros stay.
+
+  For functions that ignore the scale of their rows: neither their value nor their gradient changes, and their powers
+  stay in the range of float32.
+  """
+  largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
+  return divide(x, jax.lax.stop_gradient(largest))
+
+
 def huber(x: jax.Array) -> jax.Array:
   """The Huber function of threshold 1: x^2 / 2 near zero, |x| - 1/2 beyond 1."""
   return jnp.where(jnp.abs(x) <= 1, 0.5 * jnp.square(x), jnp.abs(x) - 0.5)
+
+
+def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+  """KL(p || q) over the last axis, from finite logarithms of the probabilities."""
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def of_label(x: jax.Array, labels: jax.Array) -> jax.Array:
+  """The entry [b] of each row of `x` [b, k] that its label [b] names."""
+  return jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
+
+
+def log_softmax_of_others(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Logarithm of the softmax [b, k] over all classes but the label's.
+
+  In the label's place it is 0, which adds nothing to a divergence or a cross-entropy of two such arrays.
+  """
+  is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
+  return jnp.where(is_label, 0.0, jax.nn.log_softmax(jnp.where(is_label, -jnp.inf, logits)))

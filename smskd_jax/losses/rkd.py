@@ -6,9 +6,11 @@ Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, https://arxi
   D(e)_ij = |e_i - e_j| / mean_{i != j} |e_i - e_j|        (distance-wise, section 3.2.1)
   A(e)_ijk = cos of the angle at e_i between e_j and e_k   (angle-wise, section 3.2.2)
 
-with h the Huber function of threshold 1. Differences: the paper sums where we average; the average is over
-all i, j and k, equal ones too, as in the authors' code. Embeddings less than 1e-12 apart count as equal, of
-distance zero and of angles with cosine zero, where that code lets no distance fall below 1e-6.
+with h the Huber function of threshold 1.
+
+Differences: the paper sums where we average; the average is over all i, j and k, equal ones too, as in the authors'
+code. Embeddings less than 1e-12 apart count as equal, of distance zero and of angles with cosine zero, where that code
+lets no distance fall below 1e-6.
 """
 
 import chex
@@ -18,20 +20,33 @@ import jax.numpy as jnp
 from smskd_jax.losses import checks, numerics
 from smskd_jax.losses import method as _method
 
+# Anchors whose angles are held at once: b x n x n angles of a large batch are never stored whole. The usual batch of
+# 64 is one chunk, which saves computing the angles twice.
+CHUNK = 64
 
-def _relations(embedding: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """Relations of this device's examples i to those j, k of all devices: D [b, n] and A [b, n, n]."""
-  anchors = numerics.widen(embedding)
-  everyone = _method.gather(anchors, axis_name)
-  # The offsets themselves, [b, n, d]: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32,
-  # and the differences of pairs of them are never needed.
-  offset = everyone[None, :, :] - anchors[:, None, :]
+
+def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Relations of one anchor [d] to j, k of all examples [n, d]: distances [n] and cosines [n, n]."""
+  # The offsets themselves: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32, and the
+  # differences of pairs of them are never needed.
+  offset = everyone - anchor[None, :]
   distance = numerics.norm(offset)
-  num_others = max(everyone.shape[0] - 1, 1)
+  direction = numerics.divide(offset, distance[:, None])
+  return distance, jnp.einsum("jd,kd->jk", direction, direction, precision="highest")
+
+
+def _map(f, anchors):
+  """f of every anchor, in chunks beyond CHUNK of them; the backward pass then computes each chunk again."""
+  if jax.tree.leaves(anchors)[0].shape[0] <= CHUNK:
+    return jax.vmap(f)(anchors)
+  return jax.lax.map(jax.checkpoint(f), anchors, batch_size=CHUNK)
+
+
+def _in_units_of_the_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
+  """Distances [b, n] over the mean of all those between different examples."""
+  num_others = max(distance.shape[1] - 1, 1)
   mean_distance = _method.mean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
-  direction = numerics.divide(offset, distance[:, :, None])
-  cosine = jnp.einsum("ijd,ikd->ijk", direction, direction, precision="highest")
-  return numerics.divide(distance, mean_distance), cosine
+  return numerics.divide(distance, mean_distance)
 
 
 def loss(
@@ -53,15 +68,22 @@ def loss(
       k are everyone's.
 
   Returns:
-    [b]; zero for a batch of one, which has no relations. Takes memory for b n (n + d) numbers, n being the
-    global batch.
+    [b]; zero for a batch of one, which has no relations. Takes memory for CHUNK n (n + d) numbers at most, n being
+    the global batch.
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
-  student_distance, student_cosine = _relations(student_embedding, axis_name)
-  teacher_distance, teacher_cosine = _relations(teacher_embedding, axis_name)
+  anchors = numerics.widen(student_embedding), numerics.widen(teacher_embedding)
+  students, teachers = (_method.gather(x, axis_name) for x in anchors)
+
+  def of_anchor(anchor):
+    student_distance, student_cosine = _relations(anchor[0], students)
+    teacher_distance, teacher_cosine = _relations(anchor[1], teachers)
+    return student_distance, teacher_distance, jnp.mean(numerics.huber(student_cosine - teacher_cosine))
+
+  *distances, by_angle = _map(of_anchor, anchors)
+  student_distance, teacher_distance = (_in_units_of_the_mean(x, axis_name) for x in distances)
   by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
-  by_angle = jnp.mean(numerics.huber(student_cosine - teacher_cosine), axis=(1, 2))
   return distance_weight * by_distance + angle_weight * by_angle
 
 

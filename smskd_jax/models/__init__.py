@@ -6,11 +6,11 @@ import types
 
 from flax import linen as nn
 
-from smskd_jax.models import resnet, vgg
+from smskd_jax.models import cohort, resnet, reuse, vgg
 
 # Every factory takes `num_classes` and the options of its family (`width`) by keyword, and raises ValueError
 # on a bad one. The module it returns is called with `(image, train=, axis_name=)` and returns `Outputs`.
-MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
+_NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
   {
     "resnet8": functools.partial(resnet.make, 8),
     "resnet14": functools.partial(resnet.make, 14),
@@ -28,3 +28,10 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
     "vgg19": functools.partial(vgg.make, 19),
   }
 )
+
+# Networks made of others, for the methods of the same papers.
+_OF_NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+  "cohort": functools.partial(cohort.make, _NETWORKS),
+  "simkd": functools.partial(reuse.make, _NETWORKS),
+}
+MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType({**_NETWORKS, **_OF_NETWORKS})

@@ -13,8 +13,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.models import layers
-from smskd_jax.state import Outputs
+from smskd_jax.layers import basic as layers
+from smskd_jax.models import options
+from smskd_jax.state import Head, Norm, Outputs
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)  # x4 in the stages, but x2 in the stem
@@ -27,19 +28,20 @@ class Block(nn.Module):
   stride: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> jax.Array:
-    """The sum of both branches [b, h / stride, w / stride, channels], before its ReLU: methods ask for it."""
+  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> tuple[jax.Array, Norm]:
+    """The sum of both branches [b, h / stride, w / stride, channels], before its ReLU, and the norm of the last."""
 
     def norm(name):
       return layers.norm(name=name, train=train, axis_name=axis_name)
 
     y = layers.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
     y = nn.relu(norm("bn1")(y))
-    y = norm("bn2")(layers.conv(self.channels, 3, name="conv2")(y))
+    last = norm("bn2")
+    y = last(layers.conv(self.channels, 3, name="conv2")(y))
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = layers.conv(self.channels, 1, stride=self.stride, name="downsample_0")(x)
       x = norm("downsample_1")(x)
-    return y + x
+    return y + x, Norm(**last.variables["params"])
 
 
 class ResNet(nn.Module):
@@ -63,18 +65,29 @@ class ResNet(nn.Module):
       ReLU too, as in the public code: methods that want preactivations use those of the stages.
     """
     x = layers.conv(self.channels[0], 3, name="conv1")(image)
-    x = nn.relu(layers.norm(name="bn1", train=train, axis_name=axis_name)(x))
-    features, preactivations = [x], [x]
+    norm = layers.norm(name="bn1", train=train, axis_name=axis_name)
+    x = nn.relu(norm(x))
+    features, preactivations, norms = [x], [x], [Norm(**norm.variables["params"])]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         block = Block(channels, stride=2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
-        preactivation = block(x, train=train, axis_name=axis_name)
+        preactivation, last_norm = block(x, train=train, axis_name=axis_name)
         x = nn.relu(preactivation)
       features.append(x)
       preactivations.append(preactivation)
+      norms.append(last_norm)
     pooled = jnp.mean(x, axis=(1, 2))
-    logits = layers.linear(self.num_classes, pooled.shape[-1], name="fc")(pooled)
-    return Outputs(logits, pooled, tuple(features), tuple(preactivations))
+    classifier = layers.linear(self.num_classes, pooled.shape[-1], name="fc")
+    logits = classifier(pooled)
+    return Outputs(
+      logits,
+      pooled,
+      tuple(features),
+      tuple(preactivations),
+      unpooled=x,
+      head=Head(**classifier.variables["params"]),
+      norms=tuple(norms),
+    )
 
 
 def make(
@@ -83,5 +96,5 @@ def make(
   """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"resnet: depth must be 6n + 2 with n >= 1, got {depth}")
-  layers.check_num_classes("resnet", num_classes)
-  return ResNet((depth - 2) // 6, layers.scale_channels("resnet", channels, width), num_classes)
+  options.check_num_classes("resnet", num_classes)
+  return ResNet((depth - 2) // 6, options.scale_channels("resnet", channels, width), num_classes)

@@ -12,8 +12,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.models import layers
-from smskd_jax.state import Outputs
+from smskd_jax.layers import basic as layers
+from smskd_jax.models import options
+from smskd_jax.state import Head, Norm, Outputs
 
 CHANNELS = (64, 128, 256, 512, 512)
 # Convolutions in each of the five blocks.
@@ -50,25 +51,37 @@ class VGG(nn.Module):
     if min(image.shape[1:3]) < 8:
       raise ValueError(f"vgg: images must be at least 8x8, got {image.shape[1]}x{image.shape[2]}")
     pooled_blocks = (0, 1, 2, 3) if image.shape[1] == 64 else (0, 1, 2)
-    x, features, preactivations = image, [], []
+    x, features, preactivations, norms = image, [], [], []
     for block, channels in enumerate(self.channels):
       for i in range(self.convolutions[block]):
         # PyTorch counts convolution, batch norm and ReLU: the i-th convolution is layer 3i of its block.
         x = layers.conv(channels, 3, use_bias=True, name=f"block{block}_{3 * i}")(x)
-        preactivation = layers.norm(name=f"block{block}_{3 * i + 1}", train=train, axis_name=axis_name)(x)
+        norm = layers.norm(name=f"block{block}_{3 * i + 1}", train=train, axis_name=axis_name)
+        preactivation = norm(x)
         x = nn.relu(preactivation)
       features.append(x)
       preactivations.append(preactivation if block > 0 else x)
+      norms.append(Norm(**norm.variables["params"]))
       if block in pooled_blocks:
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
-    pooled = jnp.mean(x, axis=(1, 2))
+    unpooled = features[-1] if len(pooled_blocks) == 3 else x
+    pooled = jnp.mean(unpooled, axis=(1, 2))
     classifier = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
-    return Outputs(classifier(pooled), pooled, tuple(features), tuple(preactivations))
+    logits = classifier(pooled)
+    return Outputs(
+      logits,
+      pooled,
+      tuple(features),
+      tuple(preactivations),
+      unpooled=unpooled,
+      head=Head(**classifier.variables["params"]),
+      norms=tuple(norms),
+    )
 
 
 def make(depth: int, /, *, num_classes: int, width: float = 1.0) -> VGG:
   """The VGG of `depth` layers, with `width` times the channels."""
   if depth not in CONVOLUTIONS:
     raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
-  layers.check_num_classes("vgg", num_classes)
-  return VGG(CONVOLUTIONS[depth], layers.scale_channels("vgg", CHANNELS, width), num_classes)
+  options.check_num_classes("vgg", num_classes)
+  return VGG(CONVOLUTIONS[depth], options.scale_channels("vgg", CHANNELS, width), num_classes)

@@ -6,7 +6,6 @@ Every term of the objective is written once, in `objective`; the last is `traini
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple, cast
 
 from flax import linen as nn
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from smskd_jax.losses.method import Method, mean
-from smskd_jax.state import Aux, Batch, Frozen, Outputs, TrainState
+from smskd_jax.state import Batch, Frozen, Outputs, TrainState
 from smskd_jax.training import reference as anchor
 from smskd_jax.training.reference import Reference
 
@@ -26,6 +25,7 @@ class Term(NamedTuple):
   name: str  # how metrics call it
   weight: float
   method: Method
+  warmup_epochs: float = 0.0  # the weight grows linearly, epoch by epoch: 1/n of it in the first of n epochs
 
 
 class Stage(NamedTuple):
@@ -37,6 +37,9 @@ class Stage(NamedTuple):
   terms: tuple[Term, ...] = ()
   task_weight: float = 1.0
   reference: Reference | None = None
+  steps_per_epoch: int = 1  # for all that is scheduled in epochs
+  # whether the optimiser is given the gradient of the task and, as `distill`, that of all other terms
+  two_gradients: bool = False
   # (key, batch) -> what the networks see, [b, h, w, c] of floats
   view: Callable[[jax.Array, Batch], jax.Array] = lambda key, batch: batch.image
 
@@ -45,61 +48,9 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
 
 
-def init_variables(network: nn.Module, key: jax.Array, image: Any) -> Any:
-  """Fresh variables of a network for images like `image` ([b, h, w, c], an array or its shape)."""
-  return _init(network, key, jnp.zeros(image.shape, image.dtype))
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
-def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
-  """Compiled as a whole, because layer by layer takes seconds, and in haste, because it runs once."""
-  return network.init(key, image)
-
-
-def init_state(
-  stage: Stage, key: jax.Array, variables: Any, teachers: tuple[Any, ...], image: Any, num_examples: int
-) -> TrainState:
-  """The state before the first step: the learner's variables, fresh auxiliary parameters and optimiser state.
-
-  Our reading of SMSKD: what the methods and the optimiser have gathered does not outlive its stage.
-
-  Args:
-    stage: the stage.
-    key: random key of the methods' initialisation.
-    variables: the learner's, as an earlier stage left them or fresh. Copied.
-    teachers: the teachers' variables; only their shapes are read.
-    image: a batch of what the networks see, [b, h, w, c], an array or its shape.
-    num_examples: size of the training set.
-
-  Raises:
-    ValueError: a method is not defined for these networks.
-  """
-  learner_spec = output_spec(stage.learner, variables, image)
-  teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
-  aux: list[Aux] = [
-    term.method.init(jax.random.fold_in(key, i), learner_spec, teacher_specs, num_examples)
-    for i, term in enumerate(stage.terms)
-  ]
-  model_state = {name: tree for name, tree in variables.items() if name != "params"}
-  params = {"learner": variables["params"], "aux": tuple(a.params for a in aux)}
-  params, model_state = anchor.snapshot((params, model_state))
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    model_state=model_state,
-    aux_state=tuple(a.state for a in aux),
-    opt_state=stage.optimizer.init(params),
-  )
-
-
 def outputs(network: nn.Module, variables: Any, image: Any) -> Outputs:
   """What a frozen network says: by its running statistics, changing nothing."""
   return cast(Outputs, network.apply(variables, image))
-
-
-def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """The shapes of a network's outputs, without running it."""
-  return jax.eval_shape(lambda v, x: outputs(network, v, x), variables, image)
 
 
 def learner_variables(state: TrainState) -> Any:
@@ -129,12 +80,15 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
       for network, variables in zip(stage.teachers, frozen.teachers, strict=True)
     )
     reference = None if stage.reference is None else outputs(stage.learner, frozen.reference, image)
-    gradient_of = jax.value_and_grad(_objective, argnums=1, has_aux=True)
-    (_, (metrics, model_state, aux_state)), gradient = gradient_of(
-      stage, state.params, state, teachers, reference, image, batch, key, axis_name
-    )
-    gradient, metrics = mean((gradient, metrics), axis_name)
-    updates, opt_state = stage.optimizer.update(gradient, state.opt_state, state.params)
+
+    def objective(params):
+      return _objective(stage, params, state, teachers, reference, image, batch, key, axis_name)
+
+    gradients, (metrics, model_state, aux_state) = _gradients(objective, state.params, stage.two_gradients)
+    gradients, metrics = mean((gradients, metrics), axis_name)
+    first, *others = gradients
+    apart = {"distill": others[0]} if others else {}
+    updates, opt_state = stage.optimizer.update(first, state.opt_state, state.params, **apart)
     new_state = TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
@@ -142,13 +96,22 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
       aux_state=aux_state,
       opt_state=opt_state,
     )
+    gradient = optax.tree.add(*gradients) if others else first
     return new_state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
   return step
 
 
+def _gradients(objective: Callable[[Any], Any], params: Any, two: bool) -> tuple[tuple[Any, ...], Any]:
+  """The gradient of the sum of both parts of the objective, or of each of the two; and what it says besides."""
+  (task, rest), pull_back, besides = jax.vjp(objective, params, has_aux=True)
+  one, zero = jnp.ones_like(task), jnp.zeros_like(task)
+  parts = ((one, zero), (zero, one)) if two else ((one, one),)
+  return tuple(pull_back(part)[0] for part in parts), besides
+
+
 def _objective(stage, params, state, teachers, reference, image, batch, key, axis_name):
-  """This device's share of the loss, (metrics, new model state, new aux state)."""
+  """This device's share of the loss as (task, all else), and (metrics, new model state, new aux state)."""
   learner, model_state = stage.learner.apply(
     {"params": params["learner"], **state.model_state},
     image,
@@ -156,12 +119,14 @@ def _objective(stage, params, state, teachers, reference, image, batch, key, axi
     axis_name=axis_name,
     mutable=list(state.model_state),
   )
-  task = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(learner.logits, batch.label))
+  # The networks of a cohort all learn the task.
+  task = sum(_cross_entropy(network.logits, batch.label) for network in (learner, *learner.peers))
+  epoch = state.step / stage.steps_per_epoch
   metrics = {
     "task": task,
     "accuracy": jnp.mean(jnp.argmax(learner.logits, -1) == batch.label, dtype=task.dtype),
   }
-  loss = stage.task_weight * task
+  of_task, rest = stage.task_weight * task, jnp.zeros_like(task)
   aux_states = []
   for i, term in enumerate(stage.terms):
     values, aux_state = term.method.apply(
@@ -171,17 +136,28 @@ def _objective(stage, params, state, teachers, reference, image, batch, key, axi
       teachers,
       batch,
       jax.random.fold_in(key, i),
-      state.step,
+      epoch,
       axis_name,
     )
     metrics[f"distill/{term.name}"] = distill = jnp.mean(values)
-    loss = loss + term.weight * distill
+    rest = rest + weight_at(term, epoch) * distill
     aux_states.append(aux_state)
   if stage.reference is not None:
     anchored, of_reference = _reference_term(stage.reference, learner, reference, teachers, batch, axis_name)
-    loss = loss + stage.reference.weight * anchored
+    rest = rest + stage.reference.weight * anchored
     metrics |= of_reference
-  return loss, (metrics | {"loss": loss}, model_state, tuple(aux_states))
+  return (of_task, rest), (metrics | {"loss": of_task + rest}, model_state, tuple(aux_states))
+
+
+def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+
+
+def weight_at(term: Term, epoch: jax.Array) -> jax.Array | float:
+  """A term's weight; in its warm-up it stays the same within an epoch, as in the public code of DKD and ReviewKD."""
+  if not term.warmup_epochs:
+    return term.weight
+  return term.weight * jnp.minimum((jnp.floor(epoch) + 1) / term.warmup_epochs, 1.0)
 
 
 def _reference_term(

@@ -1,5 +1,6 @@
 """Tests of configs/cifar.py: what a line of arguments becomes."""
 
+import csv
 import importlib.util
 
 import pytest
@@ -7,13 +8,18 @@ import runs
 
 from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
+from smskd_jax.losses import METHODS
 
 
-def get_config(arg=None):
+def load():
   spec = importlib.util.spec_from_file_location("cifar", runs.ROOT / "configs" / "cifar.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return resolve(module.get_config(arg))
+  return module
+
+
+def get_config(arg=None):
+  return resolve(load().get_config(arg))
 
 
 def student_epochs(config):
@@ -56,6 +62,58 @@ def test_joint_is_one_stage_of_all_methods_without_a_reference():
   _, joint = get_config("stages=fitnet+kd,mode=joint")["stages"]
   assert [m["name"] for m in joint["methods"]] == ["fitnet", "kd"]
   assert joint["reference"]["stage"] == "none"
+
+
+def rows():
+  with (runs.ROOT / "configs" / "literature.csv").open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+RECIPES = sorted({row["recipe"] for row in rows()})
+
+
+def test_the_table_has_every_method_and_a_source_for_each_row():
+  of_plugins = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
+  assert {of_plugins.get(recipe, recipe) for recipe in RECIPES} == set(METHODS)
+  assert all(row["source"] and None not in row for row in rows())
+  pairs = [(row["recipe"], row["teacher"], row["student"]) for row in rows()]
+  assert len(set(pairs)) == len(pairs)
+  assert all((recipe, "", "") in pairs for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_a_config(recipe):
+  _, student = get_config(f"stages={recipe}")["stages"]
+  of_pairs = {(r["teacher"], r["student"]): r for r in rows() if r["recipe"] == recipe}
+  row = of_pairs.get(("resnet56", "resnet20"), of_pairs["", ""])
+  assert student["methods"][0]["weight"] == float(row["weight"])
+  assert student["task_weight"] == float(row["task_weight"])
+
+
+def test_rows_of_other_pairs_fit_their_methods():
+  module = load()
+  for row in rows():
+    module.term(row)
+
+
+def test_a_pair_has_its_own_weight():
+  (term,) = get_config("teacher=resnet110,student=resnet20,stages=kd_ls")["stages"][1]["methods"]
+  assert (term["name"], term["weight"], term["temperature"]) == ("kd", 12.0, 4.0)
+  assert [p["name"] for p in term["plugins"]] == ["logit_standardization"]
+  (term,) = get_config("teacher=resnet32x4,student=resnet8x4,stages=dkd")["stages"][1]["methods"]
+  assert (term["beta"], term["warmup_epochs"]) == (8.0, 20.0)
+
+
+def test_dot_trains_the_student_alone():
+  teacher, student = get_config("stages=kd,optimizer=dot")["stages"]
+  assert (teacher["optimizer"]["name"], student["optimizer"]["name"]) == ("sgd", "dot")
+
+
+@pytest.mark.parametrize(
+  ("stages", "model"), [("simkd", "simkd"), ("dml", "cohort"), ("dml+kd", "cohort"), ("simkd+kd", "resnet20")]
+)
+def test_students_made_of_the_student(stages, model):
+  assert get_config(f"stages={stages}")["networks"]["student"]["model"] == model
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def outputs(*features):
 @jax.jit
 def run(student, teacher):
   """Loss, Aux at the start and state afterwards of one step, with the maps at tap 0."""
-  method = fitnet.method(tap=0)
+  method = fitnet.method(student_tap=0, teacher_tap=0)
   learner, teachers = outputs(student), (outputs(teacher),)
-  aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, teachers)), 50)
+  aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, teachers)), None)
   loss, state = method.apply(*aux, learner, teachers, None, jax.random.key(1), 0)
   return loss, aux, state
 
@@ -65,7 +65,7 @@ def test_loss_refuses_maps_of_different_shapes(teacher):
 def test_any_pair_of_maps(student, teacher, kernel):
   loss, aux, _ = jax.eval_shape(run, maps(0, 3, *student), maps(1, 3, *teacher))
   assert loss.shape == (3,)
-  assert aux.params["Conv_0"]["kernel"].shape == (*kernel, student[-1], teacher[-1])
+  assert aux.params["conv"]["kernel"].shape == (*kernel, student[-1], teacher[-1])
 
 
 def convolve(x, kernel, stride):
@@ -97,12 +97,12 @@ def spread(x, kernel):
 def test_regressor_in_numpy(teacher_height, convolution):
   student, teacher = maps(0, 4, 6, 1, 3), maps(1, 4, teacher_height, 1, 2)
   loss, aux, state = run(student, teacher)
-  x = convolution(np.asarray(student), np.asarray(aux.params["Conv_0"]["kernel"]))
+  x = convolution(np.asarray(student), np.asarray(aux.params["conv"]["kernel"]))
   mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
   expected = np.maximum((x - mean) / np.sqrt(var + 1e-5), 0)
   np.testing.assert_allclose(loss, fitnet.loss(expected, teacher), rtol=1e-9)
-  np.testing.assert_allclose(state["BatchNorm_0"]["mean"], 0.1 * mean.ravel(), rtol=1e-9)
-  np.testing.assert_allclose(state["BatchNorm_0"]["var"], 0.9 + 0.1 * var.ravel(), rtol=1e-9)
+  np.testing.assert_allclose(state["norm"]["mean"], 0.1 * mean.ravel(), rtol=1e-9)
+  np.testing.assert_allclose(state["norm"]["var"], 0.9 + 0.1 * var.ravel(), rtol=1e-9)
 
 
 def test_the_running_statistics_approach_those_of_the_batch_and_do_not_change_the_loss():
@@ -111,20 +111,22 @@ def test_the_running_statistics_approach_those_of_the_batch_and_do_not_change_th
 
   @jax.jit
   def step(state):
-    return fitnet.method(tap=0).apply(aux.params, state, outputs(student), (outputs(teacher),), None, None, 0)
+    return fitnet.method(student_tap=0, teacher_tap=0).apply(
+      aux.params, state, outputs(student), (outputs(teacher),), None, None, 0
+    )
 
   for _ in range(200):
     loss, state = step(state)
   np.testing.assert_allclose(loss, first)
-  x = student @ aux.params["Conv_0"]["kernel"][0, 0]
-  np.testing.assert_allclose(state["BatchNorm_0"]["mean"], x.mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(state["BatchNorm_0"]["var"], x.var((0, 1, 2)), rtol=1e-6)
+  x = student @ aux.params["conv"]["kernel"][0, 0]
+  np.testing.assert_allclose(state["norm"]["mean"], x.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(state["norm"]["var"], x.var((0, 1, 2)), rtol=1e-6)
 
 
 def test_the_regressor_and_the_student_learn():
-  method = fitnet.method(tap=0)
+  method = fitnet.method(student_tap=0, teacher_tap=0)
   student, teacher = maps(0, 4, 8, 8, 3), jnp.abs(maps(1, 4, 4, 4, 5))
-  aux = method.init(jax.random.key(0), outputs(student), (outputs(teacher),), 50)
+  aux = method.init(jax.random.key(0), outputs(student), (outputs(teacher),), None)
 
   @jax.jit
   def gradients(params, student):
@@ -140,7 +142,7 @@ def test_the_regressor_and_the_student_learn():
 
 def test_initial_weights_follow_pytorch():
   _, aux, _ = run(maps(0, 1, 4, 4, 64), maps(1, 1, 2, 2, 64))
-  kernel, bound = aux.params["Conv_0"]["kernel"], 1 / np.sqrt(64 * 9)
+  kernel, bound = aux.params["conv"]["kernel"], 1 / np.sqrt(64 * 9)
   assert np.abs(kernel).max() <= bound
   np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.02)
 
@@ -157,10 +159,10 @@ def test_refuses_taps_that_do_not_exist(tap, students, teachers, message):
   feature = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
   learner, teacher = outputs(*[feature] * students), outputs(*[feature] * teachers)
   with pytest.raises(ValueError, match=message):
-    fitnet.method(tap=tap).init(jax.random.key(0), learner, (teacher,), 50)
+    fitnet.method(student_tap=tap, teacher_tap=tap).init(jax.random.key(0), learner, (teacher,), None)
 
 
 @pytest.mark.parametrize("tap", [1.0, "2", True, None])
 def test_refuses_taps_that_are_no_integers(tap):
-  with pytest.raises(ValueError, match="fitnet: tap must be an integer, got "):
-    fitnet.method(tap=tap)
+  with pytest.raises(ValueError, match="fitnet: student_tap must be an integer, got "):
+    fitnet.method(student_tap=tap)

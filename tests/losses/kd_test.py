@@ -56,7 +56,7 @@ def test_refuses_temperatures(temperature):
 def test_refuses_networks_of_different_tasks():
   student, teacher = (Outputs(jax.ShapeDtypeStruct((4, k), float), None, (), ()) for k in (10, 100))
   with pytest.raises(ValueError, match="kd: the student has 10 classes, the teacher 100"):
-    kd.method().init(jax.random.key(0), student, (teacher,), 50)
+    kd.method().init(jax.random.key(0), student, (teacher,), None)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (3, 5), (5,)])

@@ -37,3 +37,30 @@ def test_huber():
   np.testing.assert_allclose(
     numerics.huber(jnp.array([-3.0, -1.0, 0.0, 0.5, 2.0])), [2.5, 0.5, 0, 0.125, 1.5]
   )
+
+
+def test_kl_divergence():
+  p, q = np.array([[0.75, 0.25]]), np.array([[0.5, 0.5]])
+  np.testing.assert_allclose(
+    numerics.kl_divergence(np.log(p), np.log(q)), [0.75 * np.log(1.5) + 0.25 * np.log(0.5)], rtol=1e-6
+  )
+
+
+def test_of_label():
+  np.testing.assert_array_equal(
+    numerics.of_label(jnp.arange(6).reshape(2, 3), jnp.array([2, 0])), jnp.array([2, 3])
+  )
+
+
+def test_log_softmax_of_others_leaves_the_label_out():
+  logits, labels = jnp.array([[1.0, 2.0, 3.0], [1e4, -1e4, 0.0]]), jnp.array([1, 0])
+  others = numerics.log_softmax_of_others(logits, labels)
+  np.testing.assert_allclose(others[0], [-np.log1p(np.exp(2)), 0, -np.log1p(np.exp(-2))], rtol=1e-6)
+  np.testing.assert_allclose(others[1], [0, -1e4, 0])
+  gradient = jax.grad(lambda z: numerics.log_softmax_of_others(z, labels).sum())(logits)
+  assert np.isfinite(gradient).all() and (gradient[jnp.arange(2), labels] == 0).all()
+
+
+def test_rescale_changes_only_the_scale():
+  x = jnp.array([[1e-30, 2e-30], [3e30, -6e30], [0.0, 0.0]])
+  np.testing.assert_allclose(numerics.rescale(x), [[0.5, 1], [0.5, -1], [0, 0]], rtol=1e-6)

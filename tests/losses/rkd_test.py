@@ -101,6 +101,38 @@ def test_half_precision_is_computed_in_single():
   np.testing.assert_allclose(rows, loss(student.astype(float), teacher.astype(float)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("b", [6, 7])
+def test_chunks_of_anchors_change_nothing(monkeypatch, b):
+  student, teacher = embeddings(0, b), embeddings(1, b)
+
+  def run():
+    def total(s):
+      rows = rkd.loss(s, teacher)
+      return rows.sum(), rows
+
+    # Compiled anew, because a compiled function remembers the size of its chunks.
+    gradient, rows = jax.jit(jax.grad(total, has_aux=True))(student)
+    return rows, gradient
+
+  at_once = run()
+  monkeypatch.setattr(rkd, "CHUNK", 3)
+  for actual, expected in zip(run(), at_once, strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_of_a_large_batch_is_that_of_its_chunks():
+  def memory(b):
+    student, teacher = (jax.ShapeDtypeStruct((b, d), jnp.float32) for d in (64, 256))
+    gradient = jax.jit(jax.value_and_grad(lambda s, t: rkd.loss(s, t).mean()))
+    analysis = gradient.lower(student, teacher).compile().memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+  one_chunk, four = memory(rkd.CHUNK), memory(4 * rkd.CHUNK)
+  assert 4 * rkd.CHUNK >= 256 and four < 2**30
+  # Each chunk's angles are 16 times as many: held at once they would take 64 times the memory.
+  assert four < 16 * one_chunk
+
+
 @pytest.mark.parametrize("name", ["distance_weight", "angle_weight"])
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "1", False])
 def test_refuses_weights(name, weight):

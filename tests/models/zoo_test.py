@@ -127,7 +127,10 @@ def test_statistics_span_the_devices(name):
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
 
     def train(image, axis_name=None):
-      return network.apply(variables, image, train=True, axis_name=axis_name, mutable=["batch_stats"])
+      outputs, state = network.apply(
+        variables, image, train=True, axis_name=axis_name, mutable=["batch_stats"]
+      )
+      return outputs._replace(head=None, norms=()), state  # which are parameters
 
     outputs, state = jax.jit(train)(image)
     for n in (2, 4):
@@ -137,3 +140,19 @@ def test_statistics_span_the_devices(name):
         np.testing.assert_allclose(many.reshape(one.shape), one, rtol=1e-12, atol=1e-12)
       for one, many in zip(jax.tree.leaves(state), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(many, np.broadcast_to(one, many.shape), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_head_and_unpooled_map_explain_the_logits(name):
+  network, variables = network_and_variables(name)
+  outputs = jax.jit(network.apply)(variables, images(4))
+  np.testing.assert_allclose(outputs.unpooled.mean((1, 2)), outputs.pooled, rtol=1e-5)
+  logits = np.asarray(outputs.pooled) @ outputs.head.kernel + np.asarray(outputs.head.bias)
+  np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_norms_are_those_before_the_activation(name):
+  network, variables = network_and_variables(name)
+  outputs = jax.eval_shape(network.apply, variables, images(4))
+  assert [norm.scale.shape[0] for norm in outputs.norms] == [x.shape[-1] for x in outputs.preactivations]

@@ -11,8 +11,9 @@ from smskd_jax.models import MODELS
 from smskd_jax.models.torch_weights import from_torch, to_torch
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
+from smskd_jax.training.initial import init_state
 from smskd_jax.training.reference import Reference, sample_weights, true_class_probability
-from smskd_jax.training.stage import Stage, Term, init_state, learner_variables, make_train_step
+from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
 
 INDEX = golden.index("training")
 SHAPES = golden.index("models").get("models", {})
@@ -55,7 +56,7 @@ def test_equals_pytorch(case, float64):
   labels = r.randint(0, classes, (case["steps"], case["batch"]))
   np.testing.assert_array_equal(labels, expected["labels"])
 
-  state = init_state(stage, jax.random.key(0), variables, frozen.teachers, images[0], case["batch"])
+  state = init_state(stage, jax.random.key(0), variables, frozen.teachers, images[0], labels[0])
   step = jax.jit(make_train_step(stage))
   teach = jax.jit(lambda image: teacher.apply(teacher_variables, image).logits)
   for i, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.losses import kd, rkd
 from smskd_jax.runtime import parallel
-from smskd_jax.training.stage import learner_variables, make_train_step
+from smskd_jax.training.stage import Term, learner_variables, make_train_step, weight_at
 
 ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
 
@@ -185,3 +185,22 @@ def test_a_reference_survives_the_donation_of_the_state():
   assert all(
     np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((variables, frozen.reference)))
   )
+
+
+@pytest.mark.parametrize("step, share", [(0, 1 / 4), (9, 1 / 4), (10, 2 / 4), (39, 1), (100, 1)])
+def test_a_weight_warms_up_epoch_by_epoch(step, share):
+  term = Term("kd", 8.0, kd.method(), warmup_epochs=4.0)
+  np.testing.assert_allclose(weight_at(term, jnp.float32(step / 10)), 8 * share)
+
+
+def test_the_warm_up_weighs_the_term(float64):
+  warm = networks.make_stage(("kd", 0.9))
+  (term,) = warm.terms
+  warm = warm._replace(terms=(term._replace(warmup_epochs=4.0),), steps_per_epoch=2)
+  state, frozen = networks.begin(warm, dtype=np.float64)
+  step, batch = make_train_step(warm), networks.batch_of(0, dtype=np.float64)
+  for i, share in ((0, 1 / 4), (2, 2 / 4), (50, 1)):
+    _, metrics = jax.jit(step)(state._replace(step=jnp.int32(i)), frozen, batch)
+    np.testing.assert_allclose(
+      metrics["loss"], metrics["task"] + 0.9 * share * metrics["distill/kd"], rtol=1e-12
+    )

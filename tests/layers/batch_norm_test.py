@@ -1,4 +1,4 @@
-"""Tests of models/batch_norm.py, against Flax's own."""
+"""Tests of layers/batch_norm.py, against Flax's own."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.models.batch_norm import BatchNorm
+from smskd_jax.layers.batch_norm import BatchNorm
 
 
 def flax_norm(train, axis_name=None):

@@ -1,0 +1,127 @@
+"""Every method trains: a short real run of each recipe of configs/literature.csv, and what its loss did.
+
+  python benchmarks/methods.py [--source=fashion_mnist_small] [--epochs=2] [--only=kd,at] --store=FOLDER \\
+    --out=benchmarks/results/methods.json
+
+One teacher, and a fresh student for each recipe: with its published weights, on another data set, pair and budget than
+they were published for, so that no accuracy here compares methods. What counts: the loss stays finite and its
+distillation term falls, from the mean of its first ten steps to that of its last ten. What is finished lies in the
+store and is not trained again.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+from pathlib import Path
+import tempfile
+
+import jax
+
+from smskd_jax import experiment as experiment_lib
+from smskd_jax.config import experiment, network, stage
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import console
+from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.workdir import environment
+from smskd_jax.runtime.writer import read_metrics
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def load_recipes():
+  """The module of configs/cifar.py, which reads the table."""
+  spec = importlib.util.spec_from_file_location("cifar", CONFIGS / "cifar.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def make_config(recipes, recipe, args):
+  row = recipes.literature(recipe, args.teacher, args.student)
+  common = {
+    "batch_size": 64,
+    "augment": {"padding": 2, "flip": True},
+    "optimizer": {"name": "sgd", "learning_rate": args.learning_rate},
+  }
+  student = network(args.student, width=args.width)
+  if recipe == "dml":
+    student = network(
+      "cohort", first=args.student, width=args.width, peer=args.student, peer_width=args.width
+    )
+  if recipe == "simkd":
+    of_teacher = {"teacher": args.teacher, "teacher_width": args.teacher_width}
+    student = network("simkd", body=args.student, width=args.width, **of_teacher)
+  return experiment(
+    data={"source": args.source},
+    networks={"teacher": network(args.teacher, width=args.teacher_width), "student": student},
+    stages=(
+      stage("teacher", epochs=args.teacher_epochs, **common),
+      stage(
+        "student",
+        teachers=("teacher",),
+        methods=(recipes.term(row),),
+        task_weight=float(row["task_weight"]),
+        epochs=args.epochs,
+        schedule={"name": "constant"},
+        **common,
+      ),
+    ),
+    evaluate={"every_epochs": args.teacher_epochs + args.epochs},
+    log_every_steps=10,
+  )
+
+
+def run(recipe, config, store):
+  """What became of one recipe."""
+  with tempfile.TemporaryDirectory() as workdir:
+    try:
+      result = experiment_lib.run(config, workdir, store=store)
+    except UserError as error:
+      return {"recipe": recipe, "error": str(error)}
+  last = result["stages"][-1]
+  lines = read_metrics(Entry(store, last["key"]).metrics)
+  (name,) = {key for line in lines for key in line if key.startswith("train/distill/")}
+  losses = [line[name] for line in lines if name in line]
+  return {
+    "recipe": recipe,
+    "weight": config["stages"][1]["methods"][0]["weight"],
+    "first": losses[0],
+    "last": losses[-1],
+    "falls": losses[-1] < losses[0],
+    "test_accuracy": last["metrics"]["last"]["test/accuracy"],
+    "seconds": last["seconds"],
+  }
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--source", default="fashion_mnist_small")
+  parser.add_argument("--teacher", default="vgg8")
+  parser.add_argument("--teacher_width", type=float, default=0.25)
+  parser.add_argument("--teacher_epochs", type=int, default=4)
+  parser.add_argument("--student", default="resnet8")
+  parser.add_argument("--width", type=float, default=0.5)
+  parser.add_argument("--epochs", type=int, default=2)
+  parser.add_argument("--learning_rate", type=float, default=0.05)
+  parser.add_argument("--only", default="", help="recipes, joined by commas; default: all of the table")
+  parser.add_argument("--store", type=Path, required=True)
+  parser.add_argument("--out", type=Path, help="a JSON file for the table")
+  args = parser.parse_args()
+  recipes = load_recipes()
+  with (CONFIGS / "literature.csv").open(newline="") as file:
+    names = dict.fromkeys(row["recipe"] for row in csv.DictReader(file))
+  rows = []
+  for recipe in args.only.split(",") if args.only else names:
+    rows.append(run(recipe, make_config(recipes, recipe, args), args.store))
+    console.say(json.dumps(rows[-1]))
+    if args.out:
+      settings = {
+        name: str(value) for name, value in vars(args).items() if name not in ("out", "store", "only")
+      }
+      table = {"settings": settings, "methods": rows, **environment(jax.local_devices())}
+      args.out.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

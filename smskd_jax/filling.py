@@ -1,0 +1,89 @@
+"""Filling a config's fields: given values in the place of defaults, each in its default's type."""
+
+from collections.abc import Callable, Collection, Mapping
+import inspect
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smskd_jax.errors import UserError, unknown
+
+
+def options(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
+  """An entry's hyper-parameters: all its fields but the named ones, which are ours."""
+  return {name: value for name, value in entry.items() if name not in own}
+
+
+def fill_entry(
+  field: str, template: Mapping[str, Any], given: Any, table: Mapping[str, Callable]
+) -> dict[str, Any]:
+  """Fills an entry that names a factory of a table: the template's fields, then the factory's keyword arguments."""
+  name_field = next(iter(template))
+  given = as_type_of({}, field, plain(given))
+  name = given.get(name_field, template[name_field])
+  if name not in table:
+    raise unknown(f"{field}.{name_field}", name, table)
+  keywords = {
+    p.name: p.default
+    for p in inspect.signature(table[name]).parameters.values()
+    if p.kind is p.KEYWORD_ONLY and p.name not in template
+  }
+  return fill(field, dict(template) | keywords, given)
+
+
+def fill(
+  field: str, template: Mapping[str, Any], given: Any, *, leave: Collection[str] = ()
+) -> dict[str, Any]:
+  """The template with the given values in place, nested dicts likewise; the values of the fields to leave as given."""
+  given = as_type_of({}, field, plain(given))
+  for name in given:
+    if name not in template:
+      raise unknown(field, name, template)
+  filled = {}
+  for name, default in template.items():
+    value = given.get(name, default)
+    if name not in leave:
+      of = f"{field}.{name}"
+      value = fill(of, default, value) if isinstance(default, dict) else as_type_of(default, of, value)
+    filled[name] = value
+  return filled
+
+
+def as_type_of(default: Any, field: str, value: Any) -> Any:
+  """The value in the default's type; whole numbers may stand for floats, lists for tuples."""
+  kind = type(default)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind is tuple and isinstance(value, list | tuple):
+    return tuple(value)
+  if type(value) is not kind:
+    raise UserError(f"{field}: {value!r} is not of type {kind.__name__}; an example is {default!r}")
+  return value
+
+
+def plain(config: Any) -> Any:
+  """ConfigDicts as dicts and lists as tuples, all the way down."""
+  if isinstance(config, ConfigDict | Mapping):
+    return {name: plain(value) for name, value in config.items()}
+  if isinstance(config, list | tuple):
+    return tuple(plain(value) for value in config)
+  return config
+
+
+def overridable(value: Any) -> Any:
+  """Dicts as ConfigDicts, in tuples too, so that the command line reaches `stages[1].epochs`."""
+  if isinstance(value, dict):
+    return ConfigDict({name: overridable(child) for name, child in value.items()})
+  return tuple(overridable(child) for child in value) if isinstance(value, tuple) else value
+
+
+def parse(field: str, text: str, kind: type) -> Any:
+  """A string from the command line as a value of the type."""
+  if kind is bool and text in ("True", "true", "1", "False", "false", "0"):
+    return text in ("True", "true", "1")
+  try:
+    if kind is not bool:
+      return kind(text)
+  except ValueError:
+    pass
+  raise UserError(f"{field}: {text!r} is not of type {kind.__name__}")

@@ -1,0 +1,69 @@
+"""The layers that networks and the learned parts of methods share, with PyTorch's conventions.
+
+A submodule of a network is named like its PyTorch counterpart, with `_` for the dots inside the name (`layer1_0` for
+`layer1.0`): `models/torch_weights.py` relies on it.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from smskd_jax.layers.batch_norm import BatchNorm
+
+
+def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Normal weights [h, w, in, out] of variance 2 / fan-out: He et al., https://arxiv.org/abs/1502.01852.
+
+  Drawn flat, because on a CPU XLA takes seconds to compile a draw of four dimensions, for each shape.
+  """
+  height, width, _, outputs = shape
+  scale = math.sqrt(2.0 / (height * width * outputs))
+  return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Weights [..., in, out] between -+1/sqrt(fan-in), as PyTorch's layers start. Drawn flat, as `he_normal`."""
+  bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
+  return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
+def conv(
+  channels: int,
+  size: int,
+  *,
+  stride: int = 1,
+  use_bias: bool = False,
+  kernel_init: Any = he_normal,
+  name: str | None = None,
+) -> nn.Conv:
+  """A square convolution padded by half its size.
+
+  The padding is written out because with stride 2 "SAME" pads an even map on one side, PyTorch on both.
+  """
+  pad = (size // 2, size // 2)
+  return nn.Conv(
+    channels,
+    (size, size),
+    strides=stride,
+    padding=(pad, pad),
+    use_bias=use_bias,
+    kernel_init=kernel_init,
+    name=name,
+  )
+
+
+def norm(*, train: bool, axis_name: str | None, name: str | None = None) -> BatchNorm:
+  """Batch normalisation; in training its statistics span the devices of `axis_name`."""
+  return BatchNorm(train=train, axis_name=axis_name, name=name)
+
+
+def linear(features: int, inputs: int, *, name: str | None = None) -> nn.Dense:
+  """A linear layer; weights and biases start uniform between -+1/sqrt(inputs), as PyTorch's do."""
+  bound = 1.0 / math.sqrt(inputs)
+
+  def bias(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return nn.Dense(features, kernel_init=uniform, bias_init=bias, name=name)

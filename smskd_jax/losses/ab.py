@@ -1,0 +1,104 @@
+"""Activation boundaries: the student's neurons are active on the same side of zero as the teacher's, with a margin.
+
+Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019,
+https://arxiv.org/abs/1811.03233
+
+  L_i = 3/1000 sum_{l=1..n} 2^(l-n) sum_{h,w,c} max(0, m - s)^2 if t > 0 else max(0, m + s)^2
+
+t is the teacher's map of tap l before its activation, s the student's after its connector, and m the margin: the
+alternative loss of the paper's section 3. The factors 3/1000 and 2^(l-n), which halve the loss from each tap to
+the one before it, are those of the code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR
+2020), whose weight for this loss is 1; the authors' code has the same ones but for a factor that its user sets. The sum
+over the map is as there: the loss grows with the size of the maps.
+
+Differences: paper and codes first train the student without its classifier, for 30 epochs in the second code, by
+this loss alone, and then by the labels; here that is a stage of this method without cross-entropy, and a stage after
+it. The connector is a 1x1 convolution and batch norm, as the authors', wherever a pair of maps has different
+shapes. Of maps of different size the larger is averaged down to the smaller one before it, where the authors have none
+and the second code resizes the student's by the convolution of FitNet.
+"""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+def loss(
+  student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...], *, margin: float = 1.0
+) -> jax.Array:
+  """Squared distance of the student's neurons from the teacher's side of the margin, weighted over taps, per example.
+
+  Args:
+    student_features: maps [b, h, w, c] before their activation, after the connectors.
+    teacher_features: as many maps before their activation, of the same shapes.
+    margin: m.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([*student_features, *teacher_features], 4)
+
+  def of_tap(student, teacher):
+    chex.assert_equal_shape([student, teacher])
+    student = numerics.widen(student)
+    side = jnp.where(teacher > 0, student, -student)
+    return jnp.sum(jnp.square(jax.nn.relu(margin - side)), axis=(1, 2, 3))
+
+  losses = [of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
+  return 3e-3 * sum(0.5 ** (len(losses) - i) * value for i, value in enumerate(losses, start=1))
+
+
+class Connectors(nn.Module):
+  """The student's maps in the teacher's channels; a map of the same shape as the teacher's stays as it is."""
+
+  shapes: tuple[tuple[int, int, int], ...]  # h, w, c of the teacher's maps
+
+  @nn.compact
+  def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
+    """Maps [b, h', w', c] of the teacher's channels, and of its size or smaller."""
+
+    def connect(i, x, shape):
+      if x.shape[1:] == shape:
+        return x
+      x = maps.pool(x, maps.smaller(x.shape, (1, *shape)))
+      return modules.ConvNorm(shape[-1], name=f"connector_{i}")(x, axis_name)
+
+    return tuple(connect(i, x, s) for i, (x, s) in enumerate(zip(features, self.shapes, strict=True)))
+
+
+def method(
+  *, margin: float = 1.0, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+) -> _method.Method:
+  """AB between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
+
+  The connectors learn with the student. They normalise by the statistics of the global batch, and remember them.
+  """
+  checks.positive("ab", "margin", margin)
+  maps.check_taps("ab", student_taps, teacher_taps)
+
+  def of_pairs(learner, teachers):
+    teacher = checks.one_teacher("ab", teachers)
+    pairs = maps.pairs("ab", learner, teacher, student_taps, teacher_taps)
+    students = tuple(learner.preactivations[s] for s, _ in pairs)
+    targets = tuple(teacher.preactivations[t] for _, t in pairs)
+    return Connectors(tuple(t.shape[1:] for t in targets)), students, targets
+
+  def init(key, learner, teachers, labels):
+    del labels
+    connectors, students, _ = of_pairs(learner, teachers)
+    return modules.init(connectors, key, students)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    connectors, students, targets = of_pairs(learner, teachers)
+    connected, state = modules.apply(connectors, params, state, students, axis_name=axis_name)
+    targets = tuple(
+      maps.pool(numerics.widen(t), s.shape[1:3]) for s, t in zip(connected, targets, strict=True)
+    )
+    return loss(connected, targets, margin=margin), state
+
+  return _method.make(init, apply)

@@ -1,0 +1,78 @@
+"""Attention transfer: the student's maps are large where the teacher's are.
+
+Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
+Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928
+
+  L_i = sum_taps mean_{h,w} (Q_student,i / |Q_student,i| - Q_teacher,i / |Q_teacher,i|)^2   (equation 2)
+  Q_i[h, w] = mean_c f_i[h, w, c]^p
+
+|Q| is the Euclidean norm over the positions. Differences: as in the authors' code and in that of "Contrastive
+Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), the mean of the squares takes the place of half
+the Euclidean distance, and the mean over channels that of the sum, which the norm takes away again. The paper
+takes powers of |f|, that code of f itself, which differs for odd p on maps with negative values; ours are of f. A
+map of zeros has the attention zero. The larger of two maps is averaged down to the smaller, as in that code. The
+published weight of 1000 is for these means.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, numerics
+from smskd_jax.losses import method as _method
+
+
+def attention(feature: jax.Array, p: int = 2) -> jax.Array:
+  """The mean over channels of the p-th powers, of Euclidean norm 1 over the positions.
+
+  Args:
+    feature: [b, h, w, c].
+    p: the power.
+
+  Returns:
+    [b, h w]; zeros where the map is zero.
+  """
+  # The norm takes every factor away; this one keeps the powers of large and small maps in the range of float32.
+  powers = numerics.rescale(numerics.widen(feature)) ** p
+  q = jnp.mean(powers, axis=-1).reshape(feature.shape[0], -1)
+  return numerics.divide(q, numerics.norm(q)[:, None])
+
+
+def loss(
+  student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...], *, p: int = 2
+) -> jax.Array:
+  """Mean squared difference of the attention maps, summed over taps, per example.
+
+  Args:
+    student_features: maps [b, h, w, c].
+    teacher_features: as many maps [b, h', w', c'].
+    p: the power.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([*student_features, *teacher_features], 4)
+
+  def of_tap(student, teacher):
+    student, teacher = maps.to_smaller(numerics.widen(student), numerics.widen(teacher))
+    return jnp.mean(jnp.square(attention(student, p) - attention(teacher, p)), axis=-1)
+
+  return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
+
+
+def method(
+  *, p: int = 2, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+) -> _method.Method:
+  """AT between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
+  checks.at_least("at", "p", p, 1)
+  maps.check_taps("at", student_taps, teacher_taps)
+
+  def pairs(learner, teachers):
+    return maps.pairs("at", learner, checks.one_teacher("at", teachers), student_taps, teacher_taps)
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch, axis_name
+    students = tuple(learner.features[s] for s, _ in pairs(learner, teachers))
+    return loss(students, tuple(teachers[0].features[t] for _, t in pairs(learner, teachers)), p=p)
+
+  return _method.stateless(of_outputs, pairs)

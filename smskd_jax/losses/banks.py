@@ -1,0 +1,103 @@
+"""Memory banks, [n, d]: one embedding of each training example, and draws of examples by their class."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# How many times as many rows as are asked for a bank may have for `scores` to go through all of it. That is faster
+# than to gather rows, but takes memory for all scores: 128 MiB for each direction at 8 x 16384 rows and a batch of 256.
+WHOLE_BANK_UP_TO = 8
+
+
+class Classes(NamedTuple):
+  """The training set sorted by class, in which each class is a range."""
+
+  label: jax.Array  # [n], int32, ascending
+  example: jax.Array  # [n], int32, the place of each of them in the training set
+
+
+def by_class(labels: jax.Array) -> Classes:
+  """The training set of these labels, [n], sorted by class."""
+  labels = jnp.asarray(labels, jnp.int32)
+  example = jnp.argsort(labels, stable=True).astype(jnp.int32)
+  return Classes(labels[example], example)
+
+
+def _range(classes: Classes, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Where the classes of `label`, [b], start, and how many examples they have: [b, 1] each."""
+  start, end = (jnp.searchsorted(classes.label, label, side=side) for side in ("left", "right"))
+  return start.astype(jnp.int32)[:, None], (end - start).astype(jnp.int32)[:, None]
+
+
+def _below(words: jax.Array, bound: jax.Array) -> jax.Array:
+  """Random 32-bit words as integers from 0 to bound - 1 (0 if there is none)."""
+  return (words % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)
+
+
+def random_words(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
+  """`count` random 32-bit words for each example, whatever its place in the batch and its device.
+
+  Args:
+    key: random key.
+    index: [b], the example's place in the training set.
+    count: how many.
+
+  Returns:
+    [b, count], uint32.
+  """
+  words = lambda i: jax.random.bits(jax.random.fold_in(key, i), (count,), jnp.uint32)
+  return jax.vmap(words)(index)
+
+
+def of_other_classes(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+  """Examples of other classes than `label`, uniformly and with replacement.
+
+  What is drawn is a place among the sorted examples, those of the class itself left out, so that nothing has to be
+  rejected. It is a random word modulo their number, which changes each probability by at most its n / 2^32-th part.
+
+  Args:
+    classes: of the training set.
+    label: [b].
+    words: [b, m], random, from `random_words`.
+
+  Returns:
+    [b, m], int32, places in the training set.
+  """
+  start, count = _range(classes, label)
+  place = _below(words, classes.label.size - count)
+  return classes.example[jnp.where(place < start, place, place + count)]
+
+
+def of_same_class(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+  """Examples of the class `label`, uniformly and with replacement; arguments and result as in `of_other_classes`."""
+  start, count = _range(classes, label)
+  return classes.example[start + _below(words, count)]
+
+
+def scores(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax.Array:
+  """Inner products of each embedding with the rows of the bank that are listed for it.
+
+  The rows themselves, b x m x d, are never in memory at once. Where the bank has at most 8 m rows, all of its inner
+  products are computed as one matrix product, b x n, and those asked for are looked up. Where it is larger, the rows
+  of 8 examples at a time are gathered, and gathered again for the gradient.
+
+  Args:
+    embedding: [b, d].
+    bank: [n, d]; a constant, no gradient reaches it.
+    index: [b, m], rows of the bank.
+
+  Returns:
+    [b, m].
+  """
+  bank = jax.lax.stop_gradient(bank)
+  if bank.shape[0] <= WHOLE_BANK_UP_TO * index.shape[1]:
+    every = jnp.einsum("bd,nd->bn", embedding, bank, precision="highest")
+    return jnp.take_along_axis(every, index, axis=1)
+
+  @jax.checkpoint
+  def of_one(example):
+    anchor, rows = example
+    return jnp.einsum("d,md->m", anchor, bank[rows], precision="highest")
+
+  return jax.lax.map(of_one, (embedding, index), batch_size=8)

@@ -1,0 +1,86 @@
+"""Class attention transfer: the student's class activation maps match the teacher's.
+
+Guo, Yan, Li, Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023,
+https://arxiv.org/abs/2304.12777
+
+  L_i = mean_{c,r} (A_r(M(f_student,i)_c) - A_r(M(f_teacher,i)_c))^2
+  M(f)_c = sum_d f_d W_dc + b_c, at each position
+
+f is the map whose mean the classifier reads, W and b the classifier. M(f)_c is the activation map of class c; its mean
+over positions is the logit. A_r averages a map to r x r positions and, if asked for, divides it by its Euclidean norm
+over them.
+
+Differences: the paper moves the classifier, as a 1x1 convolution, before the pooling of both networks, which is the
+same function; here the maps are computed from the networks as they are. The classifier of the authors' code has no
+bias; that of our networks has one, which is part of the map at every position. Left out: the transfer of binarised
+maps and of the maps of some classes only, which the paper uses for analysis. The authors' outer weights on CIFAR-100
+differ from pair to pair, 0.7 to 15 without the norm and 15 to 600 with it, as does r, 2 or 4.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, numerics
+from smskd_jax.losses import method as _method
+from smskd_jax.state import Head
+
+
+def class_activation_maps(unpooled: jax.Array, head: Head) -> jax.Array:
+  """The classifier at every position, [b, h, w, k]; its mean over positions are the logits.
+
+  Args:
+    unpooled: [b, h, w, d].
+    head: the linear classifier of [b, d].
+  """
+  unpooled, kernel, bias = map(numerics.widen, (unpooled, head.kernel, head.bias))
+  return jnp.tensordot(unpooled, kernel, 1, precision="highest") + bias[None, None, None]
+
+
+def loss(
+  student_cam: jax.Array, teacher_cam: jax.Array, *, size: int = 2, normalize: bool = False
+) -> jax.Array:
+  """Mean squared error of the class activation maps, per example.
+
+  Args:
+    student_cam: [b, h, w, k].
+    teacher_cam: [b, h', w', k].
+    size: r, the height and width that both are averaged to (or repeated to, where they are smaller).
+    normalize: whether the map of each class is divided by its norm, which leaves its pattern. A map of zeros stays.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_cam, teacher_cam], 4)
+  chex.assert_equal_shape([student_cam, teacher_cam], dims=(0, 3))
+
+  def transferred(cam):
+    b, _, _, k = cam.shape
+    rows = maps.pool(numerics.widen(cam), (size, size)).reshape(b, size**2, k).swapaxes(1, 2)
+    return numerics.divide(rows, numerics.norm(rows)[:, :, None]) if normalize else rows
+
+  return jnp.mean(jnp.square(transferred(student_cam) - transferred(teacher_cam)), axis=(1, 2))
+
+
+def method(*, size: int = 2, normalize: bool = False) -> _method.Method:
+  """CAT-KD from a single teacher. The student's classifier learns from it too."""
+  checks.at_least("catkd", "size", size, 1)
+  checks.flag("catkd", "normalize", normalize)
+
+  def check(learner, teachers):
+    teacher = checks.one_teacher("catkd", teachers)
+    for who, outputs in (("student", learner), ("teacher", teacher)):
+      checks.has("catkd", "unpooled", who, outputs)
+      checks.has("catkd", "head", who, outputs)
+    checks.same_classes("catkd", learner, teacher)
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch, axis_name
+    # Averaged before the classifier: it is linear, so the maps are the same, and there are fewer positions.
+    student, teacher = (
+      class_activation_maps(maps.pool(outputs.unpooled, (size, size)), outputs.head)
+      for outputs in (learner, *teachers)
+    )
+    return loss(student, teacher, size=size, normalize=normalize)
+
+  return _method.stateless(of_outputs, check)

@@ -1,0 +1,86 @@
+"""Correlation congruence: neighbours in the batch err in different directions from the teacher.
+
+Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge Distillation", ICCV 2019,
+https://arxiv.org/abs/1904.01802
+
+  L_i = b / (b - 1) <D_i, D_{i+1}> for i < b - 1, and L_{b-1} = 0
+  D_i = |W_s s_i + v_s - W_t t_i - v_t|, element by element
+
+with s_i and t_i the pooled embeddings, and W, v linear layers that learn with the student. The factor makes the mean
+over the batch that over its b - 1 pairs of neighbours.
+
+Differences: the paper compares matrices of correlations between all pairs of examples, under a Gaussian kernel
+expanded as a Taylor series. This is instead the code that the authors gave to those of "Contrastive Representation
+Distillation" (Tian, Krishnan, Isola, ICLR 2020), whose table's CC is this one, with a weight of 0.02; the samplers of
+the paper, which choose what is in a batch, are in neither. The loss depends on the order of the batch. As in that code
+the teacher's layer learns too, so that both layers can lower the loss by shrinking, whatever the student does.
+"""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+class Embeddings(nn.Module):
+  """A linear layer for each network's pooled embedding, of one dimension."""
+
+  dimension: int
+
+  @nn.compact
+  def __call__(
+    self, student: jax.Array, teacher: jax.Array, axis_name: str | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """[b, d] and [b, d'] become two of [b, dimension]."""
+    del axis_name
+    of_student = basic.linear(self.dimension, student.shape[1], name="student")(student)
+    return of_student, basic.linear(self.dimension, teacher.shape[1], name="teacher")(teacher)
+
+
+def loss(
+  student_embedding: jax.Array, teacher_embedding: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+  """Inner product of each example's absolute errors with those of the next example in the batch.
+
+  Args:
+    student_embedding: [b, d], after its linear layer.
+    teacher_embedding: [b, d], after its linear layer.
+    axis_name: the axis of devices that the batch is spread over, in order.
+
+  Returns:
+    [b], >= 0; zero for the last example of the global batch, and so for a batch of one.
+  """
+  chex.assert_rank([student_embedding, teacher_embedding], 2)
+  chex.assert_equal_shape([student_embedding, teacher_embedding])
+  error = jnp.abs(numerics.widen(student_embedding) - numerics.widen(teacher_embedding))
+  b, everyone = error.shape[0], _method.gather(error, axis_name)
+  following = jnp.concatenate([everyone[1:], jnp.zeros_like(everyone[:1])])
+  following = jax.lax.dynamic_slice_in_dim(following, _method.first_row(b, axis_name), b)
+  n = everyone.shape[0]
+  return n / max(n - 1, 1) * jnp.sum(error * following, axis=1)
+
+
+def method(*, dimension: int = 128) -> _method.Method:
+  """CC between linear embeddings of both networks' pooled features; both embeddings learn.
+
+  The loss depends on the order of the batch: each example is compared with the next one.
+  """
+  checks.at_least("cc", "dimension", dimension, 1)
+  embeddings = Embeddings(dimension)
+
+  def init(key, learner, teachers, labels):
+    del labels
+    return modules.init(embeddings, key, learner.pooled, checks.one_teacher("cc", teachers).pooled)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    (teacher,) = teachers
+    inputs = learner.pooled, teacher.pooled
+    embedded, state = modules.apply(embeddings, params, state, *inputs, axis_name=axis_name)
+    return loss(*embedded, axis_name=axis_name), state
+
+  return _method.make(init, apply)

@@ -1,0 +1,144 @@
+"""Curriculum temperature: a temperature that learns to make the wrapped method's task harder.
+
+Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
+https://arxiv.org/abs/2211.16231
+
+  L_i = T^2 L_i(z_student / T, z_teacher / T),    T = start + end sigmoid(theta)
+  theta descends -lambda dL / dtheta,             lambda = (1 - cos(pi min(e, E) / E)) / 2
+
+A plug-in: theta learns with the student, but climbs the loss that the student descends, by a gradient reversed on its
+way back. The curriculum lambda grows from 0 to 1 over the first E = `curriculum_epochs` epochs, e being 1 in the
+whole first epoch of the stage, 2 in the second, as in the authors' code. T lies between start and start + end.
+
+KD with a temperature of its own of 1 becomes T^2 KL(softmax(z_teacher / T) || softmax(z_student / T)), the paper's
+loss. A method with a temperature t of its own works at t T: set it to 1 inside this plug-in, where there is one.
+
+The wrapped method should compute its loss from logits alone, as response methods do: what it computes from features
+or from peers is multiplied by T^2 and does not see T. Several teachers share T. Beside the plug-in
+logit_standardization this one has to be the inner one; inside every_teacher each teacher has a theta of its own.
+
+With `per_instance` every example has its own theta, from a network of two linear layers on the logits of the student
+and the teacher (of several teachers their mean): the paper's instance-wise temperature.
+
+Differences: theta is one number, 1 at first (T = 15.6), as in the authors' code, and its gradient is averaged over
+devices, which that code leaves out. The authors' repository does not have the network of `per_instance`: its hidden
+width, 128, with ReLU, and its start, PyTorch's, are our choice. It takes the student's logits as given, so that the
+student learns nothing through its own temperature. The authors' weight decay reaches theta as it does the student;
+here this is up to the optimiser of the stage.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, modules, numerics
+from smskd_jax.losses import method as _method
+from smskd_jax.state import Aux, Outputs
+
+
+class Instance(nn.Module):
+  """Two linear layers with ReLU between them: from the logits of two networks to one theta per example."""
+
+  hidden: int = 128
+
+  @nn.compact
+  def __call__(
+    self, student_logits: jax.Array, teacher_logits: jax.Array, axis_name: str | None = None
+  ) -> jax.Array:
+    """Theta, [b, 1]; examples are independent, so that the devices need not meet."""
+    del axis_name
+    x = jnp.concatenate([student_logits, teacher_logits], axis=-1)
+    x = nn.relu(basic.linear(self.hidden, x.shape[-1], name="hidden")(x))
+    return basic.linear(1, self.hidden, name="theta")(x)
+
+
+@jax.custom_vjp
+def reverse_gradient(x: jax.Array, scale: jax.Array) -> jax.Array:
+  """`x` itself, whose gradient is multiplied by -scale on its way back.
+
+  Args:
+    x: any shape.
+    scale: [].
+  """
+  del scale
+  return x
+
+
+def _forward(x, scale):
+  return x, scale
+
+
+def _backward(scale, gradient):
+  return -scale.astype(gradient.dtype) * gradient, jnp.zeros_like(scale)
+
+
+reverse_gradient.defvjp(_forward, _backward)
+
+
+def curriculum(epoch: jax.Array | float, *, epochs: float = 10.0) -> jax.Array:
+  """lambda, which grows from epoch to epoch and stays the same within one.
+
+  Args:
+    epoch: [], the epochs so far, with their fraction.
+    epochs: E > 0, after which it is 1.
+  """
+  current = jnp.floor(jnp.asarray(epoch, float)) + 1.0
+  return 0.5 * (1.0 - jnp.cos(jnp.pi * jnp.minimum(current / epochs, 1.0)))
+
+
+def temperature(theta: jax.Array, *, start: float = 1.0, end: float = 20.0) -> jax.Array:
+  """T = start + end sigmoid(theta), in the shape of theta."""
+  return start + end * jax.nn.sigmoid(theta)
+
+
+def _logits(learner: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array, jax.Array]:
+  """What `Instance` reads: the student's logits, and the mean of the teachers'."""
+  of_teachers = jnp.mean(jnp.stack([numerics.widen(teacher.logits) for teacher in teachers]), axis=0)
+  return jax.lax.stop_gradient(numerics.widen(learner.logits)), of_teachers
+
+
+def _divided(networks: tuple[Outputs, ...], by: jax.Array | float) -> tuple[Outputs, ...]:
+  return tuple(network._replace(logits=numerics.widen(network.logits) / by) for network in networks)
+
+
+def method(
+  wrapped: _method.Method,
+  /,
+  *,
+  start: float = 1.0,
+  end: float = 20.0,
+  curriculum_epochs: float = 10.0,
+  per_instance: bool = False,
+) -> _method.Method:
+  """The wrapped method at a learned temperature; its Aux holds theta and the wrapped method's parameters."""
+  checks.positive("ctkd", "start", start)
+  checks.non_negative("ctkd", "end", end)
+  checks.positive("ctkd", "curriculum_epochs", curriculum_epochs)
+  checks.flag("ctkd", "per_instance", per_instance)
+
+  def init(key, learner, teachers, labels):
+    method_key, theta_key = jax.random.split(key)
+    if per_instance:
+      if not teachers:
+        raise ValueError("ctkd: per_instance needs at least one teacher, got 0")
+      theta = modules.init(Instance(), theta_key, *jax.eval_shape(_logits, learner, teachers)).params
+    else:
+      theta = jnp.ones((), jnp.promote_types(learner.logits.dtype, jnp.float32))
+    learner, *teachers = jax.eval_shape(lambda x: _divided(x, 1.0), (learner, *teachers))
+    aux = wrapped.init(method_key, learner, tuple(teachers), labels)
+    return Aux(params={"theta": theta, "method": aux.params}, state=aux.state)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    theta = params["theta"]
+    if per_instance:
+      theta, _ = modules.apply(Instance(), theta, {}, *_logits(learner, teachers), axis_name=axis_name)
+    theta = reverse_gradient(theta, curriculum(epoch, epochs=curriculum_epochs))
+    t = temperature(theta, start=start, end=end)
+    learner, *teachers = _divided((learner, *teachers), t)
+    loss, state = wrapped.apply(
+      params["method"], state, learner, tuple(teachers), batch, key, epoch, axis_name, freeze=False
+    )
+    return jnp.square(jnp.ravel(t) if per_instance else t) * loss, state
+
+  return _method.make(init, apply, wrapped.adopt)

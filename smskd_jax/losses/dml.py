@@ -1,0 +1,57 @@
+"""Deep mutual learning: networks that train together match each other's probabilities, without a teacher.
+
+Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384
+
+  L_i = sum_m 1/(M - 1) sum_{n != m} T^2 KL(sg p_n,i || p_m,i)
+
+p_m is the softmax of the logits, divided by T, of member m of a cohort of M, and sg stops the gradient: each member
+learns from the others, none learns to be easy to match. With the cross-entropy of every member, which the stage adds,
+weight 1 and T = 1 it is the sum of the members' objectives in the paper.
+
+Differences: the paper updates the members in turns, each seeing what the ones before it have just learned, and its code
+draws a new batch for each; here all are updated at once, by the same batch and one optimiser. For M > 2 that code sums
+over the others where the paper, and we, average. The temperature is ours.
+"""
+
+from collections.abc import Sequence
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, kd
+from smskd_jax.losses import method as _method
+
+
+def loss(logits: Sequence[jax.Array], *, temperature: float = 1.0) -> jax.Array:
+  """What the members of a cohort have to learn from each other, per example.
+
+  Args:
+    logits: of each of at least two members, [b, k].
+    temperature: T > 0.
+
+  Returns:
+    [b], in nats times T^2; zero where all members agree.
+  """
+  pairs = itertools.permutations(logits, 2)
+  terms = [kd.loss(own, jax.lax.stop_gradient(other), temperature=temperature) for own, other in pairs]
+  return jnp.sum(jnp.stack(terms), axis=0) / (len(logits) - 1)
+
+
+def method(*, temperature: float = 1.0) -> _method.Method:
+  """DML of the members of the learner, the model `cohort` of `models/cohort.py`. Teachers are not read."""
+  checks.positive("dml", "temperature", temperature)
+
+  def check(learner, teachers):
+    del teachers
+    if not learner.peers:
+      raise ValueError("dml: the learner has no peers; make it network('cohort', first=..., peer=...)")
+    classes = [member.logits.shape[-1] for member in (learner, *learner.peers)]
+    if len(set(classes)) > 1:
+      raise ValueError(f"dml: the members of the cohort must have the same classes, got {classes}")
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del teachers, batch, axis_name
+    return loss([member.logits for member in (learner, *learner.peers)], temperature=temperature)
+
+  return _method.stateless(of_outputs, check)

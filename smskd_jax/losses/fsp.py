@@ -1,0 +1,134 @@
+"""Flow of solution procedure: inner products between a network's consecutive maps are the student's and the teacher's.
+
+Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+Learning", CVPR 2017, https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
+
+  L_i = sum_l mean_{c,d} (G_student,i,l - G_teacher,i,l)^2   (equation 2)
+  G_i,l[c, d] = mean_{h,w} f_i,l[h, w, c] f_i,l+1[h, w, d]   (equation 1)
+
+over consecutive maps l and l + 1, the stem among them; the larger of the two is averaged down to the smaller, where the
+paper has maximum pooling.
+
+Differences: as in the code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), the mean
+over the matrix takes the place of its sum. Paper and code first train the student without its classifier by this loss
+alone, for 30 epochs in that code, and then by the labels alone; here that is a stage of this method without
+cross-entropy, and a stage after it. Both need the same channels in both networks. Where they differ, a learned 1x1
+convolution brings the student's map to the teacher's channels; `project` = False refuses such pairs.
+"""
+
+from collections.abc import Callable
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+class Projectors(nn.Module):
+  """1x1 convolutions to the teacher's channels; a map that has as many stays as it is."""
+
+  channels: tuple[int, ...]  # of the teacher's maps
+
+  @nn.compact
+  def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
+    """The student's maps [b, h, w, c] in the teacher's channels."""
+    del axis_name
+
+    def project(i, x, c):
+      return x if x.shape[-1] == c else basic.conv(c, 1, kernel_init=basic.uniform, name=f"conv_{i}")(x)
+
+    return tuple(project(i, x, c) for i, (x, c) in enumerate(zip(features, self.channels, strict=True)))
+
+
+def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...]) -> jax.Array:
+  """Mean squared difference of the matrices of consecutive maps, summed over them, per example.
+
+  Args:
+    student_features: two maps or more, [b, h, w, c], shallow first.
+    teacher_features: as many, of the same channels.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([*student_features, *teacher_features], 4)
+
+  def flow(bottom, top):
+    bottom, top = maps.to_smaller(numerics.widen(bottom), numerics.widen(top))
+    positions = bottom.shape[1] * bottom.shape[2]
+    return jnp.einsum("bhwc,bhwd->bcd", bottom, top, precision="highest") / positions
+
+  def of_two(student, teacher):
+    chex.assert_equal_shape([student, teacher])
+    return jnp.mean(jnp.square(student - teacher), axis=(1, 2))
+
+  student = map(flow, student_features[:-1], student_features[1:])
+  teacher = map(flow, teacher_features[:-1], teacher_features[1:])
+  return sum(of_two(s, t) for s, t in zip(student, teacher, strict=True))
+
+
+def between_maps(
+  name: str,
+  loss: Callable[[tuple[jax.Array, ...], tuple[jax.Array, ...]], jax.Array],
+  student_taps: tuple[int, ...],
+  teacher_taps: tuple[int, ...],
+  *,
+  first: int,
+  project: bool,
+) -> _method.Method:
+  """A method whose loss relates two maps or more of the student to as many, of the same channels, of the teacher.
+
+  Args:
+    name: its name, for errors.
+    loss: (student_features, teacher_features) -> [b].
+    student_taps: as of `maps.pairs`.
+    teacher_taps: as of `maps.pairs`.
+    first: as of `maps.pairs`.
+    project: whether student's maps of other channels are projected, or else refused.
+  """
+  maps.check_taps(name, student_taps, teacher_taps)
+  checks.flag(name, "project", project)
+
+  def of_pairs(learner, teachers):
+    teacher = checks.one_teacher(name, teachers)
+    pairs = maps.pairs(name, learner, teacher, student_taps, teacher_taps, first=first)
+    if len(pairs) < 2:
+      raise ValueError(f"{name}: needs two feature maps or more of each network, got the taps {pairs}")
+    for s, t in pairs:
+      ours, theirs = learner.features[s].shape, teacher.features[t].shape
+      if not project and ours[-1] != theirs[-1]:
+        raise ValueError(
+          f"{name}: the student's tap {s} is {list(ours[1:])}, the teacher's tap {t} {list(theirs[1:])}; "
+          "take maps of as many channels, or project = True"
+        )
+    students, targets = zip(*((learner.features[s], teacher.features[t]) for s, t in pairs), strict=True)
+    return Projectors(tuple(x.shape[-1] for x in targets)), students, targets
+
+  def init(key, learner, teachers, labels):
+    del labels
+    projectors, students, _ = of_pairs(learner, teachers)
+    return modules.init(projectors, key, students)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    projectors, students, targets = of_pairs(learner, teachers)
+    students, state = modules.apply(projectors, params, state, students, axis_name=axis_name)
+    return loss(students, targets), state
+
+  return _method.make(init, apply)
+
+
+def method(
+  *, project: bool = True, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+) -> _method.Method:
+  """FSP between consecutive taps of the student and of a single teacher; without taps, all of them, stem first.
+
+  Args:
+    project: whether student's maps of other channels than the teacher's are projected, or else refused.
+    student_taps: taps of the student, shallow first; 0 is the stem.
+    teacher_taps: as many taps of the teacher.
+  """
+  return between_maps("fsp", loss, student_taps, teacher_taps, first=0, project=project)

@@ -1,0 +1,161 @@
+"""Factor transfer: the student's translator matches the code that an autoencoder makes of the teacher's last map.
+
+Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
+https://arxiv.org/abs/1802.04977
+
+  L_i = mean_{h,w} |Q(F_student,i) - Q(F_teacher,i)|^p2 + w mean_{h,w,c} (D(F_teacher,i) - f_teacher,i)^2
+  F_student = translator(f_student), F_teacher = E(f_teacher), Q(F) = N(mean_c F^p1)
+
+The autoencoder, encoder E and decoder D, is the paraphraser; N divides by the Euclidean norm over the positions. The
+first term teaches the student and its translator alone, the second, the reconstruction error, the paraphraser alone.
+The value is the sum of both.
+
+Differences: in the paper the paraphraser learns first, for 30 epochs, and is then frozen. Here it learns beside the
+translator, all along by default. With `paraphraser_epochs` = n > 0 the reconstruction error is all the loss for n
+epochs of the stage; then the paraphraser is frozen, at its parameters of the last step before, and the factors are
+all. The weight w is ours: under the published outer weight of 200 at the learning rate 0.05, the paraphraser moves as
+at the learning rate 0.01, which the public code has for students that are ResNets. The rest is as in that code, of
+"Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020): where the paper takes the p-norm between
+factors of norm 1, there are attention maps Q of them, of powers p1, and a mean; the paraphraser has no batch norm, the
+translator has; the larger of two factors is averaged down to the smaller. For an odd p2 > 1 that code sums signed
+powers, we magnitudes. Its transposed convolutions have stride 1 and so are convolutions here, and biases start at zero.
+"""
+
+import functools
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import at, checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+from smskd_jax.state import Aux
+
+
+class Coder(nn.Module):
+  """Three 3x3 convolutions, each followed by batch norm, if asked for, and a leaky ReLU of slope 0.1."""
+
+  channels: tuple[int, int, int]
+  normalise: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """[b, h, w, c] to [b, h, w, the last of channels]."""
+    for i, c in enumerate(self.channels):
+      x = basic.conv(c, 3, use_bias=not self.normalise, kernel_init=basic.uniform, name=f"conv_{i}")(x)
+      x = basic.norm(train=True, axis_name=axis_name, name=f"norm_{i}")(x) if self.normalise else x
+      x = nn.leaky_relu(x, 0.1)
+    return x
+
+
+class Paraphraser(nn.Module):
+  """An autoencoder of a map; its code, the factor, has as many positions and its own number of channels."""
+
+  factor_channels: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(factor, reconstruction) of a map."""
+    f, c = self.factor_channels, x.shape[-1]
+    factor = Coder((c, f, f), name="encoder")(x)
+    return factor, Coder((f, c, c), name="decoder")(factor)
+
+
+class Parts(nn.Module):
+  """All that learns beside the student."""
+
+  factor_channels: int
+
+  @nn.compact
+  def __call__(
+    self, student: jax.Array, teacher: jax.Array, axis_name: str | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(the student's factor, the teacher's factor, the teacher's reconstruction) of two maps [b, h, w, c]."""
+    channels = (student.shape[-1], self.factor_channels, self.factor_channels)
+    student_factor = Coder(channels, normalise=True, name="translator")(student, axis_name)
+    return student_factor, *Paraphraser(self.factor_channels, name="paraphraser")(teacher)
+
+
+def loss(student_factor: jax.Array, teacher_factor: jax.Array, *, p1: int = 2, p2: int = 1) -> jax.Array:
+  """Mean difference of the factors' attention maps, per example.
+
+  Args:
+    student_factor: [b, h, w, c], from the translator.
+    teacher_factor: [b, h', w', c'], from the paraphraser.
+    p1: the power of the factor's entries.
+    p2: the power of the differences.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_factor, teacher_factor], 4)
+  student, teacher = maps.to_smaller(numerics.widen(student_factor), numerics.widen(teacher_factor))
+  return jnp.mean(jnp.abs(at.attention(student, p1) - at.attention(teacher, p1)) ** p2, axis=-1)
+
+
+def reconstruction_error(reconstruction: jax.Array, feature: jax.Array) -> jax.Array:
+  """Mean squared error [b] of two maps [b, h, w, c]."""
+  difference = numerics.widen(reconstruction) - numerics.widen(feature)
+  return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+
+
+def method(
+  *,
+  rate: float = 0.5,
+  p1: int = 2,
+  p2: int = 1,
+  reconstruction_weight: float = 0.001,
+  paraphraser_epochs: float = 0.0,
+  student_tap: int = -1,
+  teacher_tap: int = -1,
+) -> _method.Method:
+  """FT between one map of the student and one of a single teacher (0 is the stem, -1 the last).
+
+  Args:
+    rate: channels of the factor for each one of the teacher's map.
+    p1: the power of the factor's entries.
+    p2: the power of the differences.
+    reconstruction_weight: w.
+    paraphraser_epochs: for how long only the paraphraser learns, before it is frozen; 0 for all along.
+    student_tap: the student's map.
+    teacher_tap: the teacher's map.
+  """
+  for name, value in (("rate", rate), ("reconstruction_weight", reconstruction_weight)):
+    checks.positive("ft", name, value)
+  checks.non_negative("ft", "paraphraser_epochs", paraphraser_epochs)
+  for name, power in (("p1", p1), ("p2", p2)):
+    checks.at_least("ft", name, power, 1)
+  checks.integer("ft", "student_tap", student_tap)
+  checks.integer("ft", "teacher_tap", teacher_tap)
+
+  def of_pair(learner, teachers):
+    teacher = teachers[0].features[teacher_tap]
+    return Parts(max(1, int(rate * teacher.shape[-1]))), learner.features[student_tap], teacher
+
+  def init(key, learner, teachers, labels):
+    del labels
+    checks.has_tap("ft", student_tap, "student", learner)
+    checks.has_tap("ft", teacher_tap, "teacher", checks.one_teacher("ft", teachers))
+    module, student, teacher = of_pair(learner, teachers)
+    params, statistics = modules.init(module, key, student, teacher)
+    frozen = params["paraphraser"] if paraphraser_epochs else ()
+    return Aux(params, {"statistics": statistics, "frozen": frozen})
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key
+    module, *features = of_pair(learner, teachers)
+    learns, frozen = epoch < paraphraser_epochs, ()
+    if paraphraser_epochs:
+      frozen = jax.tree.map(functools.partial(jnp.where, learns), params["paraphraser"], state["frozen"])
+      params = {**params, "paraphraser": frozen}
+    outputs, statistics = modules.apply(module, params, state["statistics"], *features, axis_name=axis_name)
+    student_factor, teacher_factor, reconstruction = outputs
+    of_factors = loss(student_factor, jax.lax.stop_gradient(teacher_factor), p1=p1, p2=p2)
+    of_reconstruction = reconstruction_weight * reconstruction_error(reconstruction, features[1])
+    both = of_factors + of_reconstruction
+    value = jnp.where(learns, of_reconstruction, of_factors) if paraphraser_epochs else both
+    return value, {"statistics": statistics, "frozen": frozen}
+
+  return _method.make(init, apply)

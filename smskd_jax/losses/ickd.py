@@ -1,0 +1,73 @@
+"""Inter-channel correlation: the student's channels resemble each other as the teacher's channels do.
+
+Liu, Huang, Lin, Xie, Wang, Chang, Liang, "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge
+Distillation", ICCV 2021, https://arxiv.org/abs/2202.03680
+
+  L_i = (1 / c) sum_{m,n} (G(r(s_i))_mn - G(t_i)_mn)^2
+  G(f)_mn = g_mn / sqrt(sum_l g_ml^2),   g_mn = sum_{h,w} f_hwm f_hwn
+
+with c the number of the teacher's channels, and r a 1x1 convolution and batch norm that learn with the student. g is
+the inter-channel correlation (ICC) matrix of the paper. It sums over positions, so that the maps may differ in size.
+
+Differences: the rows' normalisation, the division by c and the connector r follow the authors' code for CIFAR-100,
+which takes the last maps and a weight of 2.5; their code for ImageNet has a 3x3 convolution. The code for CIFAR-100
+also makes an embedding of the teacher that it never uses, which is left out. This is the paper's ICKD-C; its variant
+for dense prediction, with a matrix for each cell of a grid, is not here. Rows of g whose norm is below 1e-12, as of
+channels that are zero everywhere, stay zero.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+def _correlation(feature: jax.Array) -> jax.Array:
+  """Inner products of all pairs of channels, [b, c, c], each row of norm 1."""
+  feature = numerics.widen(feature)
+  products = jnp.einsum("bhwm,bhwn->bmn", feature, feature, precision="highest")
+  return numerics.divide(products, numerics.norm(products)[:, :, None])
+
+
+def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
+  """Squared distance of the two matrices of correlations between channels, over the number of channels.
+
+  Args:
+    student_feature: [b, h, w, c], after the connector.
+    teacher_feature: [b, h', w', c].
+
+  Returns:
+    [b], from 0 to 4. Takes memory for b c^2 numbers.
+  """
+  chex.assert_rank([student_feature, teacher_feature], 4)
+  chex.assert_equal_shape_prefix([student_feature, teacher_feature], 1)
+  chex.assert_equal_shape_suffix([student_feature, teacher_feature], 1)
+  difference = _correlation(student_feature) - _correlation(teacher_feature)
+  return jnp.mean(jnp.sum(jnp.square(difference), axis=2), axis=1)
+
+
+def method(*, student_tap: int = -1, teacher_tap: int = -1) -> _method.Method:
+  """ICKD at one tap of each network (0 is the stem, -1 the last map), through a connector that learns."""
+  checks.integer("ickd", "student_tap", student_tap)
+  checks.integer("ickd", "teacher_tap", teacher_tap)
+
+  def connector(teacher):
+    return modules.ConvNorm(teacher.features[teacher_tap].shape[-1])
+
+  def init(key, learner, teachers, labels):
+    del labels
+    teacher = checks.one_teacher("ickd", teachers)
+    checks.has_tap("ickd", student_tap, "student", learner)
+    checks.has_tap("ickd", teacher_tap, "teacher", teacher)
+    return modules.init(connector(teacher), key, learner.features[student_tap])
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    (teacher,) = teachers
+    feature = learner.features[student_tap]
+    connected, state = modules.apply(connector(teacher), params, state, feature, axis_name=axis_name)
+    return loss(connected, teacher.features[teacher_tap]), state
+
+  return _method.make(init, apply)

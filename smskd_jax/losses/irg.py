@@ -1,0 +1,165 @@
+"""Instance relationship graphs: the student keeps logits, distances between examples, and how far layers move them.
+
+Liu, Cao, Li, Yuan, Hu, Li, Duan, "Knowledge Distillation via Instance Relationship Graph", CVPR 2019,
+https://openaccess.thecvf.com/content_CVPR_2019/html/Liu_Knowledge_Distillation_via_Instance_Relationship_Graph_CVPR_2019_paper.html
+
+  L_i = w_v mean_k (z(s)_ik - z(t)_ik)^2
+      + w_e mean_l mean_j (E(s_l)_ij - E(t_l)_ij)^2
+      + w_t mean_l (M(s_l, s_{l+1})_i - M(t_l, t_{l+1})_i)^2
+  E(f)_ij = |f_i - f_j|^2 / max_{i,j} |f_i - f_j|^2        (edges)
+  M(f, g)_i = |f_i - g_i|^2 / max_i |f_i - g_i|^2          (transformation)
+
+with logits z, the vertices. The edges are those of the maps at the chosen taps, flattened, and of the pooled embedding;
+transformations are between consecutive taps, of which the larger map is averaged to the size of the smaller one, and
+neighbouring channels are averaged where their numbers differ.
+
+Differences: this follows the public code https://github.com/AberHu/Knowledge-Distillation-Zoo, not the authors' own.
+Its taps (the last two stages) and weights (0.1, 5 and 5) are the defaults; it averages channels in pairs, which
+supposes that they double from tap to tap. The authors' own code (Caffe, https://github.com/yufanLIU/IRG) has an edge
+loss on the pooled embedding and, in another file, transformations between the first and the last block of each stage,
+on pooled maps; it sums where the mean is taken here, with weights of 0.005, and takes the maximum as given, where here,
+as in the code that is followed, it has its gradient. Where all distances are zero, E and M are zero.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, numerics
+from smskd_jax.losses import method as _method
+
+
+def _over_largest(distance: jax.Array, axis_name: str | None) -> jax.Array:
+  """Distances over the largest one of all devices."""
+  # Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
+  own = distance.reshape(-1)[jnp.argmax(distance)]
+  of_devices = _method.gather(own[None], axis_name)
+  return numerics.divide(distance, of_devices[jnp.argmax(of_devices)])
+
+
+def edges(feature: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """E: squared distances of this device's rows of [b, ...] to those of all devices, over the largest one, [b, n]."""
+  rows = numerics.widen(feature.reshape(feature.shape[0], -1))
+  everyone = _method.gather(rows, axis_name)
+  # |x|^2 + |y|^2 - 2xy, because the differences themselves, [b, n, d], are too many for whole maps. Measured from one
+  # of the examples no |x|^2 exceeds the largest distance, so that in units of it the sum is exact to a few roundings,
+  # however far from zero the examples lie; and equal examples are exactly zero apart. Distances do not depend on
+  # where the origin is, and it has no gradient.
+  origin = jax.lax.stop_gradient(everyone[:1])
+  rows, everyone = rows - origin, everyone - origin
+  squares = lambda x: jnp.sum(jnp.square(x), axis=1)
+  products = jnp.matmul(rows, everyone.T, precision="highest")
+  return _over_largest(squares(rows)[:, None] + squares(everyone)[None, :] - 2 * products, axis_name)
+
+
+def transformation(first: jax.Array, second: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """M: squared distance between two maps of each example, [b, h, w, c], over the largest one of all devices, [b]."""
+  first, second = maps.to_smaller(numerics.widen(first), numerics.widen(second))
+  channels = min(first.shape[-1], second.shape[-1])
+  flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1], 1)
+  one_size = lambda x: maps.pool(flat(x), (x.shape[1] * x.shape[2], channels))
+  distance = jnp.sum(jnp.square(one_size(first) - one_size(second)), axis=(1, 2, 3))
+  return _over_largest(distance, axis_name)
+
+
+def loss(
+  student_logits: jax.Array,
+  teacher_logits: jax.Array,
+  student_embedding: jax.Array,
+  teacher_embedding: jax.Array,
+  student_features: tuple[jax.Array, ...],
+  teacher_features: tuple[jax.Array, ...],
+  *,
+  vertex_weight: float = 0.1,
+  edge_weight: float = 5.0,
+  transformation_weight: float = 5.0,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Weighted sum of the squared errors of vertices, edges and transformations.
+
+  Args:
+    student_logits: [b, k].
+    teacher_logits: [b, k].
+    student_embedding: [b, d].
+    teacher_embedding: [b, d'].
+    student_features: at least two maps, each [b, h, w, c], shallow first.
+    teacher_features: as many.
+    vertex_weight: w_v.
+    edge_weight: w_e.
+    transformation_weight: w_t.
+    axis_name: the axis of devices that the batch is spread over. Rows are this device's examples, columns
+      everyone's.
+
+  Returns:
+    [b].
+  """
+  chex.assert_equal_shape([student_logits, teacher_logits])
+  chex.assert_rank([*student_features, *teacher_features], 4)
+  chex.assert_equal_shape_prefix(
+    [student_embedding, teacher_embedding, *student_features, *teacher_features], 1
+  )
+
+  def of_edges(student, teacher):
+    difference = edges(student, axis_name) - edges(teacher, axis_name)
+    return jnp.mean(jnp.square(difference), axis=1)
+
+  def of_transformation(student, teacher):
+    difference = transformation(*student, axis_name) - transformation(*teacher, axis_name)
+    return jnp.square(difference)
+
+  average = lambda f, student, teacher: sum(map(f, student, teacher)) / len(student)
+  steps = lambda features: tuple(zip(features[:-1], features[1:], strict=True))
+  vertices = jnp.mean(jnp.square(numerics.widen(student_logits) - numerics.widen(teacher_logits)), axis=1)
+  of_student, of_teacher = (*student_features, student_embedding), (*teacher_features, teacher_embedding)
+  return (
+    vertex_weight * vertices
+    + edge_weight * average(of_edges, of_student, of_teacher)
+    + transformation_weight * average(of_transformation, steps(student_features), steps(teacher_features))
+  )
+
+
+def method(
+  *,
+  student_taps: tuple[int, ...] = (-2, -1),
+  teacher_taps: tuple[int, ...] = (-2, -1),
+  vertex_weight: float = 0.1,
+  edge_weight: float = 5.0,
+  transformation_weight: float = 5.0,
+) -> _method.Method:
+  """IRG on logits, pooled embeddings and maps at two or more taps (0 is the stem, -1 the last); empty: all stages."""
+  maps.check_taps("irg", student_taps, teacher_taps)
+  weights = {
+    "vertex_weight": vertex_weight,
+    "edge_weight": edge_weight,
+    "transformation_weight": transformation_weight,
+  }
+  for name, weight in weights.items():
+    checks.non_negative("irg", name, weight)
+
+  def pairs(learner, teacher):
+    return maps.pairs("irg", learner, teacher, student_taps, teacher_taps)
+
+  def check(learner, teachers):
+    teacher = checks.one_teacher("irg", teachers)
+    checks.same_classes("irg", learner, teacher)
+    if len(pairs(learner, teacher)) < 2:
+      raise ValueError(
+        "irg: needs two taps or more of each network, got one pair; set student_taps and teacher_taps"
+      )
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch
+    (teacher,) = teachers
+    of_student, of_teacher = zip(*pairs(learner, teacher), strict=True)
+    return loss(
+      learner.logits,
+      teacher.logits,
+      learner.pooled,
+      teacher.pooled,
+      tuple(learner.features[tap] for tap in of_student),
+      tuple(teacher.features[tap] for tap in of_teacher),
+      axis_name=axis_name,
+      **weights,
+    )
+
+  return _method.stateless(of_outputs, check)

@@ -1,0 +1,46 @@
+"""Logit regression: the student's logits approach the teacher's in squared error.
+
+Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, https://arxiv.org/abs/1312.6184
+
+  L_i = mean_c (z_student,ic - z_teacher,ic)^2
+
+Differences: the paper takes half the sum over the classes where we take the mean, as the public code of
+Knowledge-Distillation-Zoo does: a factor of k / 2 for k classes, which the weight has to make up for. The paper trains
+on the logits alone, in that code the loss joins the cross-entropy with the label (weight 0.1).
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, numerics
+from smskd_jax.losses import method as _method
+
+
+def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+  """Mean squared error of the logits, per example.
+
+  Args:
+    student_logits: [b, k].
+    teacher_logits: [b, k].
+
+  Returns:
+    [b]; zero where the logits are equal. A constant added to all logits counts, unlike in `kd`.
+  """
+  chex.assert_rank([student_logits, teacher_logits], 2)
+  chex.assert_equal_shape([student_logits, teacher_logits])
+  return jnp.mean(jnp.square(numerics.widen(student_logits) - numerics.widen(teacher_logits)), axis=-1)
+
+
+def method() -> _method.Method:
+  """Regression of a single teacher's logits."""
+
+  def check(learner, teachers):
+    checks.same_classes("logits_mse", learner, checks.one_teacher("logits_mse", teachers))
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch, axis_name
+    (teacher,) = teachers
+    return loss(learner.logits, teacher.logits)
+
+  return _method.stateless(of_outputs, check)

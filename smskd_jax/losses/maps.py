@@ -1,0 +1,120 @@
+"""Feature maps: which of two networks belong together, and one size for two of them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smskd_jax.losses import checks, numerics
+from smskd_jax.state import Outputs
+
+
+def check_taps(method: str, student_taps: tuple[int, ...], teacher_taps: tuple[int, ...]) -> None:
+  """Refuses taps that are not as many integers on both sides; both empty means all stages."""
+  for name, taps in (("student_taps", student_taps), ("teacher_taps", teacher_taps)):
+    if not isinstance(taps, tuple):
+      raise ValueError(f"{method}: {name} must be a tuple of integers, got {taps!r}")
+    for tap in taps:
+      checks.integer(method, name, tap)
+  if len(student_taps) != len(teacher_taps):
+    raise ValueError(
+      f"{method}: student_taps and teacher_taps must be as many, got {student_taps} and {teacher_taps}"
+    )
+
+
+def pairs(
+  method: str,
+  learner: Outputs,
+  teacher: Outputs,
+  student_taps: Sequence[int] = (),
+  teacher_taps: Sequence[int] = (),
+  *,
+  first: int = 1,
+  from_the_end: bool = False,
+) -> tuple[tuple[int, int], ...]:
+  """The taps (student's, teacher's) that belong together, shallow first.
+
+  Args:
+    method: its name, for errors.
+    learner: the student.
+    teacher: the teacher.
+    student_taps: taps, 0 being the stem and -1 the last; empty for all from `first` on, as far as both networks go.
+    teacher_taps: likewise, as many.
+    first: 1 leaves out the stem, as the public code of most methods does.
+    from_the_end: where one network has more stages, whether its first ones are left out rather than its last.
+
+  Raises:
+    ValueError: a tap that a network does not have, or no stage in common.
+  """
+  if student_taps:
+    for who, outputs, taps in (("student", learner, student_taps), ("teacher", teacher, teacher_taps)):
+      for tap in taps:
+        checks.has_tap(method, tap, who, outputs)
+    count_s, count_t = len(learner.features), len(teacher.features)
+    return tuple((s % count_s, t % count_t) for s, t in zip(student_taps, teacher_taps, strict=True))
+  student, of_teacher = range(first, len(learner.features)), range(first, len(teacher.features))
+  count = min(len(student), len(of_teacher))
+  if not count:
+    raise ValueError(
+      f"{method}: needs feature maps after the stem; the student has {len(learner.features)} maps, "
+      f"the teacher {len(teacher.features)}"
+    )
+  if from_the_end:
+    return tuple(zip(student[-count:], of_teacher[-count:], strict=True))
+  return tuple(zip(student[:count], of_teacher[:count], strict=True))
+
+
+def pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """A map averaged down (or repeated up) to `size`, each axis cut into windows as PyTorch's adaptive pooling does.
+
+  Window i of m on an axis of n covers the rows from floor(i n / m) to ceil((i + 1) n / m).
+
+  Args:
+    x: [b, h, w, c].
+    size: (height, width) of the result.
+  """
+  for axis, m in ((1, size[0]), (2, size[1])):
+    n = x.shape[axis]
+    if n == m:
+      continue
+    if n % m == 0:
+      x = jnp.mean(x.reshape(*x.shape[:axis], m, n // m, *x.shape[axis + 1 :]), axis=axis + 1)
+    else:
+      windows = jnp.asarray(_windows(n, m), x.dtype)
+      x = jnp.moveaxis(jnp.tensordot(x, windows, ((axis,), (1,)), precision="highest"), -1, axis)
+  return x
+
+
+def _windows(n: int, m: int) -> np.ndarray:
+  """[m, n]: the weights of m averages over an axis of n."""
+  weights = np.zeros((m, n))
+  for i in range(m):
+    start, end = i * n // m, -(-(i + 1) * n // m)
+    weights[i, start:end] = 1 / (end - start)
+  return weights
+
+
+def smaller(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
+  """(height, width) of the smaller of two maps of shapes [b, h, w, c], on each axis by itself."""
+  return min(a[1], b[1]), min(a[2], b[2])
+
+
+def to_smaller(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Both maps, the larger one averaged down to the size of the smaller one, on each axis by itself."""
+  size = smaller(student.shape, teacher.shape)
+  return pool(student, size), pool(teacher, size)
+
+
+def matched(
+  method: str,
+  learner: Outputs,
+  teacher: Outputs,
+  student_taps: Sequence[int] = (),
+  teacher_taps: Sequence[int] = (),
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """The student's maps and the teacher's of each of `pairs`, in float32 at least and of one size."""
+  taps = pairs(method, learner, teacher, student_taps, teacher_taps)
+  wide = numerics.widen
+  of_taps = [to_smaller(wide(learner.features[s]), wide(teacher.features[t])) for s, t in taps]
+  return tuple(s for s, _ in of_taps), tuple(t for _, t in of_taps)

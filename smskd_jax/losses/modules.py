@@ -1,0 +1,73 @@
+"""The learned parts of methods: Flax Linen modules as pure functions, and the one most methods share."""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.state import Aux
+
+
+class ConvNorm(nn.Module):
+  """A convolution without bias, batch norm and, if asked for, ReLU: what connects maps of different channels."""
+
+  channels: int
+  size: int = 1
+  relu: bool = False
+  kernel_init: Any = basic.uniform
+
+  @nn.compact
+  def __call__(self, x: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """The map [b, h, w, channels]."""
+    x = basic.conv(self.channels, self.size, kernel_init=self.kernel_init, name="conv")(x)
+    x = basic.norm(train=True, axis_name=axis_name, name="norm")(x)
+    return nn.relu(x) if self.relu else x
+
+
+class Projections(nn.Module):
+  """1x1 convolutions from the student's channels to the teacher's; maps that agree already pass unchanged."""
+
+  channels: tuple[int, ...]  # of the teacher's maps
+
+  @nn.compact
+  def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
+    """The student's maps, each [b, h, w, c of the teacher]."""
+    del axis_name
+    project = lambda i, c: basic.conv(c, 1, kernel_init=basic.uniform, name=f"tap{i}")
+    pairs = enumerate(zip(features, self.channels, strict=True))
+    return tuple(x if x.shape[-1] == c else project(i, c)(x) for i, (x, c) in pairs)
+
+
+def init(module: nn.Module, key: jax.Array, *inputs: Any) -> Aux:
+  """Fresh parameters of a module, and its running statistics as state.
+
+  Args:
+    module: called as `module(*inputs, axis_name)`.
+    key: random key.
+    *inputs: its inputs or their shapes, batch first. Only shapes are read, of a batch of one. Everything is made in
+      the inputs' type, float32 at least: what Flax creates in float32 keeps one type in a float64 run.
+  """
+  one = lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype)
+  examples = jax.tree.map(one, inputs)
+  variables = _init(module, key, *examples)
+  wide = jnp.promote_types(jnp.result_type(*jax.tree.leaves(examples)), jnp.float32)
+  variables = jax.tree.map(lambda x: x.astype(wide), variables)
+  return Aux(params=variables.get("params", {}), state=variables.get("batch_stats", {}))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module: nn.Module, key: jax.Array, *examples: Any) -> Any:
+  """Compiled as a whole, because layer by layer takes seconds."""
+  return module.init(key, *examples, None)
+
+
+def apply(
+  module: nn.Module, params: Any, state: Any, *inputs: Any, axis_name: str | None = None
+) -> tuple[Any, Any]:
+  """(output, new state) of a module from `init`. It normalises by the global batch, and remembers its statistics."""
+  variables = {"params": params, "batch_stats": state}
+  output, updated = module.apply(variables, *inputs, axis_name, mutable="batch_stats")
+  return output, updated.get("batch_stats", {})

@@ -1,0 +1,174 @@
+"""Overhaul of feature distillation: the student's maps match what the teacher's activations let through.
+
+Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
+https://arxiv.org/abs/1904.01866
+
+  L_i = sum over taps j = 1..n of 2^(j - n) sum_{h,w,c} d(r(f_student,i), max(f_teacher,i, m_c))
+  d(s, t) = 0 where s <= t <= 0, else (s - t)^2
+  m_c = E[x | x < 0],  x being what the teacher gives in channel c
+
+f is taken before the activation; r, learned with the student, is a 1x1 convolution and batch norm. The margin m_c of
+`margin="batch_norm"` is that of a normal x with the scale s and bias b of the batch norm before the activation,
+b - s phi(b/s) / Phi(-b/s), and -3s where x is positive but for one time in a thousand. That of `margin="running"` is
+the mean of the negative responses that the teacher has given so far; it is also used at taps which do not come from a
+batch norm. The usual weight is 1e-3 (1e-4 on ImageNet), for the sum over positions and channels.
+
+Differences: the authors' code, and others after it, leave the teacher's batch norm in training mode while it teaches;
+here it is in evaluation mode, as for every other method, and published numbers may depend on that. That code pairs
+stages of one size; where the sizes differ the larger map is averaged down to the smaller one (the student's before r).
+Of networks with different numbers of stages the last ones are paired, as in mdistiller. At residual networks the map is
+the sum of a batch norm and a shortcut, and the margin that of the former, as the authors have it.
+"""
+
+from typing import NamedTuple
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.scipy import stats
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+from smskd_jax.state import Aux, Norm, Outputs
+
+
+class Negatives(NamedTuple):
+  """A teacher's responses below zero in each channel, as means over all positions of all images so far."""
+
+  total: jax.Array  # [c], of min(x, 0)
+  share: jax.Array  # [c], of x < 0
+
+
+class State(NamedTuple):
+  """What OFD remembers."""
+
+  connectors: dict[str, jax.Array]  # the running statistics of r
+  steps: jax.Array  # [], int32
+  negatives: dict[str, Negatives]  # of the taps whose margin is a running mean
+
+
+class Connectors(nn.Module):
+  """r for each pair of maps."""
+
+  channels: tuple[int, ...]  # of the teacher's maps
+
+  @nn.compact
+  def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
+    """The student's maps, each [b, h, w, c of the teacher]."""
+    connector = lambda i, c: modules.ConvNorm(c, kernel_init=basic.he_normal, name=f"tap{i}")
+    pairs = enumerate(zip(features, self.channels, strict=True))
+    return tuple(connector(i, c)(x, axis_name) for i, (x, c) in pairs)
+
+
+def margin(scale: jax.Array, bias: jax.Array) -> jax.Array:
+  """The mean of the negative part of normal responses.
+
+  Args:
+    scale: [c], of the batch norm before the activation; its sign does not matter.
+    bias: [c].
+
+  Returns:
+    [c], <= 0.
+  """
+  scale, bias = jnp.abs(numerics.widen(scale)), numerics.widen(bias)
+  # Beyond these bounds the result no longer depends on z: below, -3s is taken; above, the density is zero.
+  z = jnp.clip(-bias / jnp.maximum(scale, 1e-12), -4.0, 40.0)
+  probability = stats.norm.cdf(z)
+  return jnp.where(probability > 0.001, bias - scale * stats.norm.pdf(z) / probability, -3 * scale)
+
+
+def loss(student_feature: jax.Array, teacher_feature: jax.Array, margin: jax.Array) -> jax.Array:
+  """Partial squared distance at one tap, summed over positions and channels.
+
+  Args:
+    student_feature: [b, h, w, c], after r.
+    teacher_feature: [b, h, w, c], before the activation.
+    margin: [c], <= 0.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_feature, teacher_feature], 4)
+  chex.assert_equal_shape([student_feature, teacher_feature])
+  student = numerics.widen(student_feature)
+  target = jnp.maximum(numerics.widen(teacher_feature), numerics.widen(margin)[None, None, None, :])
+  counts = (student > target) | (target > 0)
+  return jnp.sum(jnp.where(counts, jnp.square(student - target), 0.0), axis=(1, 2, 3))
+
+
+def _norm(teacher: Outputs, tap: int, how: str) -> Norm | None:
+  """The batch norm that gives the margin at a tap, if any."""
+  return teacher.norms[tap] if how == "batch_norm" and teacher.norms else None
+
+
+def _margin(norm: Norm | None, negatives: Negatives | None) -> jax.Array:
+  """[c] at one tap."""
+  if norm is not None:
+    return margin(*norm)
+  assert negatives is not None
+  return numerics.divide(negatives.total, negatives.share)
+
+
+def _remembered(
+  state: State, responses: dict[str, jax.Array], axis_name: str | None
+) -> tuple[jax.Array, dict[str, Negatives]]:
+  """Steps and negatives with a further batch of the teacher's maps, each [b, h, w, c]."""
+  of_batch = lambda x: jnp.mean(x, axis=(0, 1, 2))
+  negatives_of = lambda x: Negatives(of_batch(jnp.minimum(x, 0)), of_batch((x < 0).astype(x.dtype)))
+  new = {name: negatives_of(numerics.widen(x)) for name, x in responses.items()}
+  steps = state.steps + 1
+  move = lambda old, x: old + (x - old) / steps
+  return steps, jax.tree.map(move, state.negatives, _method.mean(new, axis_name))
+
+
+def method(
+  *,
+  margin: str = "batch_norm",
+  student_taps: tuple[int, ...] = (),
+  teacher_taps: tuple[int, ...] = (),
+) -> _method.Method:
+  """OFD at all stages, or at the given taps."""
+  checks.one_of("ofd", "margin", margin, ("batch_norm", "running"))
+  maps.check_taps("ofd", student_taps, teacher_taps)
+
+  def pairs(learner, teacher):
+    return maps.pairs("ofd", learner, teacher, student_taps, teacher_taps, from_the_end=True)
+
+  def matched(learner, teacher):
+    students, teacher_maps = (jax.tree.map(numerics.widen, x.preactivations) for x in (learner, teacher))
+    of_taps = (maps.to_smaller(students[s], teacher_maps[t]) for s, t in pairs(learner, teacher))
+    return tuple(zip(*of_taps, strict=True))
+
+  def without_norm(learner, teacher):
+    taps = enumerate(t for _, t in pairs(learner, teacher))
+    return {f"tap{i}": teacher.preactivations[t] for i, t in taps if _norm(teacher, t, margin) is None}
+
+  def connectors(teacher_maps):
+    return Connectors(tuple(x.shape[-1] for x in teacher_maps))
+
+  def init(key, learner, teachers, labels):
+    del labels
+    teacher = checks.one_teacher("ofd", teachers)
+    students, teacher_maps = jax.eval_shape(matched, learner, teacher)
+    params, statistics = modules.init(connectors(teacher_maps), key, students)
+    zeros = lambda x: jnp.zeros(x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32))
+    negatives = {name: Negatives(zeros(x), zeros(x)) for name, x in without_norm(learner, teacher).items()}
+    return Aux(params, State(statistics, jnp.zeros((), jnp.int32), negatives))
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    (teacher,) = teachers
+    both = matched(learner, teacher)
+    steps, negatives = _remembered(state, without_norm(learner, teacher), axis_name)
+    students, statistics = modules.apply(
+      connectors(both[1]), params, state.connectors, both[0], axis_name=axis_name
+    )
+    norms = [_norm(teacher, t, margin) for _, t in pairs(learner, teacher)]
+    margins = [_margin(norm, negatives.get(f"tap{i}")) for i, norm in enumerate(norms)]
+    of_taps = [loss(*tap) for tap in zip(students, both[1], margins, strict=True)]
+    weights = [0.5 ** (len(of_taps) - 1 - i) for i in range(len(of_taps))]
+    return sum(w * x for w, x in zip(weights, of_taps, strict=True)), State(statistics, steps, negatives)
+
+  return _method.make(init, apply)

@@ -1,0 +1,74 @@
+"""Probabilistic knowledge transfer: the student keeps how probable each example is as a neighbour of another.
+
+Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
+https://arxiv.org/abs/1803.10837
+
+  L_i = (1 / b) sum_j P(t)_ij log((P(t)_ij + eps) / (P(s)_ij + eps))
+  P(e)_ij = k(e_i, e_j) / sum_l k(e_i, e_l)
+  k(x, y) = (1 + <x, y> / ((|x| + eps) (|y| + eps))) / 2   (the cosine kernel of the paper)
+
+with e_i the pooled embedding of example i.
+
+Differences: the sum over j takes in j = i and is divided by b, as in the authors' code, where the paper leaves out
+j = i and sums: the published weight, 30000, goes with the division by b^2 in all, and so depends on the size of the
+batch. Kernels that rounding makes negative count as zero; that code takes the logarithm of what comes.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, numerics
+from smskd_jax.losses import method as _method
+
+
+def _probabilities(embedding: jax.Array, eps: float, axis_name: str | None) -> jax.Array:
+  """Each row's distribution over its neighbours on all devices, [b, n]."""
+  embedding = numerics.widen(embedding)
+  directions = embedding / (numerics.norm(embedding)[:, None] + eps)
+  everyone = _method.gather(directions, axis_name)
+  kernel = 0.5 * (1 + jnp.matmul(directions, everyone.T, precision="highest"))
+  kernel = jnp.maximum(kernel, 0.0)
+  return kernel / jnp.sum(kernel, axis=1, keepdims=True)
+
+
+def loss(
+  student_embedding: jax.Array,
+  teacher_embedding: jax.Array,
+  *,
+  eps: float = 1e-7,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Divergence of the student's distribution over neighbours from the teacher's, over the number of examples.
+
+  Args:
+    student_embedding: [b, d].
+    teacher_embedding: [b, d']; the dimensions may differ.
+    eps: added to probabilities and norms.
+    axis_name: the axis of devices that the batch is spread over. Rows are this device's examples, columns
+      everyone's.
+
+  Returns:
+    [b]; zero where all cosines agree, and for a batch of one.
+  """
+  chex.assert_rank([student_embedding, teacher_embedding], 2)
+  chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
+  student = _probabilities(student_embedding, eps, axis_name)
+  teacher = _probabilities(teacher_embedding, eps, axis_name)
+  return jnp.mean(teacher * (jnp.log(teacher + eps) - jnp.log(student + eps)), axis=1)
+
+
+def method(*, eps: float = 1e-7) -> _method.Method:
+  """PKT between the pooled embeddings of the student and of a single teacher."""
+  checks.positive("pkt", "eps", eps)
+
+  def check(learner, teachers):
+    del learner
+    checks.one_teacher("pkt", teachers)
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch
+    (teacher,) = teachers
+    return loss(learner.pooled, teacher.pooled, eps=eps, axis_name=axis_name)
+
+  return _method.stateless(of_outputs, check)

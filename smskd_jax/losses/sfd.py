@@ -1,0 +1,109 @@
+"""Simple feature distillation: the largest responses of each channel are brought close to the teacher's.
+
+Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
+
+  L_i = sum over taps of n D_i where D_i is the batch's largest, else of 0   (reduction "max", as published)
+  L_i = sum over taps of D_i                                                 (reduction "mean")
+  D_i = |M(f_student,i) - M(f_teacher,i) + eps|
+
+M takes each channel's maximum over the positions of the map before the activation; the norm runs over channels. As
+published, at each tap only the worst of the n examples of the batch counts: the mean of L_i is the sum over taps of
+max_i D_i. Among equal distances the first example takes it. The survey reports that the method stays below training
+without a teacher; "mean" is the variant that learns from every example.
+
+Differences: the survey's code has a tap at the first convolution's output too, before its batch norm. Our first tap is
+the stem, after its activation where a network gives no other. That code needs networks of equal channels; here, only
+where they differ, a learned 1x1 convolution takes the student's map to the teacher's. The norm over channels is what
+PyTorch computed at the time of the survey; with newer versions the same code takes another one.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+def _distance(student: jax.Array, teacher: jax.Array, eps: float) -> jax.Array:
+  """D, [b], at one tap."""
+  chex.assert_rank([student, teacher], 4)
+  chex.assert_equal(student.shape[::3], teacher.shape[::3])
+  return numerics.norm(_largest(student) - _largest(teacher) + eps)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+  """The largest entry [b, c] of each channel.
+
+  Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
+  """
+  b, h, w, c = x.shape
+  rows = numerics.widen(x).reshape(b, h * w, c)
+  return jnp.take_along_axis(rows, jnp.argmax(rows, axis=1, keepdims=True), axis=1)[:, 0]
+
+
+def loss(
+  student_features: Sequence[jax.Array],
+  teacher_features: Sequence[jax.Array],
+  *,
+  eps: float = 1e-6,
+  reduction: str = "max",
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Distances between channel maxima.
+
+  Args:
+    student_features: maps [b, h, w, c], before the activation.
+    teacher_features: as many, with the same channels; height and width may differ.
+    eps: added to each difference, as PyTorch's pairwise distance does.
+    reduction: "max", the largest of the batch at each tap, or "mean".
+    axis_name: the axis of devices that the batch is spread over.
+
+  Returns:
+    [b].
+  """
+  pairs = zip(student_features, teacher_features, strict=True)
+  distance = jnp.stack([_distance(student, teacher, eps) for student, teacher in pairs], axis=1)
+  if reduction == "mean":
+    return jnp.sum(distance, axis=1)
+  everyone = _method.gather(jax.lax.stop_gradient(distance), axis_name)  # [n, taps]
+  b, n = len(distance), len(everyone)
+  row = _method.first_row(b, axis_name) + jnp.arange(b)
+  is_largest = row[:, None] == jnp.argmax(everyone, axis=0)[None, :]
+  return n * jnp.sum(jnp.where(is_largest, distance, 0.0), axis=1)
+
+
+def method(
+  *,
+  eps: float = 1e-6,
+  reduction: str = "max",
+  student_taps: tuple[int, ...] = (),
+  teacher_taps: tuple[int, ...] = (),
+) -> _method.Method:
+  """SFD at all taps with the stem, or at the given ones."""
+  checks.non_negative("sfd", "eps", eps)
+  checks.one_of("sfd", "reduction", reduction, ("max", "mean"))
+  maps.check_taps("sfd", student_taps, teacher_taps)
+
+  def tapped(learner, teacher):
+    taps = maps.pairs("sfd", learner, teacher, student_taps, teacher_taps, first=0)
+    students = tuple(learner.preactivations[s] for s, _ in taps)
+    return students, tuple(teacher.preactivations[t] for _, t in taps)
+
+  def projections(teacher_maps):
+    return modules.Projections(tuple(x.shape[-1] for x in teacher_maps))
+
+  def init(key, learner, teachers, labels):
+    del labels
+    students, teacher_maps = tapped(learner, checks.one_teacher("sfd", teachers))
+    return modules.init(projections(teacher_maps), key, students)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    students, teacher_maps = tapped(learner, *teachers)
+    students, state = modules.apply(projections(teacher_maps), params, state, students, axis_name=axis_name)
+    return loss(students, teacher_maps, eps=eps, reduction=reduction, axis_name=axis_name), state
+
+  return _method.make(init, apply)

@@ -1,0 +1,79 @@
+"""Similarity-preserving distillation: the student keeps which examples the teacher's feature maps find similar.
+
+Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, https://arxiv.org/abs/1907.09682
+
+  L_i = (1 / b) sum_j (G(s)_ij - G(t)_ij)^2, summed over pairs of taps   (equation 4)
+  G(f)_ij = <f_i, f_j> / sqrt(sum_k <f_i, f_k>^2)                        (equations 2 and 3)
+
+with f_i the whole map of example i, flattened. The mean over the batch is the squared Frobenius norm over b^2. Maps of
+any two sizes can be compared, because only b x b matrices are.
+
+Differences: rows of the matrix of inner products whose norm is below 1e-12, as of maps that are zero, stay zero. The
+paper and the code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020) compare the last maps
+of both networks, as the defaults do; some public code averages over several stages, where the paper and we sum. The
+published weight, 3000, goes with the division by b^2, and so depends on the size of the batch.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.losses import checks, maps, numerics
+from smskd_jax.losses import method as _method
+
+
+def _similarity(feature: jax.Array, axis_name: str | None) -> jax.Array:
+  """Inner products of this device's maps with those of all devices, [b, n], each row of norm 1."""
+  rows = numerics.widen(feature.reshape(feature.shape[0], -1))
+  products = jnp.matmul(rows, _method.gather(rows, axis_name).T, precision="highest")
+  return numerics.divide(products, numerics.norm(products)[:, None])
+
+
+def loss(
+  student_features: tuple[jax.Array, ...],
+  teacher_features: tuple[jax.Array, ...],
+  *,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Squared distance of the rows of the two similarity matrices, summed over pairs of maps.
+
+  Args:
+    student_features: maps, each [b, h, w, c].
+    teacher_features: as many maps, each [b, h', w', c'].
+    axis_name: the axis of devices that the batch is spread over. Rows are this device's examples, columns
+      everyone's.
+
+  Returns:
+    [b]; zero for a batch of one.
+  """
+  chex.assert_rank([*student_features, *teacher_features], 4)
+  chex.assert_equal_shape_prefix([*student_features, *teacher_features], 1)
+
+  def of_pair(student, teacher):
+    difference = _similarity(student, axis_name) - _similarity(teacher, axis_name)
+    return jnp.mean(jnp.square(difference), axis=1)
+
+  return sum(of_pair(*pair) for pair in zip(student_features, teacher_features, strict=True))
+
+
+def method(*, student_taps: tuple[int, ...] = (-1,), teacher_taps: tuple[int, ...] = (-1,)) -> _method.Method:
+  """SP between feature maps at pairs of taps (0 is the stem, -1 the last map); empty tuples take all stages."""
+  maps.check_taps("sp", student_taps, teacher_taps)
+
+  def pairs(learner, teacher):
+    return maps.pairs("sp", learner, teacher, student_taps, teacher_taps)
+
+  def check(learner, teachers):
+    pairs(learner, checks.one_teacher("sp", teachers))
+
+  def of_outputs(learner, teachers, batch, axis_name):
+    del batch
+    (teacher,) = teachers
+    of_student, of_teacher = zip(*pairs(learner, teacher), strict=True)
+    return loss(
+      tuple(learner.features[tap] for tap in of_student),
+      tuple(teacher.features[tap] for tap in of_teacher),
+      axis_name=axis_name,
+    )
+
+  return _method.stateless(of_outputs, check)

@@ -1,0 +1,86 @@
+"""Softmax regression representation learning: the embeddings agree, and so do the teacher's classifier's answers.
+
+Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation Learning",
+ICLR 2021, https://openreview.net/forum?id=ZzwDy_wiWv
+
+  L_i = w_f mean_d (h_student,i - h_teacher,i)^2                  (feature matching)
+        + w_l mean_k ((h_student,i W + b) - (h_teacher,i W + b))^2  (softmax regression)
+
+W and b are the teacher's classifier, which is not trained. h_teacher is what it reads; h_student is the mean over
+positions of the student's last map after a connector: 1x1 convolution, batch norm, ReLU.
+
+Differences: means over embedding and classes take the place of squared norms, as in the authors' code, whose weights
+are both 1. The answers are subtracted before they are computed, as (h_student - h_teacher) W, which is the same and
+loses no digits. Another public version, in the code of "Knowledge Distillation with the Reused Teacher Classifier"
+(Chen et al., CVPR 2022), has the connector after the pooling; its numbers on CIFAR-100 come with KD's term as well.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+def loss(
+  student_embedding: jax.Array,
+  teacher_embedding: jax.Array,
+  teacher_kernel: jax.Array,
+  *,
+  feature_weight: float = 1.0,
+  logits_weight: float = 1.0,
+) -> jax.Array:
+  """Mean squared errors of the embedding and of the teacher's classifier's answer to it, per example.
+
+  Args:
+    student_embedding: [b, d], after the connector.
+    teacher_embedding: [b, d].
+    teacher_kernel: [d, k], the weights of the teacher's classifier.
+    feature_weight: w_f.
+    logits_weight: w_l.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_embedding, teacher_embedding, teacher_kernel], 2)
+  chex.assert_equal_shape([student_embedding, teacher_embedding])
+  difference = numerics.widen(student_embedding) - numerics.widen(teacher_embedding)
+  of_logits = jnp.dot(difference, numerics.widen(teacher_kernel), precision="highest")
+  by_feature = jnp.mean(jnp.square(difference), axis=1)
+  return feature_weight * by_feature + logits_weight * jnp.mean(jnp.square(of_logits), axis=1)
+
+
+def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> _method.Method:
+  """SRRL from a single teacher, through a connector that learns with the student.
+
+  The student's own logits are not read, so that the numbers of classes may differ.
+  """
+  checks.non_negative("srrl", "feature_weight", feature_weight)
+  checks.non_negative("srrl", "logits_weight", logits_weight)
+
+  def connector(teacher):
+    return modules.ConvNorm(teacher.pooled.shape[-1], relu=True, kernel_init=basic.he_normal)
+
+  def init(key, learner, teachers, labels):
+    del labels
+    teacher = checks.one_teacher("srrl", teachers)
+    checks.has("srrl", "unpooled", "student", learner)
+    checks.has("srrl", "head", "teacher", teacher)
+    return modules.init(connector(teacher), key, learner.unpooled)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    (teacher,) = teachers
+    feature, state = modules.apply(connector(teacher), params, state, learner.unpooled, axis_name=axis_name)
+    values = loss(
+      jnp.mean(numerics.widen(feature), axis=(1, 2)),
+      teacher.pooled,
+      teacher.head.kernel,
+      feature_weight=feature_weight,
+      logits_weight=logits_weight,
+    )
+    return values, state
+
+  return _method.make(init, apply)

@@ -1,0 +1,127 @@
+"""Variational information distillation: a Gaussian around what the student predicts explains the teacher's maps.
+
+Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
+https://arxiv.org/abs/1904.05835
+
+  L_i = sum over taps of mean_{h,w,c} 1/2 ((f_teacher,i - mu(f_student,i))^2 / var_c + log var_c)
+  var_c = softplus(a_c) + eps
+
+mu, the regressor, and a, one number for each of the teacher's channels, are learned with the student: minimising the
+loss maximises a lower bound of the mutual information between the maps. The loss can be negative.
+
+Differences: the mean over the map takes the place of the paper's sum, and the constant log(2 pi)/2 is left out, both
+as in the public code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), whose weight for
+the sum over the stages is 1. From there too is mu, three 1x1 convolutions without bias, with ReLU between them, whose
+hidden layers have as many channels as the teacher's map. `train_variance=False` keeps every variance at its start, as
+another public library does (mdistiller): there a is not among what the optimiser is given, so that the numbers it
+reports are those of a fixed variance of 5.
+"""
+
+import math
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, maps, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+class Gaussian(nn.Module):
+  """Mean and scale of the teacher's map given the student's."""
+
+  channels: int  # of the teacher's map
+  log_scale: float  # the start of a
+  train_variance: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """mu [b, h, w, channels] and a [channels]."""
+    for i in range(3):
+      x = nn.relu(x) if i > 0 else x
+      x = basic.conv(self.channels, 1, kernel_init=basic.uniform, name=f"conv{i}")(x)
+    start = nn.initializers.constant(self.log_scale)
+    if self.train_variance:
+      return x, self.param("log_scale", start, (self.channels,), jnp.float32)
+    return x, jnp.full((self.channels,), self.log_scale, x.dtype)
+
+
+class Gaussians(nn.Module):
+  """A Gaussian for each pair of maps."""
+
+  channels: tuple[int, ...]  # of the teacher's maps
+  log_scale: float
+  train_variance: bool
+
+  @nn.compact
+  def __call__(
+    self, features: tuple[jax.Array, ...], axis_name: str | None = None
+  ) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """(mu, a) of each of the student's maps."""
+    del axis_name
+    return tuple(
+      Gaussian(channels, self.log_scale, self.train_variance, name=f"tap{i}")(x)
+      for i, (channels, x) in enumerate(zip(self.channels, features, strict=True))
+    )
+
+
+def loss(
+  mean: jax.Array, teacher_feature: jax.Array, log_scale: jax.Array, *, eps: float = 1e-5
+) -> jax.Array:
+  """Negative log-likelihood of the teacher's map, per position and channel, at one tap.
+
+  Args:
+    mean: [b, h, w, c], mu of the student's map.
+    teacher_feature: [b, h, w, c].
+    log_scale: [c], a.
+    eps: the smallest variance.
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([mean, teacher_feature], 4)
+  chex.assert_equal_shape([mean, teacher_feature])
+  variance = (jax.nn.softplus(numerics.widen(log_scale)) + eps)[None, None, None, :]
+  square = jnp.square(numerics.widen(mean) - numerics.widen(teacher_feature))
+  return 0.5 * jnp.mean(square / variance + jnp.log(variance), axis=(1, 2, 3))
+
+
+def method(
+  *,
+  init_variance: float = 5.0,
+  eps: float = 1e-5,
+  train_variance: bool = True,
+  student_taps: tuple[int, ...] = (),
+  teacher_taps: tuple[int, ...] = (),
+) -> _method.Method:
+  """VID at all stages, or at the given taps; the larger map of a pair is averaged down to the smaller one."""
+  checks.positive("vid", "eps", eps)
+  checks.positive("vid", "init_variance", init_variance)
+  if init_variance <= eps:
+    raise ValueError(f"vid: init_variance must be above eps = {eps}, got {init_variance}")
+  checks.flag("vid", "train_variance", train_variance)
+  maps.check_taps("vid", student_taps, teacher_taps)
+  # The inverse of softplus, without an exponential that could overflow.
+  log_scale = init_variance - eps + math.log(-math.expm1(eps - init_variance))
+
+  def matched(learner, teacher):
+    return maps.matched("vid", learner, teacher, student_taps, teacher_taps)
+
+  def gaussians(teacher_maps):
+    return Gaussians(tuple(x.shape[-1] for x in teacher_maps), log_scale, train_variance)
+
+  def init(key, learner, teachers, labels):
+    del labels
+    students, teacher_maps = jax.eval_shape(matched, learner, checks.one_teacher("vid", teachers))
+    return modules.init(gaussians(teacher_maps), key, students)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    students, teacher_maps = matched(learner, *teachers)
+    predicted, state = modules.apply(gaussians(teacher_maps), params, state, students, axis_name=axis_name)
+    of_taps = [loss(mean, t, a, eps=eps) for (mean, a), t in zip(predicted, teacher_maps, strict=True)]
+    return sum(of_taps), state
+
+  return _method.make(init, apply)

@@ -1,0 +1,69 @@
+"""Networks that train side by side, as one: the cohort of deep mutual learning.
+
+Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384
+
+Each member has its own weights, and sees the same images as the others. What the first one says is what the cohort
+says: it is evaluated, and it teaches in later stages. The others are in `Outputs.peers`, for the method `dml`.
+Differences: the paper evaluates every member, and also all of them as an ensemble.
+"""
+
+from collections.abc import Callable, Mapping
+import numbers
+
+from flax import linen as nn
+import jax
+
+from smskd_jax.state import Outputs
+
+
+class Cohort(nn.Module):
+  """Several networks on the same images."""
+
+  members: tuple[nn.Module, ...]
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the first member says, with what the others say as its peers.
+
+    Args:
+      image: [b, h, w, c], as all members take it.
+      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      axis_name: the axis of devices that the statistics of the batch span.
+    """
+    first, *others = (member(image, train=train, axis_name=axis_name) for member in self.members)
+    return first._replace(peers=tuple(others))
+
+
+def make(
+  models: Mapping[str, Callable[..., nn.Module]],
+  /,
+  *,
+  num_classes: int,
+  first: str = "resnet20",
+  width: float = 1.0,
+  peer: str = "resnet20",
+  peer_width: float = 1.0,
+  peers: int = 1,
+) -> Cohort:
+  """A network and its peers.
+
+  Args:
+    models: names to factories, of which `first` and `peer` are two.
+    num_classes: of all members.
+    first: the network that is evaluated.
+    width: its width.
+    peer: the networks that train beside it.
+    peer_width: their width.
+    peers: how many.
+  """
+  for option, name in (("first", first), ("peer", peer)):
+    if name not in models:
+      raise ValueError(f"cohort: {option} must be one of {', '.join(models)}, got {name!r}")
+  if isinstance(peers, bool) or not isinstance(peers, numbers.Integral) or peers < 1:
+    raise ValueError(f"cohort: peers must be a positive integer, got {peers!r}")
+  evaluated = models[first](num_classes=num_classes, width=width)
+  try:
+    others = tuple(models[peer](num_classes=num_classes, width=peer_width) for _ in range(peers))
+  except ValueError as error:
+    raise ValueError(f"cohort: peer: {error}") from error
+  return Cohort((evaluated, *others))

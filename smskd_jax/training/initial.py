@@ -1,0 +1,80 @@
+"""What a stage begins with: fresh variables, and the state before the first step."""
+
+import functools
+import itertools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.state import Aux, Outputs, TrainState
+from smskd_jax.training import reference as anchor
+from smskd_jax.training.stage import Stage, outputs
+
+
+def init_variables(network: nn.Module, key: jax.Array, image: Any) -> Any:
+  """Fresh variables of a network for images like `image` ([b, h, w, c], an array or its shape)."""
+  return _init(network, key, jnp.zeros(image.shape, image.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
+def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
+  """Compiled as a whole, because layer by layer takes seconds, and in haste, because it runs once."""
+  return network.init(key, image)
+
+
+def init_state(
+  stage: Stage, key: jax.Array, variables: Any, teachers: tuple[Any, ...], image: Any, labels: Any
+) -> TrainState:
+  """The state before the first step: the learner's variables, fresh auxiliary parameters and optimiser state.
+
+  Our reading of SMSKD: what the methods and the optimiser have gathered does not outlive its stage.
+
+  Args:
+    stage: the stage.
+    key: random key of the methods' initialisation.
+    variables: the learner's, as an earlier stage left them or fresh. Copied.
+    teachers: the teachers' variables; only their shapes are read, and what a method's `adopt` takes over.
+    image: a batch of what the networks see, [b, h, w, c], an array or its shape.
+    labels: [n], int32, of the whole training set.
+
+  Raises:
+    ValueError: a method is not defined for these networks.
+  """
+  learner_spec = output_spec(stage.learner, variables, image)
+  teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
+  aux: list[Aux] = [
+    term.method.init(jax.random.fold_in(key, i), learner_spec, teacher_specs, labels)
+    for i, term in enumerate(stage.terms)
+  ]
+  for adopt in filter(None, (term.method.adopt for term in stage.terms)):
+    variables = adopt(variables, tuple(map(_constants, stage.teachers, teachers, itertools.repeat(image))))
+  model_state = {name: tree for name, tree in variables.items() if name != "params"}
+  params = {"learner": variables["params"], "aux": tuple(a.params for a in aux)}
+  params, model_state = anchor.snapshot((params, model_state))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    model_state=model_state,
+    aux_state=tuple(a.state for a in aux),
+    opt_state=stage.optimizer.init(params),
+  )
+
+
+def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
+  """The shapes of a network's outputs, without running it."""
+  return jax.eval_shape(lambda v, x: outputs(network, v, x), variables, image)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _head_and_norms(network: nn.Module, variables: Any, image: jax.Array) -> Any:
+  said = outputs(network, variables, image)
+  return said.head, said.norms
+
+
+def _constants(network: nn.Module, variables: Any, image: Any) -> Outputs:
+  """What a network says of no image in particular: its classifier and norms. Of the rest only the shapes."""
+  blank = jnp.zeros((1, *image.shape[1:]), image.dtype)
+  head, norms = _head_and_norms(network, variables, blank)
+  return output_spec(network, variables, blank)._replace(head=head, norms=norms)

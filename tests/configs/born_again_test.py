@@ -1,0 +1,40 @@
+"""Tests of configs/born_again.py."""
+
+import importlib.util
+
+import pytest
+import runs
+
+from smskd_jax.config import resolve
+from smskd_jax.errors import UserError
+
+
+def get_config(arg=None):
+  spec = importlib.util.spec_from_file_location("born_again", runs.ROOT / "configs" / "born_again.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return resolve(module.get_config(arg))
+
+
+def test_each_generation_learns_from_the_one_before():
+  config = get_config("generations=2,epochs=3")
+  assert [s["learner"] for s in config["stages"]] == ["generation_0", "generation_1", "generation_2"]
+  assert [s["teachers"] for s in config["stages"]] == [(), ("generation_0",), ("generation_1",)]
+  assert {s["epochs"] for s in config["stages"]} == {3}
+  assert len({str(network) for network in config["networks"].values()}) == 1
+  first, second, _ = config["stages"]
+  assert first["methods"] == () and first["task_weight"] == 1
+  assert second["task_weight"] + second["methods"][0]["weight"] == 1
+
+
+@pytest.mark.parametrize("arg", ["generations=0", "weight=1.5", "model=resnet9"])
+def test_refuses(arg):
+  with pytest.raises(UserError, match=arg.split("=")[0].replace("model", "resnet9")):
+    get_config(arg)
+
+
+def test_runs_from_the_command_line(tmp_path):
+  arguments = "dataset=digits,model=resnet8,width=0.125,generations=2,epochs=1,batch_size=128,padding=1"
+  status, out, err = runs.main(tmp_path, f"--config=configs/born_again.py:{arguments}", "--cpu_devices=2")
+  assert status == 0, err
+  assert "generation_2" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,111 @@
+"""Tests of losses/afd.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smskd_jax.losses import afd
+from smskd_jax.state import Outputs
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def maps(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape)
+
+
+def outputs(*features):
+  return Outputs(None, None, (None, *features), (None, *features))
+
+
+LEARNER = outputs(maps(0, 3, 4, 4, 5), maps(1, 3, 2, 2, 4))
+TEACHER = outputs(maps(2, 3, 2, 2, 5), maps(3, 3, 2, 2, 6))
+
+
+def start(learner, teacher, **hparams):
+  method = afd.method(**hparams)
+  aux = method.init(jax.random.key(0), learner, (teacher,), None)
+  return aux, jax.jit(lambda params, x, y: method.apply(params, aux.state, x, (y,), None, None, 0.0)[0])
+
+
+def test_worked_by_hand():
+  # Two positions. Directions (1, 0) and (0, 1) in the first channel, (3/5, 4/5) and (4/5, 3/5) in the second.
+  student = np.array([[1.0, 3.0], [0.0, 4.0]]).reshape(1, 2, 1, 2)
+  teacher = np.array([[0.0, 8.0], [2.0, 6.0]]).reshape(1, 2, 1, 2)
+  rows = afd.loss(student, teacher, np.array([[0.25, 0.75]]), eps=0.0)
+  np.testing.assert_allclose(rows, [0.25 * (1 + 1) / 2 + 0.75 * (0.04 + 0.04) / 2])
+
+
+def test_ignores_the_scale_of_each_channel():
+  student, teacher = LEARNER.features[1], maps(4, 3, 4, 4, 5)
+  attention, scale = jax.nn.softmax(maps(5, 3, 5)), jnp.arange(1.0, 6.0)
+  expected = afd.loss(student, teacher, attention, eps=1e-12)
+  np.testing.assert_allclose(
+    afd.loss(student * scale[None, None, None, :], teacher, attention, eps=1e-12), expected
+  )
+  np.testing.assert_allclose(
+    afd.loss(teacher * scale[None, None, None, :], teacher, attention, eps=1e-12), 0, atol=1e-12
+  )
+
+
+def test_channels_that_are_zero_have_finite_gradients():
+  zeros = jnp.zeros((2, 3, 3, 4))
+  gradient = jax.grad(lambda *xs: afd.loss(*xs, jnp.full((2, 4), 0.25)).sum(), argnums=(0, 1))
+  for student, teacher in ((zeros, maps(0, 2, 3, 3, 4)), (maps(0, 2, 3, 3, 4), zeros), (zeros, zeros)):
+    assert all(np.isfinite(x).all() for x in gradient(student, teacher))
+
+
+def test_method_in_numpy():
+  aux, run = start(LEARNER, TEACHER, hidden_ratio=0.5)
+  params = jax.tree.map(np.asarray, aux.params)
+  assert list(params["projections"]) == ["tap1"]  # of the pair with 4 and 6 channels
+  students = (
+    np.asarray(LEARNER.features[1]).reshape(3, 2, 2, 2, 2, 5).mean((2, 4)),
+    np.asarray(LEARNER.features[2]) @ params["projections"]["tap1"]["kernel"][0, 0],
+  )
+  normalized = lambda x: x / (np.sqrt((x**2).sum((1, 2), keepdims=True)) + 1e-6)
+  expected = 0
+  for i, (student, hidden) in enumerate(zip(students, (2, 3), strict=True)):
+    teacher = np.asarray(TEACHER.features[i + 1])
+    first, second = (params[f"attention{i}"][name] for name in ("linear1", "linear2"))
+    assert first["kernel"].shape == (teacher.shape[-1], hidden)
+    x = (
+      np.maximum(teacher.mean((1, 2)) @ first["kernel"] + first["bias"], 0) @ second["kernel"]
+      + second["bias"]
+    )
+    rho = 1 / (1 + np.exp(-x))
+    rho = rho / rho.sum(1, keepdims=True)
+    expected = expected + (rho * ((normalized(student) - normalized(teacher)) ** 2).mean((1, 2))).sum(1) / 2
+  np.testing.assert_allclose(run(aux.params, LEARNER, TEACHER), expected)
+
+
+def test_attentions_of_sigmoids_too_small_for_a_number():
+  attention = afd.Attention(hidden=2)
+  x = jnp.ones((1, 1, 1, 3))
+  params = {
+    "linear1": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},
+    "linear2": {"kernel": jnp.full((2, 3), -1e4), "bias": jnp.array([0.0, np.log(2), np.log(5)])},
+  }
+  np.testing.assert_allclose(attention.apply({"params": params}, x), [[1 / 8, 2 / 8, 5 / 8]], rtol=1e-6)
+
+
+def test_attention_and_projection_learn():
+  aux, run = start(LEARNER, TEACHER)
+  gradient = jax.jit(jax.grad(lambda params: run(params, LEARNER, TEACHER).mean()))(aux.params)
+  assert all((x != 0).any() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", ["hidden_ratio", "eps"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), "1", True])
+def test_refuses(name, value):
+  with pytest.raises(ValueError, match=f"afd: {name} must be a positive number, got "):
+    afd.method(**{name: value})
+
+
+@pytest.mark.parametrize(
+  "teacher, attention", [((2, 3, 3, 4), (2, 4)), ((2, 3, 3, 2), (2, 3)), ((2, 3, 3, 2), (2,))]
+)
+def test_loss_refuses_other_shapes(teacher, attention):
+  with pytest.raises(AssertionError):
+    afd.loss(np.zeros((2, 3, 3, 2)), np.zeros(teacher), np.zeros(attention))

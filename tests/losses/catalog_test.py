@@ -1,0 +1,59 @@
+"""Tests of losses/catalog.py and of `python -m smskd_jax.losses`."""
+
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, catalog
+from smskd_jax.losses.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = [*METHODS, *PLUGINS]
+
+
+def test_every_method_is_in_one_family():
+  assert sorted(name for names in FAMILIES.values() for name in names) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_everything(name):
+  card = catalog.card(name)
+  assert card.title.endswith(".") and "\n" not in card.title
+  assert '"' in card.paper and "https://" in card.paper
+  assert card.cite.split()[-1].isdigit(), card.cite
+  assert card.formula and card.reads
+  assert "Difference" in card.notes or "No difference" in card.notes
+  factory = METHODS.get(name, PLUGINS.get(name))
+  assert set(card.defaults) <= set(inspect.signature(factory).parameters)
+
+
+def test_the_page_is_up_to_date():
+  page = (ROOT / "docs" / "methods.md").read_text()
+  assert page == catalog.markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
+
+
+def test_the_list_has_a_line_for_each(capsys):
+  assert main([]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines[1:]] == [c.name for c in catalog.cards()]
+  assert len(lines) == 1 + len(NAMES)
+
+
+def test_one_is_explained_with_its_formula():
+  done = subprocess.run(
+    [sys.executable, "-W", "ignore", "-m", "smskd_jax.losses", "rkd"],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 0
+  for words in ("Park, Kim, Lu, Cho", "L_i = w_d mean_j", "distance_weight=25.0", "family: relation"):
+    assert words in done.stdout
+
+
+def test_an_unknown_name_ends_in_one_line(capsys):
+  assert main(["rdk"]) == 2
+  assert capsys.readouterr().err == "error: there is no method 'rdk'; did you mean 'rkd'?\n"

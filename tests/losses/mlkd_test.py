@@ -1,0 +1,108 @@
+"""Tests of losses/mlkd.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smskd_jax.losses import mlkd
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+loss = jax.jit(mlkd.loss, static_argnames=("temperatures", "public_code", "axis_name"))
+
+
+def logits(seed, b=6, k=5):
+  """Of the student and the teacher, on two views: [4, b, k]."""
+  return np.random.default_rng(seed).normal(size=(4, b, k), scale=3.0)
+
+
+def softmax(x):
+  return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def numpy_loss(student, teacher, student_strong, teacher_strong, public_code):
+  """The mean over the batch, written from the formulas in the module's docstring."""
+  b, k = student.shape
+  kl = lambda p, q, t: t**2 * (p * np.log(p / q)).sum() / b
+  of_examples = of_classes = 1.0
+  if public_code:
+    confidence, of_class = softmax(teacher).max(1), softmax(teacher).sum(0)
+    of_examples = (confidence <= np.percentile(confidence, 50)).mean()
+    of_classes = (of_class <= np.percentile(of_class, 50)).mean()
+  total = 0.0
+  for t in TEMPERATURES:
+    p, q, p_strong, q_strong = (softmax(x / t) for x in (teacher, student, teacher_strong, student_strong))
+    total += of_examples * (kl(p, q, t) + ((p @ p.T - q @ q.T) ** 2).sum() / b)
+    total += of_classes * ((p.T @ p - q.T @ q) ** 2).sum() / k
+    total += kl(p, q, t) if public_code and t in (2.0, 6.0) else kl(p_strong, q_strong, t)
+  return total
+
+
+def test_relations_worked_by_hand():
+  # Between examples: 10/16, 1/2, 1/2 against 1/2. Between classes: 13/16, 7/16, 7/16, 5/16 against 1/2.
+  teacher, student = np.log([[3.0, 1.0], [1.0, 1.0]]), np.zeros((2, 2))
+  np.testing.assert_allclose(mlkd.batch_loss(student, 2 * teacher, temperature=2.0), [0.125**2, 0.0])
+  by_class = (0.3125**2 + 2 * 0.0625**2 + 0.1875**2) / 2
+  np.testing.assert_allclose(mlkd.class_loss(student, 2 * teacher, temperature=2.0), [by_class, by_class])
+
+
+@pytest.mark.parametrize("public_code", [False, True])
+@pytest.mark.parametrize("seed, b, k", [(0, 6, 5), (1, 5, 6), (2, 1, 2)])
+def test_equals_numpy(seed, b, k, public_code):
+  rows = loss(*logits(seed, b, k), public_code=public_code)
+  assert rows.shape == (b,)
+  np.testing.assert_allclose(rows.mean(), numpy_loss(*logits(seed, b, k), public_code))
+
+
+def test_with_one_view_the_public_code_halves_the_loss():
+  # Of an even number of different confidences half are at most the median, of examples as of classes.
+  student, teacher, *_ = logits(0, 6, 4)
+  halved = loss(student, teacher, public_code=True)
+  np.testing.assert_allclose(halved, 0.5 * loss(student, teacher))
+
+
+def test_zero_where_the_logits_agree_up_to_constants():
+  student, _, strong, _ = logits(0)
+  np.testing.assert_allclose(loss(student, student + 3.0, strong, strong - 2.0), 0.0, atol=1e-12)
+
+
+def test_both_views_teach():
+  gradients = jax.jit(jax.grad(lambda s, t, *strong: mlkd.loss(s, t, *strong).mean(), argnums=(0, 2)))
+  assert all((np.abs(g).max(axis=1) > 0).all() for g in gradients(*logits(0)))
+
+
+def test_relations_span_devices():
+  weak_and_strong = logits(0, 8)
+  run = functools.partial(loss, temperatures=(2.0, 4.0), public_code=True)
+  shares = weak_and_strong.reshape(4, 4, 2, 5)
+  on_four = jax.pmap(functools.partial(run, axis_name="batch"), "batch", in_axes=0, devices=jax.devices()[:4])
+  rows = on_four(*shares)
+  np.testing.assert_allclose(rows.reshape(8), run(*weak_and_strong), rtol=1e-10)
+
+
+def test_half_precision_is_computed_in_single():
+  half = jnp.asarray(logits(0), jnp.bfloat16)
+  rows = loss(*half, public_code=True)
+  assert rows.dtype == jnp.float32
+  np.testing.assert_allclose(rows, loss(*half.astype(float), public_code=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperatures", [(), 4.0, [2.0], (2.0, 0.0), (2.0, -1.0), ("4",), (float("inf"),)])
+def test_refuses_temperatures(temperatures):
+  with pytest.raises(ValueError, match="mlkd: temperatures must be a .*positive number.*, got "):
+    mlkd.method(temperatures=temperatures)
+
+
+def test_refuses_what_is_no_flag():
+  with pytest.raises(ValueError, match="mlkd: public_code must be True or False, got 1"):
+    mlkd.method(public_code=1)
+
+
+def test_refuses_a_second_view_of_one_network():
+  student, teacher, strong, _ = logits(0)
+  with pytest.raises(ValueError, match="mlkd: the strongly augmented view needs the logits of both networks"):
+    mlkd.loss(student, teacher, strong)

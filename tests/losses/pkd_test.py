@@ -1,0 +1,67 @@
+"""Tests of losses/pkd.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from smskd_jax.losses import pkd
+from smskd_jax.state import Outputs
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def maps(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape)
+
+
+def outputs(*features):
+  return Outputs(None, None, (None, *features), (None, *features))
+
+
+LEARNER = outputs(maps(0, 3, 4, 4, 5), maps(1, 3, 2, 2, 4))
+TEACHER = outputs(maps(2, 3, 2, 2, 5), maps(3, 3, 2, 2, 6))
+
+
+def test_worked_by_hand():
+  # Five differences of 1 and one of 3, of six numbers.
+  student = np.ones((1, 2, 2, 1)), np.array([1.0, 3.0]).reshape(1, 1, 1, 2)
+  rows = pkd.loss(student, [np.zeros_like(x) for x in student], beta=1.0)
+  np.testing.assert_allclose(rows, [(5 + 9) / 6])
+  np.testing.assert_allclose(pkd.loss(student, [np.zeros_like(x) for x in student]), 10 * rows)
+
+
+@pytest.mark.parametrize("teacher", [(2, 3, 3, 4), (2, 3, 6), (1, 3, 3, 2)])
+def test_loss_refuses_maps_of_different_shapes(teacher):
+  with pytest.raises(AssertionError):
+    pkd.loss([np.zeros((2, 3, 3, 2))], [np.zeros(teacher)])
+
+
+def test_method_in_numpy_and_projections_only_where_channels_differ():
+  method = pkd.method(beta=2.0)
+  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
+  assert list(aux.params) == ["tap1"]
+  loss, _ = jax.jit(method.apply)(*aux, LEARNER, (TEACHER,), None, None, 0.0)
+  first = np.asarray(LEARNER.features[1]).reshape(3, 2, 2, 2, 2, 5).mean((2, 4)) - TEACHER.features[1]
+  second = LEARNER.features[2] @ aux.params["tap1"]["kernel"][0, 0] - TEACHER.features[2]
+  expected = 2 * ((first**2).sum((1, 2, 3)) + (second**2).sum((1, 2, 3))) / (4 * 5 + 4 * 6)
+  np.testing.assert_allclose(loss, expected)
+
+
+def test_nothing_is_learned_between_maps_of_equal_channels():
+  method = pkd.method(student_taps=(1,), teacher_taps=(-2,))
+  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
+  assert not jax.tree.leaves(aux)
+  assert method.apply(*aux, LEARNER, (LEARNER,), None, None, 0.0)[0].max() == 0
+
+
+def test_the_projection_learns():
+  method = pkd.method()
+  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
+  loss = lambda params: method.apply(params, aux.state, LEARNER, (TEACHER,), None, None, 0.0)[0].mean()
+  assert (jax.jit(jax.grad(loss))(aux.params)["tap1"]["kernel"] != 0).all()
+
+
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), "10", True])
+def test_refuses_betas(beta):
+  with pytest.raises(ValueError, match="pkd: beta must be a number >= 0, got "):
+    pkd.method(beta=beta)

@@ -1,0 +1,118 @@
+"""Tests of losses/srrl.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smskd_jax.losses import srrl
+from smskd_jax.state import Head, Outputs
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def arrays(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def outputs(seed, *shape, k=5):
+  unpooled = jnp.abs(arrays(seed, *shape))
+  head = Head(arrays(seed + 1, shape[-1], k), arrays(seed + 2, k))
+  pooled = unpooled.mean((1, 2))
+  return Outputs(pooled @ head.kernel + head.bias[None], pooled, (), (), unpooled, head)
+
+
+def begin(method, learner, teacher):
+  """The Aux of a pair, from shapes."""
+  return method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, (teacher,))), None)
+
+
+def test_worked_by_hand():
+  student, teacher = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 0.0]])
+  kernel = np.array([[1.0], [2.0]])
+  # The embeddings differ by (1, -2), and so the classifier's answers by -3.
+  np.testing.assert_allclose(srrl.loss(student, teacher, kernel), [2.5 + 9, 0])
+  np.testing.assert_allclose(
+    srrl.loss(student, teacher, kernel, feature_weight=2.0, logits_weight=0.0), [5, 0]
+  )
+  np.testing.assert_allclose(
+    srrl.loss(student, teacher, kernel, feature_weight=0.0, logits_weight=2.0), [18, 0]
+  )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_whole_in_numpy(seed):
+  learner, teacher = outputs(seed, 4, 3, 2, 6, k=7), outputs(seed + 10, 4, 4, 4, 8)
+  method = srrl.method(feature_weight=0.5, logits_weight=3.0)
+  aux = begin(method, learner, teacher)
+  rows, state = method.apply(*aux, learner, (teacher,), None, None, 0)
+  x = np.asarray(learner.unpooled) @ np.asarray(aux.params["conv"]["kernel"])[0, 0]
+  mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+  adapted = np.maximum((x - mean) / np.sqrt(var + 1e-5), 0).mean((1, 2))
+  answer = adapted @ teacher.head.kernel + teacher.head.bias[None]
+  expected = 0.5 * np.square(adapted - teacher.pooled).mean(1) + 3 * np.square(answer - teacher.logits).mean(
+    1
+  )
+  np.testing.assert_allclose(rows, expected, rtol=1e-9)
+  np.testing.assert_allclose(state["norm"]["mean"], 0.1 * mean.ravel(), rtol=1e-9)
+
+
+def test_the_connector_and_the_student_learn():
+  learner, teacher = outputs(0, 4, 4, 4, 6), outputs(10, 4, 2, 2, 8)
+  method = srrl.method()
+  aux = begin(method, learner, teacher)
+
+  @jax.jit
+  def gradients(params, unpooled):
+    def loss(params, unpooled):
+      student = learner._replace(unpooled=unpooled)
+      return method.apply(params, aux.state, student, (teacher,), None, None, 0)[0].mean()
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(params, unpooled)
+
+  before, (by_params, by_student) = gradients(aux.params, learner.unpooled)
+  assert all((x != 0).any() for x in jax.tree.leaves((by_params, by_student)))
+  params = jax.tree.map(lambda p, g: p - 0.01 * g, aux.params, by_params)
+  assert gradients(params, learner.unpooled - 0.01 * by_student)[0] < before
+
+
+def test_half_precision_is_computed_in_single():
+  student, teacher, kernel = (
+    arrays(i, *shape).astype(jnp.bfloat16) for i, shape in enumerate(((3, 4), (3, 4), (4, 5)))
+  )
+  rows = srrl.loss(student, teacher, kernel)
+  assert rows.dtype == jnp.float32
+  expected = srrl.loss(*(x.astype(float) for x in (student, teacher, kernel)))
+  np.testing.assert_allclose(rows, expected, rtol=1e-5)
+
+
+def test_keeps_its_digits_where_the_answers_are_large():
+  student, kernel = arrays(0, 4, 6).astype(np.float32), arrays(1, 6, 5).astype(np.float32)
+  offset = jnp.float32(4096)  # exact to 5e-4
+  teacher = student + offset + jnp.float32(0.5)
+  rows = srrl.loss(student + offset, teacher, kernel)
+  exact = srrl.loss(np.float64(student + offset), np.float64(teacher), np.float64(kernel))
+  np.testing.assert_allclose(rows, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("who, field", [("student", "unpooled"), ("teacher", "head")])
+def test_refuses_networks_that_do_not_give_what_is_needed(who, field):
+  whole = outputs(0, 4, 2, 2, 6)
+  learner, teacher = (
+    whole._replace(**{field: None}) if who == name else whole for name in ("student", "teacher")
+  )
+  with pytest.raises(ValueError, match=f"srrl: the {who} does not give Outputs.{field}"):
+    begin(srrl.method(), learner, teacher)
+
+
+@pytest.mark.parametrize("name", ["feature_weight", "logits_weight"])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "1", True])
+def test_refuses_weights(name, weight):
+  with pytest.raises(ValueError, match=f"srrl: {name} must be a number >= 0, got "):
+    srrl.method(**{name: weight})
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 6), (4,)])
+def test_refuses_embeddings_of_different_shapes(shape):
+  with pytest.raises(AssertionError):
+    srrl.loss(np.zeros((4, 6)), np.zeros(shape), np.zeros((6, 5)))

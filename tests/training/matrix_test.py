@@ -1,0 +1,92 @@
+"""Every method with every kind of pair, through the differentiated step, without being told any shape."""
+
+import jax
+import networks
+import numpy as np
+import pytest
+
+from smskd_jax.losses import METHODS
+from smskd_jax.models import MODELS
+from smskd_jax.state import Frozen
+from smskd_jax.training import optimizer
+from smskd_jax.training.initial import init_state
+from smskd_jax.training.stage import Stage, Term, make_train_step
+
+# Name -> (teacher and its width, student and its width, shape of an image).
+PAIRS = {
+  "same family": (("resnet14", 0.5), ("resnet8", 0.5), (16, 16, 3)),
+  "same network": (("resnet8", 0.5), ("resnet8", 0.5), (16, 16, 3)),
+  "wider teacher": (("resnet8x4", 0.25), ("resnet14", 0.5), (16, 16, 3)),
+  "wider student": (("resnet8", 0.25), ("resnet8x4", 0.25), (16, 16, 3)),
+  "other family, one map more": (("vgg8", 0.125), ("resnet8", 0.5), (16, 16, 3)),
+  "other family, one map less": (("resnet8", 0.5), ("vgg11", 0.125), (16, 16, 3)),
+  "oblong images, maps of odd sizes": (("vgg8", 0.125), ("resnet8", 0.5), (20, 13, 3)),
+  "images of one channel": (("vgg8", 0.125), ("resnet8", 0.5), (28, 28, 1)),
+}
+NAMES = sorted(set(METHODS) - {"dml"})
+
+
+def stage_of(pair, names):
+  """A stage of the pair with the methods as joint terms, and the shape of its images."""
+  (teacher, teacher_width), (student, width), shape = PAIRS[pair]
+  make = lambda name, width: MODELS[name](num_classes=networks.NUM_CLASSES, width=width)
+  stage = Stage(
+    learner=make(student, width),
+    optimizer=optimizer.sgd(0.01),
+    teachers=(make(teacher, teacher_width),),
+    terms=tuple(Term(name, 1e-3, METHODS[name]()) for name in names),
+  )
+  return stage, shape
+
+
+def cohort():
+  """A stage of two networks that teach each other."""
+  members = {"first": "resnet8", "width": 0.25, "peer": "vgg8", "peer_width": 0.125}
+  learner = MODELS["cohort"](num_classes=networks.NUM_CLASSES, **members)
+  return Stage(learner, optimizer.sgd(0.01), terms=(Term("dml", 1.0, METHODS["dml"]()),))
+
+
+def shapes_of(stage, shape):
+  """The shapes of a stage's (state, frozen), from those of its networks."""
+  image, key = jax.ShapeDtypeStruct((1, *shape), np.float32), jax.random.key(0)
+  fresh = lambda network: jax.eval_shape(network.init, key, image)
+  teachers = tuple(map(fresh, stage.teachers))
+  begin = lambda variables, teachers: init_state(stage, key, variables, teachers, image, networks.LABELS)
+  return jax.eval_shape(begin, fresh(stage.learner), teachers), Frozen(key, teachers)
+
+
+def check_one_step(stage, shape):
+  state, frozen = networks.begin(stage, shape=shape)
+  step = jax.jit(make_train_step(stage), compiler_options=networks.IN_HASTE)
+  new_state, metrics = step(state, frozen, networks.batch_of(0, shape=shape))
+  for path, x in jax.tree_util.tree_leaves_with_path((metrics, new_state.params, new_state.aux_state)):
+    assert np.isfinite(np.asarray(x)).all(), jax.tree_util.keystr(path)
+  assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_method_is_traced_for_every_pair(pair):
+  stage, shape = stage_of(pair, NAMES)
+  state, frozen = shapes_of(stage, shape)
+  new_state, metrics = jax.eval_shape(
+    make_train_step(stage), state, frozen, networks.batch_of(0, shape=shape)
+  )
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
+  assert {f"distill/{name}" for name in NAMES} <= set(metrics)
+
+
+def test_every_method_takes_a_step_for_one_pair():
+  check_one_step(*stage_of("other family, one map more", NAMES))
+
+
+def test_a_cohort_takes_a_step():
+  check_one_step(cohort(), (16, 16, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_method_takes_a_step_for_every_pair(pair, name):
+  check_one_step(*stage_of(pair, (name,)))
