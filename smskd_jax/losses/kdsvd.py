@@ -41,10 +41,19 @@ from smskd_jax.losses import method as _method
 _RESOLUTION = 1e-6
 
 
+def _one_by_one(decompose, matrices: jax.Array):
+  """A decomposition of each matrix [b, m, n]; on a CPU one after the other.
+
+  There a batch is shared out to threads, and two batches at once (of two maps, or of two devices) can take all threads
+  and wait for each other forever.
+  """
+  return jax.lax.platform_dependent(matrices, cpu=functools.partial(jax.lax.map, decompose), default=decompose)
+
+
 @jax.custom_jvp
 def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(eigenvalues [b, n], largest first, eigenvectors in the columns of [b, n, n]), with a derivative that is finite."""
-  values, vectors = jnp.linalg.eigh(matrix)
+  values, vectors = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), matrix)
   return values[:, ::-1], vectors[:, :, ::-1]
 
 
@@ -93,7 +102,8 @@ def _svd_signs(vectors: jax.Array, feature: jax.Array) -> jax.Array:
     # PyTorch, only from a far larger ratio on. Rows of zeros put it off and change nothing else.
     rows = max(h * w, min(-(-6 * (c + 1) // 11), c - 1))
     x = jnp.pad(x, ((0, 0), (0, rows - h * w), (0, 0)))
-  return jnp.sum(vectors * jnp.linalg.svd(x, full_matrices=False)[2][:, : vectors.shape[1]], axis=-1)
+  right = _one_by_one(lambda x: jnp.linalg.svd(x, full_matrices=False)[2], x)
+  return jnp.sum(vectors * right[:, : vectors.shape[1]], axis=-1)
 
 
 def _directions(student: jax.Array, teacher: jax.Array, k: int, signs: str) -> tuple[jax.Array, jax.Array]:

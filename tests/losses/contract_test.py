@@ -1,8 +1,9 @@
 """What every method of METHODS promises; see losses/method.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jax.test_util import check_grads
 import numpy as np
 import pytest
 
@@ -89,6 +90,20 @@ def loss_and_gradients(method, aux, learner, teachers, batch, axis_name=None):
   return results, gradients
 
 
+TRACED = []  # names of methods, one for each time that their program was traced
+
+
+@functools.cache
+def program(name):
+  """`loss_and_gradients` of a method, jitted once for all tests: to compile is what takes their time."""
+
+  def run(aux, learner, teachers, batch):
+    TRACED.append(name)
+    return loss_and_gradients(METHODS[name](), aux, learner, teachers, batch)
+
+  return jax.jit(run)
+
+
 def assert_finite(tree):
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     assert np.isfinite(np.asarray(x, np.float64)).all(), jax.tree_util.keystr(path)
@@ -109,36 +124,41 @@ def test_the_table_is_sorted_and_cannot_be_changed():
 @pytest.mark.parametrize("name", NAMES)
 def test_one_loss_an_example_and_one_compilation(name):
   learner, teachers, batch = example()
-  method, aux = started(name, learner, teachers)
-  traces = []
-
-  @jax.jit
-  def step(aux, learner, teachers, batch):
-    traces.append(name)
-    return loss_and_gradients(method, aux, learner, teachers, batch)
-
-  for _ in range(3):
-    (loss, state), (_, by_learner, by_teachers) = step(aux, learner, teachers, batch)
+  _, aux = started(name, learner, teachers)
+  for step in range(3):
+    traces = len(TRACED)
+    (loss, state), (_, by_learner, by_teachers) = program(name)(aux, learner, teachers, batch)
+    assert step == 0 or len(TRACED) == traces
     assert loss.shape == (8,) and loss.dtype == jnp.float32
     assert jax.tree.structure(state) == jax.tree.structure(aux.state)
     assert spec(state) == spec(aux.state)
     aux = aux._replace(state=state)
-  assert len(traces) == 1
   assert any(np.any(x) for x in jax.tree.leaves(by_learner)), "teaches the learner nothing"
   assert not any(np.any(x) for x in jax.tree.leaves(by_teachers))
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - PARTLY_CONSTANT))
 def test_gradient(name):
+  """Against the difference of the mean loss along three directions."""
   with jax.enable_x64(True):
-    learner, teachers, batch = example(b=4, dtype=np.float64)
-    method, aux = started(name, learner, teachers)
+    learner, teachers, batch = example(dtype=np.float64)
+    _, aux = started(name, learner, teachers)
+    point = (aux.params, learner)
 
-    @jax.jit
-    def mean_loss(params, learner):
-      return apply(method, aux._replace(params=params), learner, teachers, batch)[0].mean()
+    def at(point):
+      (loss, _), (by_params, by_learner, _) = program(name)(
+        aux._replace(params=point[0]), point[1], teachers, batch
+      )
+      return loss.mean(), (by_params, by_learner)
 
-    check_grads(mean_loss, (aux.params, learner), order=1, modes=("rev",), eps=1e-6, rtol=1e-4, atol=1e-4)
+    _, gradient = at(point)
+    moved = lambda direction, h: jax.tree.map(lambda x, d: x + h * d, point, direction)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+      direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
+      ahead, behind = (at(moved(direction, h))[0] for h in (1e-6, -1e-6))
+      slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient, direction)))
+      np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - OF_NEIGHBOURS))
@@ -146,10 +166,9 @@ def test_the_order_of_the_batch_does_not_matter(name):
   order = np.random.default_rng(1).permutation(8)
   with jax.enable_x64(True):
     everything = example(dtype=np.float64)
-    method, aux = started(name, *everything[:2])
-    run = jax.jit(lambda x: apply(method, aux, *x))
-    loss, state = run(everything)
-    shuffled, shuffled_state = run(of_rows(lambda x: x[order], everything))
+    _, aux = started(name, *everything[:2])
+    (loss, state), _ = program(name)(aux, *everything)
+    (shuffled, shuffled_state), _ = program(name)(aux, *of_rows(lambda x: x[order], everything))
     assert_close(shuffled, loss[order], 1e-10)
     assert_close(shuffled_state, state, 1e-10)
 
@@ -167,8 +186,8 @@ EXTREMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_finite_at_extremes(name):
   learner, teachers, batch = example()
-  method, aux = started(name, learner, teachers)
-  run = jax.jit(lambda learner, teachers: loss_and_gradients(method, aux, learner, teachers, batch))
+  _, aux = started(name, learner, teachers)
+  run = lambda learner, teachers: program(name)(aux, learner, teachers, batch)
   for extreme in EXTREMES.values():
     assert_finite(run(extreme(learner), teachers))
     assert_finite(run(learner, tuple(map(extreme, teachers))))
@@ -179,10 +198,8 @@ def test_finite_at_extremes(name):
 @pytest.mark.parametrize("b, k, dtype", [(8, 5, jnp.bfloat16), (1, 2, jnp.float32)])
 def test_finite_in_half_precision_and_for_one_example_of_two_classes(name, b, k, dtype):
   learner, teachers, batch = example(b, k, dtype)
-  method, aux = started(name, learner, teachers, k)
-  (loss, state), gradients = jax.jit(loss_and_gradients, static_argnums=0)(
-    method, aux, learner, teachers, batch
-  )
+  _, aux = started(name, learner, teachers, k)
+  (loss, state), gradients = program(name)(aux, learner, teachers, batch)
   assert loss.shape == (b,) and loss.dtype == jnp.float32
   assert spec(state) == spec(aux.state)
   assert_finite((loss, state, gradients))
@@ -197,19 +214,19 @@ def test_one_device_equals_four(name):
     everything = example(dtype=np.float64)
     method, aux = started(name, *everything[:2])
 
-    def run(aux, everything, axis_name=None):
-      (loss, state), (by_params, by_learner, _) = loss_and_gradients(method, aux, *everything, axis_name)
+    def parted(results, axis_name=None):
+      (loss, state), (by_params, by_learner, _) = results
       parameters = mean((by_params, by_learner.head, by_learner.norms), axis_name)
       return (loss, by_learner._replace(head=None, norms=(), peers=())), (state, parameters)
 
-    (loss, by_learner), of_all = jax.jit(run)(aux, everything)
+    (loss, by_learner), of_all = parted(program(name)(aux, *everything))
     split = lambda x: x.reshape(devices, -1, *x.shape[1:])
     on_each = lambda x: jnp.broadcast_to(x, (devices, *x.shape))
     # What a device differentiates is the sum of the devices' means: `devices` times the global mean.
     expected = jax.tree.map(split, (loss, jax.tree.map(lambda x: devices * x, by_learner)))
     shares = of_rows(split, everything, otherwise=on_each)
     replicated = jax.pmap(
-      lambda aux, x: run(aux, x, "batch"),
+      lambda aux, x: parted(loss_and_gradients(method, aux, *x, "batch"), "batch"),
       axis_name="batch",
       in_axes=(None, 0),
       devices=jax.devices()[:devices],
