@@ -47,7 +47,9 @@ def _one_by_one(decompose, matrices: jax.Array):
   There a batch is shared out to threads, and two batches at once (of two maps, or of two devices) can take all threads
   and wait for each other forever.
   """
-  return jax.lax.platform_dependent(matrices, cpu=functools.partial(jax.lax.map, decompose), default=decompose)
+  return jax.lax.platform_dependent(
+    matrices, cpu=functools.partial(jax.lax.map, decompose), default=decompose
+  )
 
 
 @jax.custom_jvp

@@ -140,7 +140,7 @@ def _objective(stage, params, state, teachers, reference, image, batch, key, axi
       axis_name,
     )
     metrics[f"distill/{term.name}"] = distill = jnp.mean(values)
-    rest = rest + weight_at(term, epoch) * distill
+    rest = rest + term.weight * (warm_up(term, epoch) * distill)
     aux_states.append(aux_state)
   if stage.reference is not None:
     anchored, of_reference = _reference_term(stage.reference, learner, reference, teachers, batch, axis_name)
@@ -153,11 +153,11 @@ def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
   return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
 
 
-def weight_at(term: Term, epoch: jax.Array) -> jax.Array | float:
-  """A term's weight; in its warm-up it stays the same within an epoch, as in the public code of DKD and ReviewKD."""
+def warm_up(term: Term, epoch: jax.Array) -> jax.Array | float:
+  """The share of a term's weight; it stays the same within an epoch, as in the public code of DKD and ReviewKD."""
   if not term.warmup_epochs:
-    return term.weight
-  return term.weight * jnp.minimum((jnp.floor(epoch) + 1) / term.warmup_epochs, 1.0)
+    return 1.0
+  return jnp.minimum((jnp.floor(epoch) + 1) / term.warmup_epochs, 1.0)
 
 
 def _reference_term(

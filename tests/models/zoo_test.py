@@ -147,7 +147,8 @@ def test_head_and_unpooled_map_explain_the_logits(name):
   network, variables = network_and_variables(name)
   outputs = jax.jit(network.apply)(variables, images(4))
   np.testing.assert_allclose(outputs.unpooled.mean((1, 2)), outputs.pooled, rtol=1e-5)
-  logits = np.asarray(outputs.pooled) @ outputs.head.kernel + np.asarray(outputs.head.bias)
+  pooled, (kernel, bias) = np.asarray(outputs.pooled), map(np.asarray, outputs.head)
+  logits = pooled @ kernel + bias
   np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
 
 

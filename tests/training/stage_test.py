@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.losses import kd, rkd
 from smskd_jax.runtime import parallel
-from smskd_jax.training.stage import Term, learner_variables, make_train_step, weight_at
+from smskd_jax.training.stage import Term, learner_variables, make_train_step, warm_up
 
 ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
 
@@ -190,7 +190,7 @@ def test_a_reference_survives_the_donation_of_the_state():
 @pytest.mark.parametrize("step, share", [(0, 1 / 4), (9, 1 / 4), (10, 2 / 4), (39, 1), (100, 1)])
 def test_a_weight_warms_up_epoch_by_epoch(step, share):
   term = Term("kd", 8.0, kd.method(), warmup_epochs=4.0)
-  np.testing.assert_allclose(weight_at(term, jnp.float32(step / 10)), 8 * share)
+  np.testing.assert_allclose(warm_up(term, jnp.float32(step / 10)), share)
 
 
 def test_the_warm_up_weighs_the_term(float64):
