@@ -1,11 +1,11 @@
 """The layers that networks and the learned parts of methods share, with PyTorch's conventions.
 
 A submodule of a network is named like its PyTorch counterpart, with `_` for the dots inside the name (`layer1_0` for
-`layer1.0`): `models/torch_weights.py` relies on it.
+`layer1.0`) and `__` for an underscore: `models/torch_weights.py` relies on it.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -23,6 +23,15 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
+def normal(scale: float) -> Any:
+  """Normal weights of a given standard deviation. Drawn flat, as `he_normal`."""
+
+  def init(key, shape, dtype):
+    return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+  return init
+
+
 def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   """Weights [..., in, out] between -+1/sqrt(fan-in), as PyTorch's layers start. Drawn flat, as `he_normal`."""
   bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
@@ -34,8 +43,10 @@ def conv(
   size: int,
   *,
   stride: int = 1,
+  groups: int = 1,
   use_bias: bool = False,
   kernel_init: Any = he_normal,
+  dtype: Any = None,
   name: str | None = None,
 ) -> nn.Conv:
   """A square convolution padded by half its size.
@@ -48,22 +59,51 @@ def conv(
     (size, size),
     strides=stride,
     padding=(pad, pad),
+    feature_group_count=groups,
     use_bias=use_bias,
     kernel_init=kernel_init,
+    dtype=dtype,
     name=name,
   )
 
 
-def norm(*, train: bool, axis_name: str | None, name: str | None = None) -> BatchNorm:
+def norm(*, train: bool, axis_name: str | None, dtype: Any = None, name: str | None = None) -> BatchNorm:
   """Batch normalisation; in training its statistics span the devices of `axis_name`."""
-  return BatchNorm(train=train, axis_name=axis_name, name=name)
+  return BatchNorm(train=train, axis_name=axis_name, dtype=dtype, name=name)
 
 
-def linear(features: int, inputs: int, *, name: str | None = None) -> nn.Dense:
-  """A linear layer; weights and biases start uniform between -+1/sqrt(inputs), as PyTorch's do."""
+def linear(features: int, inputs: int, *, kernel_init: Any = None, name: str | None = None) -> nn.Dense:
+  """A linear layer; weights and biases start uniform between -+1/sqrt(inputs), as PyTorch's do.
+
+  With `kernel_init` weights start as it says, and biases at zero.
+  """
+  if kernel_init is not None:
+    return nn.Dense(features, kernel_init=kernel_init, name=name)
   bound = 1.0 / math.sqrt(inputs)
 
   def bias(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return nn.Dense(features, kernel_init=uniform, bias_init=bias, name=name)
+
+
+def shuffle(x: jax.Array, groups: int) -> jax.Array:
+  """[..., c] with the channels of its groups in turn: the first of each, then the second of each, and so on."""
+  *shape, channels = x.shape
+  return x.reshape(*shape, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
+
+
+class Layers(NamedTuple):
+  """What all layers of a network must know, said once a call."""
+
+  train: bool  # whether batch norm uses, and remembers, the statistics of the batch
+  axis_name: str | None  # the axis of devices that these span
+  dtype: Any = None  # what is computed in; None: the common type of inputs and parameters
+
+  def conv(self, channels: int, size: int, *, name: str, **options: Any) -> nn.Conv:
+    """As the function of this name."""
+    return conv(channels, size, dtype=self.dtype, name=name, **options)
+
+  def norm(self, name: str) -> BatchNorm:
+    """As the function of this name."""
+    return norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name=name)

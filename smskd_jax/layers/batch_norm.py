@@ -10,7 +10,7 @@ Its variables have Flax's names, so that either can read what the other has trai
 """
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -28,6 +28,9 @@ class BatchNorm(nn.Module):
   axis_name: str | None = None  # the axis of devices that the statistics of the batch span
   momentum: float = 0.9  # how much of the running statistics a step keeps
   epsilon: float = 1e-5
+  dtype: Any = (
+    None  # of the result; None: the common type of input and parameters. Statistics are never narrower
+  )
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,9 +40,10 @@ class BatchNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
     running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+    x = x.astype(self.dtype or jnp.promote_types(x.dtype, scale.dtype))
     if not self.train:
       slope = scale * lax.rsqrt(running_var.value + self.epsilon)
-      return _scale(x, slope, bias - running_mean.value * slope)
+      return _scale(x, slope, bias - running_mean.value * slope).astype(x.dtype)
     y, mean, var = batch_norm(x, scale, bias, self.epsilon, self.axis_name)
     if not self.is_initializing():
       running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
@@ -53,6 +57,7 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(normalised x, mean, biased variance) over all axes but the last, and over the devices of `axis_name`.
 
+  The first is of x's type; what is summed is summed in that of the scale, or of x where that is wider.
   Mean and variance are there to be remembered: no gradient flows through them.
   """
   return _forward(x, scale, bias, epsilon, axis_name)[0]
@@ -60,12 +65,13 @@ def batch_norm(
 
 def _forward(x, scale, bias, epsilon, axis_name):
   axes = tuple(range(x.ndim - 1))
-  moments = _mean(jnp.stack([jnp.mean(x, axes), jnp.mean(x * x, axes)]), axis_name)
+  wide = x.astype(jnp.promote_types(x.dtype, scale.dtype))
+  moments = _mean(jnp.stack([jnp.mean(wide, axes), jnp.mean(wide * wide, axes)]), axis_name)
   mean = moments[0]
   var = jnp.maximum(moments[1] - mean * mean, 0)  # rounding can take it below zero
   inverse_std = lax.rsqrt(var + epsilon)
   slope = scale * inverse_std
-  y = _scale(x, slope, bias - mean * slope)
+  y = _scale(wide, slope, bias - mean * slope).astype(x.dtype)
   return (y, mean, var), (x, scale, mean, inverse_std)
 
 
@@ -73,7 +79,8 @@ def _backward(epsilon, axis_name, residuals, cotangents):
   """The gradient of x needs two more means over the batch: of y's gradient, alone and with the centred x."""
   del epsilon
   x, scale, mean, inverse_std = residuals
-  gradient = cotangents[0]
+  narrow, wide = x.dtype, jnp.promote_types(x.dtype, scale.dtype)
+  x, gradient = x.astype(wide), cotangents[0].astype(wide)
   axes = tuple(range(x.ndim - 1))
   # Of this device's images: what its loss says of scale and bias. Over all: what it says of everyone's x.
   own = jnp.stack([jnp.mean(gradient, axes), jnp.mean(gradient * (x - _per_channel(mean, x)), axes)])
@@ -83,7 +90,7 @@ def _backward(epsilon, axis_name, residuals, cotangents):
   # x is not centred again: two uses of one centred array would keep it in memory, which costs more than it saves.
   x_gradient = _scale(gradient, slope, curve * mean - slope * everyone[0]) - x * _per_channel(curve, x)
   count = x.size // x.shape[-1]
-  return x_gradient, count * own[1] * inverse_std, count * own[0]
+  return x_gradient.astype(narrow), count * own[1] * inverse_std, count * own[0]
 
 
 batch_norm.defvjp(_forward, _backward)

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 import math
 import numbers
+from typing import Any
+
+import jax.numpy as jnp
+
+DTYPES = ("float32", "bfloat16")
 
 
 def scale_channels(name: str, channels: Sequence[int], width: float) -> tuple[int, ...]:
@@ -12,7 +17,19 @@ def scale_channels(name: str, channels: Sequence[int], width: float) -> tuple[in
   return tuple(max(1, round(width * c)) for c in channels)
 
 
+def check_positive_integer(name: str, option: str, given: int) -> None:
+  """Refuses everything but 1, 2, 3, ..."""
+  if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < 1:
+    raise ValueError(f"{name}: {option} must be a positive integer, got {given!r}")
+
+
 def check_num_classes(name: str, num_classes: int) -> None:
   """Refuses a classifier without classes."""
-  if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral) or num_classes < 1:
-    raise ValueError(f"{name}: num_classes must be a positive integer, got {num_classes!r}")
+  check_positive_integer(name, "num_classes", num_classes)
+
+
+def dtype(name: str, given: str | None) -> Any:
+  """The type that a network computes in: None for that of its parameters and inputs."""
+  if given is not None and given not in DTYPES:
+    raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {given!r}")
+  return given and jnp.dtype(given)

@@ -9,13 +9,15 @@ whose CIFAR networks use option A, zero padding); resnet8x4 and resnet32x4 have 
 Isola, ICLR 2020, https://arxiv.org/abs/1910.10699), which all later comparisons on CIFAR-100 have kept.
 """
 
+from typing import Any
+
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from smskd_jax.layers import basic as layers
+from smskd_jax.layers.basic import Layers
 from smskd_jax.models import options
-from smskd_jax.state import Head, Norm, Outputs
+from smskd_jax.models.outputs import Tap, classify, parameters
+from smskd_jax.state import Outputs
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)  # x4 in the stages, but x2 in the stem
@@ -28,20 +30,16 @@ class Block(nn.Module):
   stride: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> tuple[jax.Array, Norm]:
-    """The sum of both branches [b, h / stride, w / stride, channels], before its ReLU, and the norm of the last."""
-
-    def norm(name):
-      return layers.norm(name=name, train=train, axis_name=axis_name)
-
+  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+    """The sum of both branches [b, h / stride, w / stride, channels], after its ReLU and before."""
     y = layers.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
-    y = nn.relu(norm("bn1")(y))
-    last = norm("bn2")
+    y = nn.relu(layers.norm("bn1")(y))
+    last = layers.norm("bn2")
     y = last(layers.conv(self.channels, 3, name="conv2")(y))
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = layers.conv(self.channels, 1, stride=self.stride, name="downsample_0")(x)
-      x = norm("downsample_1")(x)
-    return y + x, Norm(**last.variables["params"])
+      x = layers.norm("downsample_1")(x)
+    return Tap(nn.relu(y + x), y + x, parameters(last))
 
 
 class ResNet(nn.Module):
@@ -50,6 +48,7 @@ class ResNet(nn.Module):
   blocks: int  # in each stage; depth = 6 * blocks + 2
   channels: tuple[int, ...]  # of the stem and of the three stages
   num_classes: int
+  dtype: Any = None  # what is computed in
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
@@ -64,37 +63,30 @@ class ResNet(nn.Module):
       Outputs with four taps: the stem's and the stages' ends. The stem's preactivation is taken after its
       ReLU too, as in the public code: methods that want preactivations use those of the stages.
     """
-    x = layers.conv(self.channels[0], 3, name="conv1")(image)
-    norm = layers.norm(name="bn1", train=train, axis_name=axis_name)
-    x = nn.relu(norm(x))
-    features, preactivations, norms = [x], [x], [Norm(**norm.variables["params"])]
+    layers = Layers(train, axis_name, self.dtype)
+    norm = layers.norm("bn1")
+    x = nn.relu(norm(layers.conv(self.channels[0], 3, name="conv1")(image)))
+    taps = [Tap(x, x, parameters(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
-        block = Block(channels, stride=2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
-        preactivation, last_norm = block(x, train=train, axis_name=axis_name)
-        x = nn.relu(preactivation)
-      features.append(x)
-      preactivations.append(preactivation)
-      norms.append(last_norm)
-    pooled = jnp.mean(x, axis=(1, 2))
-    classifier = layers.linear(self.num_classes, pooled.shape[-1], name="fc")
-    logits = classifier(pooled)
-    return Outputs(
-      logits,
-      pooled,
-      tuple(features),
-      tuple(preactivations),
-      unpooled=x,
-      head=Head(**classifier.variables["params"]),
-      norms=tuple(norms),
-    )
+        tap = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")(x, layers)
+        x = tap.feature
+      taps.append(tap)
+    return classify(taps, x, self.num_classes, name="fc")
 
 
 def make(
-  depth: int, channels: tuple[int, ...] = NARROW, /, *, num_classes: int, width: float = 1.0
+  depth: int,
+  channels: tuple[int, ...] = NARROW,
+  /,
+  *,
+  num_classes: int,
+  width: float = 1.0,
+  dtype: str | None = None,
 ) -> ResNet:
   """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"resnet: depth must be 6n + 2 with n >= 1, got {depth}")
   options.check_num_classes("resnet", num_classes)
-  return ResNet((depth - 2) // 6, options.scale_channels("resnet", channels, width), num_classes)
+  channels = options.scale_channels("resnet", channels, width)
+  return ResNet((depth - 2) // 6, channels, num_classes, options.dtype("resnet", dtype))

@@ -1,7 +1,7 @@
 """PyTorch checkpoints of the model zoo's networks, imported and exported.
 
 The rule that ties the names together: a submodule of a network in `smskd_jax/models/` is named like its
-PyTorch counterpart, with `_` for `.`. A family that keeps to it needs nothing here.
+PyTorch counterpart, with `_` for `.` and `__` for `_`. A family that keeps to it needs nothing here.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ _FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 def _key(path: tuple[str, ...]) -> str:
   """The PyTorch key of ('params', 'layer1_0', 'conv1', 'kernel'): layer1.0.conv1.weight."""
   _, *modules, leaf = path
-  return ".".join([*(module.replace("_", ".") for module in modules), _LEAVES[leaf]])
+  names = (module.replace("__", " ").replace("_", ".").replace(" ", "_") for module in modules)
+  return ".".join([*names, _LEAVES[leaf]])
 
 
 def _problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:

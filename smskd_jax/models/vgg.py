@@ -8,13 +8,15 @@ Differences: batch norm after every convolution, global average pooling and one 
 Isola, ICLR 2020, https://arxiv.org/abs/1910.10699), which all later comparisons on CIFAR-100 have kept.
 """
 
+from typing import Any
+
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from smskd_jax.layers import basic as layers
+from smskd_jax.layers.basic import Layers, normal
 from smskd_jax.models import options
-from smskd_jax.state import Head, Norm, Outputs
+from smskd_jax.models.outputs import Tap, classify, parameters
+from smskd_jax.state import Outputs
 
 CHANNELS = (64, 128, 256, 512, 512)
 # Convolutions in each of the five blocks.
@@ -33,6 +35,7 @@ class VGG(nn.Module):
   convolutions: tuple[int, ...]  # in each block
   channels: tuple[int, ...]  # of each block
   num_classes: int
+  dtype: Any = None  # what is computed in
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
@@ -51,37 +54,25 @@ class VGG(nn.Module):
     if min(image.shape[1:3]) < 8:
       raise ValueError(f"vgg: images must be at least 8x8, got {image.shape[1]}x{image.shape[2]}")
     pooled_blocks = (0, 1, 2, 3) if image.shape[1] == 64 else (0, 1, 2)
-    x, features, preactivations, norms = image, [], [], []
+    layers = Layers(train, axis_name, self.dtype)
+    x, taps = image, []
     for block, channels in enumerate(self.channels):
       for i in range(self.convolutions[block]):
         # PyTorch counts convolution, batch norm and ReLU: the i-th convolution is layer 3i of its block.
         x = layers.conv(channels, 3, use_bias=True, name=f"block{block}_{3 * i}")(x)
-        norm = layers.norm(name=f"block{block}_{3 * i + 1}", train=train, axis_name=axis_name)
+        norm = layers.norm(f"block{block}_{3 * i + 1}")
         preactivation = norm(x)
         x = nn.relu(preactivation)
-      features.append(x)
-      preactivations.append(preactivation if block > 0 else x)
-      norms.append(Norm(**norm.variables["params"]))
+      taps.append(Tap(x, preactivation if block > 0 else x, parameters(norm)))
       if block in pooled_blocks:
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
-    unpooled = features[-1] if len(pooled_blocks) == 3 else x
-    pooled = jnp.mean(unpooled, axis=(1, 2))
-    classifier = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
-    logits = classifier(pooled)
-    return Outputs(
-      logits,
-      pooled,
-      tuple(features),
-      tuple(preactivations),
-      unpooled=unpooled,
-      head=Head(**classifier.variables["params"]),
-      norms=tuple(norms),
-    )
+    return classify(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
 
 
-def make(depth: int, /, *, num_classes: int, width: float = 1.0) -> VGG:
+def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None) -> VGG:
   """The VGG of `depth` layers, with `width` times the channels."""
   if depth not in CONVOLUTIONS:
     raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
   options.check_num_classes("vgg", num_classes)
-  return VGG(CONVOLUTIONS[depth], options.scale_channels("vgg", CHANNELS, width), num_classes)
+  channels = options.scale_channels("vgg", CHANNELS, width)
+  return VGG(CONVOLUTIONS[depth], channels, num_classes, options.dtype("vgg", dtype))

@@ -1,0 +1,122 @@
+"""ResNets of four stages, ResNet18 to ResNet152: for large images, and for small ones.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
+
+For large images they are torchvision's, with the stride of a bottleneck on its 3x3 convolution (the paper has it on the
+first 1x1). For small ones the stem is a 3x3 convolution of stride 1 and there is no max pooling, as in the comparisons
+that follow "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020,
+https://arxiv.org/abs/1910.10699), of which some have taken names of submodules that differ from torchvision's.
+"""
+
+from collections.abc import Mapping
+import types
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+
+from smskd_jax.layers.basic import Layers
+from smskd_jax.models import options
+from smskd_jax.models.outputs import Tap, classify, parameters
+from smskd_jax.state import Outputs
+
+CHANNELS = (64, 64, 128, 256, 512)  # of the stem and of the stages
+
+
+class Depth(NamedTuple):
+  """What makes a ResNet as deep as its name says."""
+
+  blocks: tuple[int, ...]  # in each stage
+  bottleneck: bool
+
+
+DEPTHS: Mapping[int, Depth] = types.MappingProxyType(
+  {
+    18: Depth((2, 2, 2, 2), bottleneck=False),
+    34: Depth((3, 4, 6, 3), bottleneck=False),
+    50: Depth((3, 4, 6, 3), bottleneck=True),
+    101: Depth((3, 4, 23, 3), bottleneck=True),
+    152: Depth((3, 8, 36, 3), bottleneck=True),
+  }
+)
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions around a shortcut, or, as a bottleneck, a 3x3 convolution between two 1x1."""
+
+  channels: int
+  stride: int
+  bottleneck: bool
+  shortcut: str  # its name
+
+  @nn.compact
+  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+    """The sum of both branches [b, h / stride, w / stride, outputs], after its ReLU and before."""
+    outputs = self.channels * (4 if self.bottleneck else 1)
+    if self.bottleneck:
+      convolutions = ((self.channels, 1, 1), (self.channels, 3, self.stride), (outputs, 1, 1))
+    else:
+      convolutions = ((self.channels, 3, self.stride), (outputs, 3, 1))
+    y = x
+    for i, (channels, size, stride) in enumerate(convolutions, start=1):
+      y = layers.conv(channels, size, stride=stride, name=f"conv{i}")(y)
+      norm = layers.norm(f"bn{i}")
+      y = norm(y)
+      if i < len(convolutions):
+        y = nn.relu(y)
+    if self.stride != 1 or x.shape[-1] != outputs:
+      x = layers.conv(outputs, 1, stride=self.stride, name=f"{self.shortcut}_0")(x)
+      x = layers.norm(f"{self.shortcut}_1")(x)
+    return Tap(nn.relu(y + x), y + x, parameters(norm))
+
+
+class DeepResNet(nn.Module):
+  """A stem and four stages of blocks, each half as high and wide as the one before from the second on."""
+
+  depth: Depth
+  channels: tuple[int, ...]  # of the stem and of the stages
+  num_classes: int
+  small_images: bool
+  dtype: Any = None  # what is computed in
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the network says about images.
+
+    Args:
+      image: [b, h, w, channels], of any size and number of channels.
+      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      axis_name: the axis of devices that the statistics of the batch span.
+
+    Returns:
+      Outputs with five taps: the stem's end, before its max pooling, and the stages'. For small images the stem's
+      preactivation is taken after its ReLU, as in the public code.
+    """
+    layers = Layers(train, axis_name, self.dtype)
+    stem = {"size": 3} if self.small_images else {"size": 7, "stride": 2}
+    norm = layers.norm("bn1")
+    preactivation = norm(layers.conv(self.channels[0], name="conv1", **stem)(image))
+    x = nn.relu(preactivation)
+    taps = [Tap(x, x if self.small_images else preactivation, parameters(norm))]
+    if not self.small_images:
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    shortcut = "shortcut" if self.small_images else "downsample"
+    for stage, (blocks, channels) in enumerate(
+      zip(self.depth.blocks, self.channels[1:], strict=True), start=1
+    ):
+      for i in range(blocks):
+        stride = 2 if stage > 1 and i == 0 else 1
+        block = Block(channels, stride, self.depth.bottleneck, shortcut, name=f"layer{stage}_{i}")
+        tap = block(x, layers)
+        x = tap.feature
+      taps.append(tap)
+    return classify(taps, x, self.num_classes, name="linear" if self.small_images else "fc")
+
+
+def make(
+  depth: int, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None
+) -> DeepResNet:
+  """The ResNet of `depth` layers, for small or for large images, with `width` times the channels."""
+  options.check_num_classes("resnet", num_classes)
+  channels = options.scale_channels("resnet", CHANNELS, width)
+  return DeepResNet(DEPTHS[depth], channels, num_classes, small_images, options.dtype("resnet", dtype))

@@ -1,0 +1,100 @@
+"""The small ResNets of the survey "The State of Knowledge Distillation for Classification".
+
+Ruffy, Chahal, https://arxiv.org/abs/1912.10850; the public code is https://github.com/karanchahal/distiller.
+
+They share their names with He's networks for CIFAR and differ from them: the stem has 64 channels, the blocks of a
+stage add up without a ReLU between them (one follows the last), and the last map is averaged in windows of 4x4 and
+flattened. An 8x8 map thus becomes 256 numbers and not 64, which the classifier reads in PyTorch's order: channel, row,
+column.
+ResNet8 has 89,322 parameters for ten classes.
+
+The survey's larger ResNets are `resnet_deep.py` for small images, up to a ReLU between blocks, which they lack too; its
+wide networks are `wrn.py`. Their weights start as PyTorch's layers do.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from smskd_jax.layers.basic import Layers, uniform
+from smskd_jax.models import options
+from smskd_jax.models.outputs import Tap, classify, parameters
+from smskd_jax.state import Outputs
+
+CHANNELS = (64, 16, 32, 64)  # of the stem and of the stages
+_WINDOW = 4
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions around a shortcut."""
+
+  channels: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+    """The sum of both branches [b, h / stride, w / stride, channels], after a ReLU and before."""
+    conv = {"kernel_init": uniform}
+    y = layers.conv(self.channels, 3, stride=self.stride, name="conv1", **conv)(x)
+    y = nn.relu(layers.norm("bn1")(y))
+    last = layers.norm("bn2")
+    y = last(layers.conv(self.channels, 3, name="conv2", **conv)(y))
+    if self.stride != 1 or x.shape[-1] != self.channels:
+      x = layers.conv(self.channels, 1, stride=self.stride, name="shortcut_0", **conv)(x)
+      x = layers.norm("shortcut_1")(x)
+    return Tap(nn.relu(y + x), y + x, parameters(last))
+
+
+def _windows(x: jax.Array) -> jax.Array:
+  """The map [b, h, w, c] with its windows as channels: the mean over what is left of h and w is one of each window."""
+  b, h, w, c = x.shape
+  size = min(_WINDOW, h, w)
+  rows, columns = h // size, w // size  # what is left over is cut off, as PyTorch's pooling does
+  x = x[:, : rows * size, : columns * size].reshape(b, rows, size, columns, size, c)
+  return x.transpose(0, 2, 4, 5, 1, 3).reshape(b, size, size, c * rows * columns)
+
+
+class SurveyResNet(nn.Module):
+  """A stem and three stages of blocks, of 1, 1, 1/2 and 1/4 of the image's height and width."""
+
+  blocks: int  # in each stage; depth = 6 * blocks + 2
+  channels: tuple[int, ...]  # of the stem and of the three stages
+  num_classes: int
+  dtype: Any = None  # what is computed in
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the network says about images.
+
+    Args:
+      image: [b, h, w, channels]; the number of weights depends on h and w.
+      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      axis_name: the axis of devices that the statistics of the batch span.
+
+    Returns:
+      Outputs with four taps: the stem's and the stages' ends; the public code has no tap at the stem. The unpooled map
+      is the last one with each window's places as one place and the windows as channels: its mean is `pooled`.
+    """
+    layers = Layers(train, axis_name, self.dtype)
+    norm = layers.norm("bn1")
+    preactivation = norm(layers.conv(self.channels[0], 3, kernel_init=uniform, name="conv1")(image))
+    x = nn.relu(preactivation)
+    taps = [Tap(x, preactivation, parameters(norm))]
+    for stage, channels in enumerate(self.channels[1:], start=1):
+      for i in range(self.blocks):
+        block = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
+        tap = block(x, layers)
+        x = tap.preactivation
+      x = tap.feature
+      taps.append(tap)
+    return classify(taps, _windows(x), self.num_classes, name="linear")
+
+
+def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None) -> SurveyResNet:
+  """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
+  if depth < 8 or depth % 6 != 2:
+    raise ValueError(f"survey_resnet: depth must be 6n + 2 with n >= 1, got {depth}")
+  options.check_num_classes("survey_resnet", num_classes)
+  channels = options.scale_channels("survey_resnet", CHANNELS, width)
+  return SurveyResNet((depth - 2) // 6, channels, num_classes, options.dtype("survey_resnet", dtype))

@@ -1,0 +1,170 @@
+"""Networks of tokens: a plain vision transformer and an MLP-Mixer, whose taps are maps like those of convolutions.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021,
+https://arxiv.org/abs/2010.11929
+Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS 2021, https://arxiv.org/abs/2105.01601
+
+The transformer is that of "Better plain ViT baselines for ImageNet-1k" (Beyer, Zhai, Kolesnikov, 2022,
+https://arxiv.org/abs/2205.01580): positions are fixed sines and cosines, and the mean over tokens is classified, not a
+token of its own, so that images of any size fit, and tokens always form a map. There is no dropout. Names of submodules
+are those of timm's networks, which have another kind of positions by default.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smskd_jax.layers.basic import normal
+from smskd_jax.models import options
+from smskd_jax.models.outputs import Tap, classify
+from smskd_jax.state import Outputs
+
+NUM_TAPS = 4  # beside that of the embedding, after each quarter of the blocks
+
+
+def positions(height: int, width: int, channels: int) -> np.ndarray:
+  """[1, h, w, c]: sines and cosines of row and column, a quarter of the channels each; c divisible by 4."""
+  frequencies = 1e4 ** -np.linspace(0, 1, channels // 4)
+  row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+  angles = [place[..., None] * frequencies for place in (column, row)]
+  parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+  return np.concatenate(parts, axis=-1)[None]
+
+
+def _xavier(key, shape, dtype):
+  """Uniform weights [in, out], drawn flat as in `layers/basic.py`."""
+  bound = math.sqrt(6 / sum(shape))
+  return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
+class Perceptron(nn.Module):
+  """Two linear layers around a GELU."""
+
+  hidden: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Of the last axis of x; its size stays."""
+    y = nn.gelu(
+      nn.Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x), approximate=False
+    )
+    return nn.Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
+
+
+class Attention(nn.Module):
+  """Scaled dot-product attention of several heads, among all tokens."""
+
+  heads: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[b, n, d] of n tokens; the softmax is computed in float32 or wider."""
+    b, n, d = x.shape
+    qkv = nn.Dense(3 * d, kernel_init=_xavier, dtype=self.dtype, name="qkv")(x)
+    q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+    y = y.transpose(0, 2, 1, 3).reshape(b, n, d)
+    return nn.Dense(d, kernel_init=_xavier, dtype=self.dtype, name="proj")(y)
+
+
+class Block(nn.Module):
+  """Tokens learn from each other, by attention or, without heads, by a perceptron over places; then each by itself."""
+
+  heads: int | None
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[b, n, d]."""
+    norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+    channels = x.shape[-1]
+    y = norm("norm1")(x)
+    if self.heads is not None:
+      x = x + Attention(self.heads, self.dtype, name="attn")(y)
+      mlp = Perceptron(4 * channels, self.dtype, name="mlp")
+    else:
+      mixed = Perceptron(channels // 2, self.dtype, name="mlp__tokens")(y.swapaxes(1, 2))
+      x = x + mixed.swapaxes(1, 2)
+      mlp = Perceptron(4 * channels, self.dtype, name="mlp__channels")
+    return x + mlp(norm("norm2")(x))
+
+
+class TokenNetwork(nn.Module):
+  """A linear embedding of patches, and blocks that keep its size."""
+
+  channels: int
+  blocks: int
+  heads: int | None  # None: a mixer
+  patch: int  # height and width
+  num_classes: int
+  dtype: Any = None  # what is computed in
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
+    """What the network says about images.
+
+    Args:
+      image: [b, h, w, channels]; h and w are multiples of the patch. A mixer's weights depend on both.
+      train: changes nothing: there is neither batch norm nor dropout.
+      axis_name: changes nothing either.
+
+    Returns:
+      Outputs with five taps [b, h / patch, w / patch, d]: the embedding and the end of each quarter of the blocks. No
+      activation follows them, so that preactivations are the taps. The unpooled map is the last after layer norm.
+
+    Raises:
+      ValueError: the patches do not fit.
+    """
+    del train, axis_name
+    b, height, width, _ = image.shape
+    if height % self.patch or width % self.patch:
+      raise ValueError(f"images of {height}x{width} do not divide into patches of {self.patch}x{self.patch}")
+    size, stem = (self.patch, self.patch), "patch__embed_proj" if self.heads is not None else "stem_proj"
+    fan_in = self.patch**2 * image.shape[-1]
+    embedding = nn.Conv(
+      self.channels, size, size, "VALID", kernel_init=normal(fan_in**-0.5), dtype=self.dtype, name=stem
+    )
+    x = embedding(image)
+    if self.heads is not None:
+      x = x + jnp.asarray(positions(*x.shape[1:]), x.dtype)
+    shape = x.shape
+    taps, x = [Tap(x, x)], x.reshape(b, -1, self.channels)
+    ends = {round(self.blocks * i / NUM_TAPS) for i in range(1, NUM_TAPS + 1)}
+    for i in range(self.blocks):
+      x = Block(self.heads, self.dtype, name=f"blocks_{i}")(x)
+      if i + 1 in ends:
+        taps.append(Tap(x.reshape(shape), x.reshape(shape)))
+    x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+    return classify(taps, x.reshape(shape), self.num_classes, name="head", kernel_init=normal(0.01))
+
+
+def make(
+  name: str,
+  channels: int,
+  blocks: int,
+  heads: int | None,
+  /,
+  *,
+  num_classes: int,
+  width: float = 1.0,
+  patch: int = 4,
+  dtype: str | None = None,
+) -> TokenNetwork:
+  """A network of `blocks` blocks, with `width` times `channels`, and patches of `patch` x `patch` pixels.
+
+  Patches of 4 are for images of 32x32, of 16 for 224x224. Channels are rounded to what heads and positions need.
+  """
+  options.check_num_classes(name, num_classes)
+  options.check_positive_integer(name, "patch", patch)
+  (channels,) = options.scale_channels(name, (channels,), width)
+  step = 4 * (heads or 1)
+  channels = step * max(1, round(channels / step))
+  return TokenNetwork(channels, blocks, heads, patch, num_classes, options.dtype(name, dtype))
