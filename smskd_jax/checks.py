@@ -52,7 +52,8 @@ def check_values(config: dict[str, Any]) -> None:
   if not config["data"]["validation"] >= 0 or not config["data"]["validation"] < 1:
     raise UserError(f"config.data.validation: {config['data']['validation']} is not in [0, 1)")
   for name, entry in config["networks"].items():
-    _check_factory(f"config.networks.{name}", models.MODELS[entry["model"]], entry, "model", num_classes=2)
+    field, factory = f"config.networks.{name}", models.MODELS[entry["model"]]
+    _check_factory(field, factory, entry, "model", "variables", num_classes=2)
   for i, stage in enumerate(config["stages"]):
     _check_stage_factories(f"config.stages[{i}]", stage)
 
@@ -106,9 +107,10 @@ def check_stages(config: dict[str, Any]) -> None:
       if name not in config["networks"]:
         raise unknown(f"{field}: network", name, config["networks"])
     for name in stage["teachers"]:
-      if name not in [s["learner"] for s in earlier]:
+      if name not in [s["learner"] for s in earlier] and not config["networks"][name]["variables"]:
         raise UserError(
-          f"{field}.teachers: {name!r} is not trained by then; put a stage with learner={name!r} before this one"
+          f"{field}.teachers: {name!r} is not trained by then; put a stage with learner={name!r} before this one, "
+          f"or say in config.networks.{name}.variables where its variables are"
         )
     for method in stage["methods"]:
       if not stage["teachers"] and method["name"] not in losses.WITHOUT_TEACHER:

@@ -33,8 +33,8 @@ EXPERIMENT: dict[str, Any] = {
 STAGE: dict[str, Any] = {
   "name": "",  # how reports and other stages call it; '': made of the learner and its methods
   "learner": "student",  # the network that trains
-  "start": "previous",  # from where the learner's last stage ended, or 'fresh': newly initialised
-  "teachers": (),  # names of networks that an earlier stage has trained
+  "start": "previous",  # from where the learner's last stage ended, or its `variables`; 'fresh': newly initialised
+  "teachers": (),  # names of networks that an earlier stage has trained, or that have `variables`
   "methods": (),  # of method(...); several are trained jointly
   "task_weight": 1.0,  # lambda_c, of cross-entropy. Our reading: the paper gives no value
   "reference": {
@@ -58,6 +58,7 @@ STAGE: dict[str, Any] = {
 NETWORK: dict[str, Any] = {
   "model": "",  # a name of smskd_jax.models.MODELS; other fields are the model's own
   "num_classes": 0,  # 0: as many as the data has
+  "variables": "",  # folder of an imported network, a run or a checkpoint, to begin with; '': freshly initialised
 }
 
 METHOD: dict[str, Any] = {

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from smskd_jax import config as config_lib
 from smskd_jax import data, overview
 from smskd_jax.analysis import report
-from smskd_jax.plan import make_plans
+from smskd_jax.exchange import variables
+from smskd_jax.plan import make_networks, make_plans
 from smskd_jax.runner import Runner
 from smskd_jax.runtime import console, interrupt, parallel
 from smskd_jax.runtime import store as store_lib
@@ -52,18 +53,26 @@ def run(
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select([stage["batch_size"] for stage in resolved["stages"]], cpu_devices)
   dataset = data.load(**resolved["data"])
-  plans = make_plans(resolved, dataset)
+  given = {
+    name: variables.load(f"config.networks.{name}.variables", entry["variables"], name)
+    for name, entry in resolved["networks"].items()
+    if entry["variables"]
+  }
+  plans = make_plans(resolved, dataset, given)
   console.say(overview.of(plans, dataset, devices, store))
   if dry_run:
     console.say(json.dumps(resolved, indent=2))
     return resolved
-  workdir_lib.write_config(workdir, resolved, devices)
+  workdir_lib.write_config(workdir, resolved, store, devices)
   runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset))
+  networks = make_networks(resolved, len(dataset.class_names))
+  givens = [runner.result_of_given(name, networks[name], of_network) for name, of_network in given.items()]
   with interrupt.watch() as stop:
     stages = [runner.result_of(plan, workdir / "tensorboard" / plan.name, stop) for plan in plans]
   result = {
     "seed": resolved["seed"],
     "data": dataset.name,
+    "given": givens,
     "stages": stages,
     **workdir_lib.environment(devices),
   }

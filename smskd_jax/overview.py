@@ -70,7 +70,10 @@ def _flops_per_image(plan: Plan, dataset: Dataset) -> float:
 
 
 def _network_rows(plans: Sequence[Plan], dataset: Dataset) -> Iterator[tuple[str, ...]]:
-  networks: dict[str, nn.Module] = {plan.config["learner"]: plan.stage.learner for plan in plans}
+  networks: dict[str, nn.Module] = {}
+  for plan in plans:
+    networks |= zip(plan.config["teachers"], plan.stage.teachers, strict=True)
+    networks[plan.config["learner"]] = plan.stage.learner
   for name, network in networks.items():
     leaves = jax.tree.leaves(abstract_variables(network, dataset)["params"])
     parameters = sum(math.prod(leaf.shape) for leaf in leaves)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import functools
+import types
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -13,6 +14,8 @@ from smskd_jax.config import METHOD, PLUGIN
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
+from smskd_jax.exchange import variables
+from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
@@ -61,24 +64,35 @@ def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.M
         "0 means as many as the data, and teachers and students must have the same"
       )
     networks[name] = models.MODELS[entry["model"]](
-      num_classes=classes, **options(entry, "model", "num_classes")
+      num_classes=classes, **options(entry, "model", "num_classes", "variables")
     )
   return networks
 
 
-def make_plans(config: Mapping[str, Any], dataset: Dataset) -> tuple[Plan, ...]:
+def make_plans(
+  config: Mapping[str, Any], dataset: Dataset, given: Mapping[str, Given] = types.MappingProxyType({})
+) -> tuple[Plan, ...]:
   """The stages of a resolved config on a data set, each with its key.
 
+  Args:
+    config: a resolved config.
+    dataset: what is trained on.
+    given: the variables of networks that begin with some, by name.
+
   Raises:
-    UserError: a method is not defined for its networks, or a stage has less than a batch of images.
+    UserError: a method is not defined for its networks, a stage has less than a batch of images, or the given
+      variables are not of their network.
   """
   networks = make_networks(config, len(dataset.class_names))
+  for name, of_network in given.items():
+    expected = abstract_variables(networks[name], dataset)
+    variables.check_fits(f"config.networks.{name}.variables", of_network.variables, expected)
   plans: list[Plan] = []
   for i, entry in enumerate(config["stages"]):
     field = f"config.stages[{i}]"
     budget = _budget(field, config, entry, len(dataset.train.label))
     stage = _make_stage(entry, budget, networks, dataset)
-    reads = _reads(entry, plans)
+    reads = _reads(entry, plans, given)
     description = _describe(config, i, entry, dataset, reads)
     plans.append(Plan(i, entry, stage, budget, reads, description, store.key_of(description)))
     try:
@@ -178,9 +192,10 @@ def _make_view(settings: Mapping[str, Any], dataset: Dataset):
   return view
 
 
-def _reads(entry: Mapping[str, Any], earlier: list[Plan]) -> Reads:
-  """What a stage reads: of each network, what its last stage so far has left."""
-  last = {plan.config["learner"]: plan.key for plan in earlier}
+def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Given]) -> Reads:
+  """What a stage reads: of each network, what its last stage so far has left, or what it was given."""
+  last = {name: of_network.key for name, of_network in given.items()}
+  last |= {plan.config["learner"]: plan.key for plan in earlier}
   by_name = {plan.name: plan.key for plan in earlier}
   anchor, own = entry["reference"]["stage"], last.get(entry["learner"])
   reference = None if anchor == "none" else own if anchor == "previous" else by_name[anchor]
@@ -198,7 +213,7 @@ def _describe(
   own = options(entry, "name", "learner", "teachers", "start")
   return {
     "stage": own | {"reference": options(entry["reference"], "stage") if reads.reference else None},
-    "network": config["networks"][entry["learner"]],
+    "network": options(config["networks"][entry["learner"]], "variables"),
     "seed": config["seed"],
     "place": place,
     "data": {"fingerprint": dataset.fingerprint, **options(config["data"], "source", "folder")},

@@ -11,6 +11,7 @@ import numpy as np
 
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
+from smskd_jax.exchange.variables import Given
 from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan, image_spec
 from smskd_jax.runtime import checkpoint, console, interrupt, parallel, workdir
@@ -33,6 +34,7 @@ class Runner:
     """Takes a resolved config; computes nothing yet."""
     self._config, self._dataset, self._devices, self._store = config, dataset, devices, store
     self._estimate = estimate
+    self._bins = config["evaluate"]["calibration_bins"]
     self._splits = {"test": dataset.test}
     if dataset.validation is not None:
       self._splits["validation"] = dataset.validation
@@ -51,6 +53,22 @@ class Runner:
         mirror_events(entry.metrics, events)
     console.say(f"{plan.name}: {_in_words(result['metrics']['last'])}; {how}")
     return {"name": plan.name, "network": plan.config["learner"], "key": plan.key, **result}
+
+  def result_of_given(self, name: str, network: nn.Module, given: Given) -> dict[str, Any]:
+    """What a network that no stage has trained says of the held-out sets; the store gets its variables."""
+    entry = Entry(self._store, given.key)
+    with entry.lock(waiting=console.say):
+      if entry.result() is None:
+        entry.begin({"variables": given.fingerprint}, {"source": given.source})
+        checkpoint.save_variables(entry.final, given.variables)
+        entry.finish({"fingerprint": given.fingerprint})
+    values: dict[str, float] = {}
+    for split, logits in self._answer(given.key, network).items():
+      of_set = evaluate.evaluate(logits, self._splits[split].label, {}, bins=self._bins)
+      values |= {f"{split}/{metric}": value for metric, value in of_set.items()}
+    console.say(f"{name}: test accuracy {values['test/accuracy']:.2%}; variables of {given.source}")
+    about = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
+    return {"network": name, **about, "metrics": values}
 
   def _train(self, plan: Plan, entry: Entry, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
     entry.begin(plan.description, {"name": plan.name, **workdir.environment(self._devices)})
@@ -127,7 +145,7 @@ class Runner:
         logits,
         self._splits[name].label,
         {role: answer[name] for role, answer in others.items()},
-        bins=self._config["evaluate"]["calibration_bins"],
+        bins=self._bins,
       )
       values |= {f"{name}/{metric}": value for metric, value in of_set.items()}
     return values

@@ -30,6 +30,7 @@ def _text(result: Mapping[str, Any]) -> str:
   parts = [
     f"# {result['data']}, seed {result['seed']}",
     "Held-out numbers of the network that each stage ends with. The test set selects nothing.",
+    *_given_table(result.get("given", ())),
     _accuracy_table(stages),
     _budget_table(stages),
     "![Test accuracy and forgetting along the stages](figures/stages.png)",
@@ -37,6 +38,14 @@ def _text(result: Mapping[str, Any]) -> str:
     f"optax {versions['optax']}, smskd_jax {versions['smskd_jax']} ({result['git_revision']}).",
   ]
   return "\n\n".join(parts) + "\n"
+
+
+def _given_table(given: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+  """The networks that came with their variables, if any did."""
+  rows = [
+    [one["network"], _percent(one["metrics"]["test/accuracy"]), one["key"], one["source"]] for one in given
+  ]
+  return [markdown_table(["given network", "test", "key", "from"], rows)] if rows else []
 
 
 def _accuracy_table(stages: Sequence[Stage]) -> str:

@@ -70,7 +70,7 @@ class MobileNetV1(nn.Module):
     return classify(taps, x, self.num_classes, name="fc")
 
 
-def make(*, num_classes: int, width: float = 1.0, dtype: str | None = None) -> MobileNetV1:
+def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> MobileNetV1:
   """MobileNetV1 with `width` times the channels."""
   options.check_num_classes("mobilenet_v1", num_classes)
   channels = options.scale_channels("mobilenet_v1", (STEM, *(c for c, _ in BLOCKS)), width)

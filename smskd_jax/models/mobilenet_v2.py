@@ -133,7 +133,7 @@ def _to_eights(channels: float) -> int:
 
 
 def make(
-  factor: float, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None
+  factor: float, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
 ) -> MobileNetV2:
   """MobileNetV2, for small or for large images, with `factor` times `width` times the paper's channels."""
   options.check_num_classes("mobilenet_v2", num_classes)

@@ -82,7 +82,7 @@ def make(
   *,
   num_classes: int,
   width: float = 1.0,
-  dtype: str | None = None,
+  dtype: str = "float32",
 ) -> ResNet:
   """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:

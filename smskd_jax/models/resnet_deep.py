@@ -114,7 +114,7 @@ class DeepResNet(nn.Module):
 
 
 def make(
-  depth: int, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None
+  depth: int, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
 ) -> DeepResNet:
   """The ResNet of `depth` layers, for small or for large images, with `width` times the channels."""
   options.check_num_classes("resnet", num_classes)

@@ -91,7 +91,7 @@ class SurveyResNet(nn.Module):
     return classify(taps, _windows(x), self.num_classes, name="linear")
 
 
-def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None) -> SurveyResNet:
+def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> SurveyResNet:
   """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"survey_resnet: depth must be 6n + 2 with n >= 1, got {depth}")

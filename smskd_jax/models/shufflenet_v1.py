@@ -81,7 +81,7 @@ class ShuffleNetV1(nn.Module):
     return classify(taps, x, self.num_classes, name="linear")
 
 
-def make(*, num_classes: int, width: float = 1.0, dtype: str | None = None) -> ShuffleNetV1:
+def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV1:
   """ShuffleNetV1 of three groups, with `width` times the channels, rounded to what groups and shortcuts allow."""
   options.check_num_classes("shufflenet_v1", num_classes)
   step = 4 * GROUPS

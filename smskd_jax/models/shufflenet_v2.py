@@ -92,7 +92,7 @@ class ShuffleNetV2(nn.Module):
     return classify(taps, x, self.num_classes, name="linear")
 
 
-def make(*, num_classes: int, width: float = 1.0, dtype: str | None = None) -> ShuffleNetV2:
+def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV2:
   """ShuffleNetV2 of factor 1, with `width` times the channels, even in the stages."""
   options.check_num_classes("shufflenet_v2", num_classes)
   stem, *stages, last = options.scale_channels("shufflenet_v2", CHANNELS, width)

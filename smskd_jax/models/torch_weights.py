@@ -45,6 +45,21 @@ def _problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
   return [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
 
 
+def torch_shapes(
+  network: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> dict[str, tuple[int, ...]]:
+  """The shapes of a network's tensors in PyTorch, by key; computes nothing."""
+  return {key: shape for key, (_, shape) in _expected(network, image_shape).items()}
+
+
+def _expected(network, image_shape):
+  """Key in PyTorch -> (path of ours, shape in PyTorch)."""
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images))
+  in_torch = lambda shape: tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+  return {_key(path): (path, in_torch(x.shape)) for path, x in shapes.items()}
+
+
 def from_torch(
   network: nn.Module, state_dict: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> dict[str, Any]:
@@ -62,20 +77,17 @@ def from_torch(
   Raises:
     ValueError: names every tensor that is missing, unexpected or of another shape.
   """
-  images = jnp.zeros((1, *image_shape), jnp.float32)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images))
+  expected = _expected(network, image_shape)
   tensors = {
     key.removeprefix("module."): np.asarray(tensor)
     for key, tensor in state_dict.items()
     if not key.endswith("num_batches_tracked")
   }
-  expected = {
-    _key(path): tuple(x.shape[axis] for axis in _TO_TORCH[len(x.shape)]) for path, x in shapes.items()
-  }
-  problems = _problems(expected, {key: tensor.shape for key, tensor in tensors.items()})
+  shapes = {key: shape for key, (_, shape) in expected.items()}
+  problems = _problems(shapes, {key: tensor.shape for key, tensor in tensors.items()})
   if problems:
     raise ValueError(f"the checkpoint does not fit {type(network).__name__}; {'; '.join(problems)}")
-  arrays = {path: tensors[_key(path)].transpose(_FROM_TORCH[len(x.shape)]) for path, x in shapes.items()}
+  arrays = {path: tensors[key].transpose(_FROM_TORCH[len(shape)]) for key, (path, shape) in expected.items()}
   return traverse_util.unflatten_dict({path: np.array(array, order="C") for path, array in arrays.items()})
 
 

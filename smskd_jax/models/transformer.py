@@ -156,7 +156,7 @@ def make(
   num_classes: int,
   width: float = 1.0,
   patch: int = 4,
-  dtype: str | None = None,
+  dtype: str = "float32",
 ) -> TokenNetwork:
   """A network of `blocks` blocks, with `width` times `channels`, and patches of `patch` x `patch` pixels.
 

@@ -69,7 +69,7 @@ class VGG(nn.Module):
     return classify(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
 
 
-def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None) -> VGG:
+def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> VGG:
   """The VGG of `depth` layers, with `width` times the channels."""
   if depth not in CONVOLUTIONS:
     raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")

@@ -80,7 +80,7 @@ class WideResNet(nn.Module):
 
 
 def make(
-  depth: int, factor: int, /, *, num_classes: int, width: float = 1.0, dtype: str | None = None
+  depth: int, factor: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
 ) -> WideResNet:
   """The WRN of `depth` = 6n + 4 layers, its stages widened by `factor`, with `width` times the channels."""
   if depth < 10 or depth % 6 != 4:

@@ -52,9 +52,10 @@ def first_difference(field: str, one: Any, other: Any) -> str | None:
   return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
 
 
-def write_config(workdir: Path, config: Mapping[str, Any], devices: Any) -> None:
-  """Writes config.json: the resolved config, and what it ran on."""
-  store.write_json(workdir / "config.json", {"config": config, **environment(devices)})
+def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, devices: Any) -> None:
+  """Writes config.json: the resolved config, where its stages lie, and what it ran on."""
+  where = {"store": str(store_folder.absolute())}
+  store.write_json(workdir / "config.json", {"config": config, **where, **environment(devices)})
 
 
 def environment(devices: Any) -> dict[str, Any]:

@@ -22,6 +22,12 @@ PAIRS = {
   "other family, one map less": (("resnet8", 0.5), ("vgg11", 0.125), (16, 16, 3)),
   "oblong images, maps of odd sizes": (("vgg8", 0.125), ("resnet8", 0.5), (20, 13, 3)),
   "images of one channel": (("vgg8", 0.125), ("resnet8", 0.5), (28, 28, 1)),
+  "wide to shuffled": (("wrn_16_2", 0.25), ("ShuffleV2", 0.125), (16, 16, 3)),
+  "shuffled to mobile": (("ShuffleV1", 0.125), ("MobileNetV2", 0.25), (32, 32, 3)),
+  "transformer to convolutions": (("vit_tiny", 0.125), ("resnet8", 0.5), (16, 16, 3)),
+  "convolutions to mixer": (("wrn_10_1", 0.5), ("mixer_tiny", 0.125), (16, 16, 3)),
+  "bottlenecks to the survey's": (("ResNet50", 0.0625), ("survey_resnet8", 0.5), (32, 32, 3)),
+  "large images": (("imagenet_resnet18", 0.125), ("imagenet_mobilenet_v1", 0.125), (64, 64, 3)),
 }
 NAMES = sorted(set(METHODS) - {"dml"})
 

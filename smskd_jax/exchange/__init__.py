@@ -1,0 +1,1 @@
+"""Networks in from elsewhere and out to elsewhere: files of other frameworks."""

@@ -1,0 +1,129 @@
+"""Imports a network that PyTorch has trained, without PyTorch.
+
+  python -m smskd_jax.import_torch resnet32x4.pth --network=resnet32x4 --out=teachers/resnet32x4
+
+The file is one of `torch.save` or of safetensors, with the names of the public code that the network is from:
+`python -m smskd_jax.import_torch --list` says which. A config then takes the network from the folder:
+
+  "teacher": network("resnet32x4", variables="teachers/resnet32x4")
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import inspect
+from pathlib import Path
+import sys
+from typing import Any
+
+import numpy as np
+
+from smskd_jax.errors import UserError, unknown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Imports the file that the command line names; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m smskd_jax.import_torch",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("file", nargs="?", type=Path, help="the checkpoint")
+  parser.add_argument("--network", help="its architecture, a name of smskd_jax.models.MODELS")
+  parser.add_argument("--out", type=Path, help="the folder to write")
+  parser.add_argument("--width", type=float, default=1.0, help="of the network, if not 1")
+  parser.add_argument(
+    "--image_size", type=int, help="height and width of its images; default: 32, or 224 for ImageNet's"
+  )
+  parser.add_argument("--list", action="store_true", help="list the networks and stop")
+  flags = parser.parse_args(arguments)
+  try:
+    if flags.list:
+      print(_listing())
+      return 0
+    for name in ("file", "network", "out"):
+      if getattr(flags, name) is None:
+        raise UserError(f"{'FILE' if name == 'file' else f'--{name}'}: missing; see --help")
+    print(run(flags.file, flags.network, flags.out, width=flags.width, image_size=flags.image_size))
+    return 0
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def run(file: Path, name: str, out: Path, *, width: float = 1.0, image_size: int | None = None) -> str:
+  """Writes the network of a checkpoint to a folder; returns what to say about it.
+
+  Raises:
+    UserError: the file is broken, holds more than data, or is of another network; or the folder is not empty.
+  """
+  import jax  # here and not above: --help need not wait for JAX
+
+  from smskd_jax.exchange import torch_file, variables
+  from smskd_jax.models import MODELS, torch_weights
+
+  if name not in MODELS or "width" not in inspect.signature(MODELS[name]).parameters:
+    raise unknown("--network", name, MODELS)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f"--out: {out} exists and is not an empty folder; choose another")
+  size = image_size or (224 if name.startswith("imagenet_") else 32)
+  tensors = {key.removeprefix("module."): x for key, x in _tensors(file, torch_file).items()}
+  try:
+    make = lambda num_classes: MODELS[name](num_classes=num_classes, width=width)
+    image_shape = (size, size, _channels(tensors))
+    network = make(_num_classes(make(1), tensors, image_shape, torch_weights))
+    tree = torch_weights.from_torch(network, tensors, image_shape=image_shape)
+  except ValueError as error:
+    raise UserError(f"{file}: {error}") from error
+  tree = variables.as_host(tree)
+  variables.check_finite(str(file), tree)
+  about = {"network": name, "width": width, "num_classes": network.num_classes, "source": file.name}
+  fingerprint = variables.save(out, tree, about)
+  count = sum(x.size for x in jax.tree.leaves(tree["params"]))
+  return (
+    f"{name}: {count:,} parameters, {network.num_classes} classes, fingerprint {fingerprint[:16]}, in {out}"
+  )
+
+
+def _tensors(file: Path, torch_file: Any) -> dict[str, np.ndarray]:
+  if file.suffix != ".safetensors":
+    return torch_file.state_dict(torch_file.read(file), file)
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  if not file.is_file():
+    raise UserError(f"{file}: there is no such file")
+  try:
+    return load_file(file)
+  except (SafetensorError, OSError, KeyError) as error:
+    raise UserError(f"{file}: broken or not a safetensors file ({error})") from error
+
+
+def _channels(tensors: Mapping[str, np.ndarray]) -> int:
+  """Of the images: what the first convolution reads."""
+  first = next((x for x in tensors.values() if x.ndim == 4), None)
+  if first is None:
+    raise ValueError("it has no convolution")
+  return first.shape[1]
+
+
+def _num_classes(
+  network: Any, tensors: Mapping[str, np.ndarray], image_shape: Any, torch_weights: Any
+) -> int:
+  """The rows of the classifier, the one matrix whose shape depends on them."""
+  shapes = torch_weights.torch_shapes(network, image_shape)
+  (head,) = (
+    key for key, shape in shapes.items() if len(shape) == 2 and shape[0] == 1 and key.endswith("weight")
+  )
+  if head not in tensors:
+    raise ValueError(f"it has no {head}, the classifier of {type(network).__name__}: another network?")
+  return int(tensors[head].shape[0])
+
+
+def _listing() -> str:
+  from smskd_jax.models import MODELS
+
+  return "\n".join(name for name, make in MODELS.items() if "width" in inspect.signature(make).parameters)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
