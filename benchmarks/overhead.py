@@ -20,7 +20,8 @@ import jax
 
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
-from smskd_jax.plan import image_spec, make_plans
+from smskd_jax.models import spec
+from smskd_jax.plan import make_plans
 from smskd_jax.runtime import checkpoint, console, interrupt, parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
@@ -59,7 +60,7 @@ def main():
   plan, dataset, devices = make_plan(args)
   # One checkpoint a round, which is more often than the default of one in 500 steps.
   budget = plan.budget._replace(epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2)
-  image, key = image_spec(dataset), jax.random.key(0)
+  image, key = spec.image(dataset.image_shape), jax.random.key(0)
   fresh = functools.partial(initial.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)

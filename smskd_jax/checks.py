@@ -52,7 +52,7 @@ def check_values(config: dict[str, Any]) -> None:
   if not config["data"]["validation"] >= 0 or not config["data"]["validation"] < 1:
     raise UserError(f"config.data.validation: {config['data']['validation']} is not in [0, 1)")
   for name, entry in config["networks"].items():
-    field, factory = f"config.networks.{name}", models.MODELS[entry["model"]]
+    field, factory = f"config.networks.{name}", models.factory(entry["model"])
     _check_factory(field, factory, entry, "model", "variables", num_classes=2)
   for i, stage in enumerate(config["stages"]):
     _check_stage_factories(f"config.stages[{i}]", stage)

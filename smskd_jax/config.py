@@ -12,7 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smskd_jax import checks, filling, losses, models
-from smskd_jax.errors import unknown
+from smskd_jax.errors import UserError, unknown
+from smskd_jax.models import custom
 from smskd_jax.training import optimizer
 
 EXPERIMENT: dict[str, Any] = {
@@ -56,7 +57,7 @@ STAGE: dict[str, Any] = {
 }
 
 NETWORK: dict[str, Any] = {
-  "model": "",  # a name of smskd_jax.models.MODELS; other fields are the model's own
+  "model": "",  # a name of smskd_jax.models.MODELS, or custom:package.module:Class; other fields are the model's own
   "num_classes": 0,  # 0: as many as the data has
   "variables": "",  # folder of an imported network, a run or a checkpoint, to begin with; '': freshly initialised
 }
@@ -154,7 +155,14 @@ def _stage(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  return filling.fill_entry(field, NETWORK, given, models.MODELS)
+  name = filling.as_type_of({}, field, filling.plain(given)).get("model", "")
+  table = models.MODELS
+  if custom.is_custom(str(name)):
+    try:
+      table = {name: custom.factory(name)}
+    except ValueError as error:
+      raise UserError(f"{field}.model: {error}") from error
+  return filling.fill_entry(field, NETWORK, given, table)
 
 
 def _method(field: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,12 @@ def run(
   result = {
     "seed": resolved["seed"],
     "data": dataset.name,
+    "inputs": {
+      "image_shape": dataset.image_shape,
+      "mean": dataset.mean,
+      "std": dataset.std,
+      "class_names": dataset.class_names,
+    },
     "given": givens,
     "stages": stages,
     **workdir_lib.environment(devices),

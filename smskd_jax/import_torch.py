@@ -10,7 +10,6 @@ The file is one of `torch.save` or of safetensors, with the names of the public 
 
 import argparse
 from collections.abc import Mapping, Sequence
-import inspect
 from pathlib import Path
 import sys
 from typing import Any
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("file", nargs="?", type=Path, help="the checkpoint")
-  parser.add_argument("--network", help="its architecture, a name of smskd_jax.models.MODELS")
+  parser.add_argument("--network", help="its architecture, a name of --list")
   parser.add_argument("--out", type=Path, help="the folder to write")
   parser.add_argument("--width", type=float, default=1.0, help="of the network, if not 1")
   parser.add_argument(
@@ -58,17 +57,17 @@ def run(file: Path, name: str, out: Path, *, width: float = 1.0, image_size: int
   """
   import jax  # here and not above: --help need not wait for JAX
 
-  from smskd_jax.exchange import torch_file, variables
-  from smskd_jax.models import MODELS, torch_weights
+  from smskd_jax.exchange import torch_reader, variables
+  from smskd_jax.models import NETWORKS, torch_weights
 
-  if name not in MODELS or "width" not in inspect.signature(MODELS[name]).parameters:
-    raise unknown("--network", name, MODELS)
+  if name not in NETWORKS:
+    raise unknown("--network", name, NETWORKS)
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out: {out} exists and is not an empty folder; choose another")
   size = image_size or (224 if name.startswith("imagenet_") else 32)
-  tensors = {key.removeprefix("module."): x for key, x in _tensors(file, torch_file).items()}
+  tensors = {key.removeprefix("module."): x for key, x in _tensors(file, torch_reader).items()}
   try:
-    make = lambda num_classes: MODELS[name](num_classes=num_classes, width=width)
+    make = lambda num_classes: NETWORKS[name](num_classes=num_classes, width=width)
     image_shape = (size, size, _channels(tensors))
     network = make(_num_classes(make(1), tensors, image_shape, torch_weights))
     tree = torch_weights.from_torch(network, tensors, image_shape=image_shape)
@@ -84,18 +83,12 @@ def run(file: Path, name: str, out: Path, *, width: float = 1.0, image_size: int
   )
 
 
-def _tensors(file: Path, torch_file: Any) -> dict[str, np.ndarray]:
+def _tensors(file: Path, torch_reader: Any) -> dict[str, np.ndarray]:
   if file.suffix != ".safetensors":
-    return torch_file.state_dict(torch_file.read(file), file)
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
+    return torch_reader.state_dict(torch_reader.read(file), file)
+  from smskd_jax.exchange import safetensors_file
 
-  if not file.is_file():
-    raise UserError(f"{file}: there is no such file")
-  try:
-    return load_file(file)
-  except (SafetensorError, OSError, KeyError) as error:
-    raise UserError(f"{file}: broken or not a safetensors file ({error})") from error
+  return safetensors_file.tensors(file)
 
 
 def _channels(tensors: Mapping[str, np.ndarray]) -> int:
@@ -120,9 +113,9 @@ def _num_classes(
 
 
 def _listing() -> str:
-  from smskd_jax.models import MODELS
+  from smskd_jax.models import NETWORKS
 
-  return "\n".join(name for name, make in MODELS.items() if "width" in inspect.signature(make).parameters)
+  return "\n".join(NETWORKS)
 
 
 if __name__ == "__main__":

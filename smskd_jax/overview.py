@@ -1,15 +1,14 @@
 """What will run and how long it will take, in words."""
 
 from collections.abc import Iterator, Sequence
-import math
 from pathlib import Path
 import time
 
 from flax import linen as nn
-import jax
 
 from smskd_jax.data.dataset import Dataset
-from smskd_jax.plan import Plan, abstract_variables, forward_flops
+from smskd_jax.models import spec
+from smskd_jax.plan import Plan
 from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime.store import Entry
 
@@ -64,8 +63,9 @@ class Estimate:
 
 def _flops_per_image(plan: Plan, dataset: Dataset) -> float:
   """Of a training step: the learner's backward pass costs about two forward passes; frozen networks have none."""
-  learner = forward_flops(plan.stage.learner, dataset)
-  frozen = sum(forward_flops(network, dataset) for network in plan.stage.teachers)
+  shape = dataset.image_shape
+  learner = spec.forward_flops(plan.stage.learner, shape)
+  frozen = sum(spec.forward_flops(network, shape) for network in plan.stage.teachers)
   return 3 * learner + frozen + (learner if plan.stage.reference is not None else 0)
 
 
@@ -75,9 +75,8 @@ def _network_rows(plans: Sequence[Plan], dataset: Dataset) -> Iterator[tuple[str
     networks |= zip(plan.config["teachers"], plan.stage.teachers, strict=True)
     networks[plan.config["learner"]] = plan.stage.learner
   for name, network in networks.items():
-    leaves = jax.tree.leaves(abstract_variables(network, dataset)["params"])
-    parameters = sum(math.prod(leaf.shape) for leaf in leaves)
-    yield name, f"{parameters:,}", console.quantity(forward_flops(network, dataset))
+    parameters = spec.num_parameters(network, dataset.image_shape)
+    yield name, f"{parameters:,}", console.quantity(spec.forward_flops(network, dataset.image_shape))
 
 
 def _stage_row(plan: Plan, store: Path) -> tuple[object, ...]:

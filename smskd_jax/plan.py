@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from smskd_jax import losses, models
-from smskd_jax.config import METHOD, PLUGIN
+from smskd_jax.config import METHOD, NETWORK, PLUGIN
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
+from smskd_jax.models import custom, spec
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
 from smskd_jax.training import initial, loop, optimizer
@@ -63,10 +63,24 @@ def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.M
         f"config.networks.{name}.num_classes: {classes}, but the data has {num_classes} classes; "
         "0 means as many as the data, and teachers and students must have the same"
       )
-    networks[name] = models.MODELS[entry["model"]](
-      num_classes=classes, **options(entry, "model", "num_classes", "variables")
-    )
+    networks[name] = make_network(entry, num_classes)
   return networks
+
+
+def make_network(entry: Mapping[str, Any], num_classes: int) -> nn.Module:
+  """The network of a filled entry."""
+  return models.factory(entry["model"])(num_classes=num_classes, **options(entry, *NETWORK))
+
+
+def _check_network(field: str, network: nn.Module, model: str, dataset: Dataset) -> None:
+  try:
+    spec.check_outputs(network, dataset.image_shape, len(dataset.class_names))
+  except Exception as error:
+    if not custom.is_custom(model) and not isinstance(error, ValueError):
+      raise
+    # A user's own code raises what it likes.
+    first = " ".join(str(error).split("\n\n")[0].split())
+    raise UserError(f"{field}: {model}: {first}") from error
 
 
 def make_plans(
@@ -84,8 +98,10 @@ def make_plans(
       variables are not of their network.
   """
   networks = make_networks(config, len(dataset.class_names))
+  for name, network in networks.items():
+    _check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)
   for name, of_network in given.items():
-    expected = abstract_variables(networks[name], dataset)
+    expected = spec.variables(networks[name], dataset.image_shape)
     variables.check_fits(f"config.networks.{name}.variables", of_network.variables, expected)
   plans: list[Plan] = []
   for i, entry in enumerate(config["stages"]):
@@ -93,7 +109,7 @@ def make_plans(
     budget = _budget(field, config, entry, len(dataset.train.label))
     stage = _make_stage(entry, budget, networks, dataset)
     reads = _reads(entry, plans, given)
-    description = _describe(config, i, entry, dataset, reads)
+    description = _describe(config, i, entry, dataset, reads, given)
     plans.append(Plan(i, entry, stage, budget, reads, description, store.key_of(description)))
     try:
       abstract_state(plans[-1], dataset)
@@ -102,31 +118,13 @@ def make_plans(
   return tuple(plans)
 
 
-def image_spec(dataset: Dataset, batch_size: int = 1) -> jax.ShapeDtypeStruct:
-  """The shape of what networks see."""
-  return jax.ShapeDtypeStruct((batch_size, *dataset.train.image.shape[1:]), jnp.float32)
-
-
-def abstract_variables(network: nn.Module, dataset: Dataset) -> Any:
-  """The shapes of a network's variables."""
-  return jax.eval_shape(network.init, jax.random.key(0), image_spec(dataset))
-
-
 def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
   """The shapes of a stage's state, without computing it."""
-  stage = plan.stage
-  variables = abstract_variables(stage.learner, dataset)
-  teachers = tuple(abstract_variables(network, dataset) for network in stage.teachers)
-  init = functools.partial(initial.init_state, stage, image=image_spec(dataset), labels=dataset.train.label)
-  return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), variables, teachers)
-
-
-def forward_flops(network: nn.Module, dataset: Dataset) -> float:
-  """Floating-point operations of a forward pass on one image, a multiply-add being two."""
-  forward = lambda variables, image: stage_lib.outputs(network, variables, image).logits
-  lowered = jax.jit(forward).lower(abstract_variables(network, dataset), image_spec(dataset))
-  analysis: Any = lowered.cost_analysis()
-  return float(analysis["flops"])
+  stage, shape = plan.stage, dataset.image_shape
+  of_learner = spec.variables(stage.learner, shape)
+  of_teachers = tuple(spec.variables(network, shape) for network in stage.teachers)
+  init = functools.partial(initial.init_state, stage, image=spec.image(shape), labels=dataset.train.label)
+  return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), of_learner, of_teachers)
 
 
 def _budget(
@@ -207,16 +205,37 @@ def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Gi
 
 
 def _describe(
-  config: Mapping[str, Any], place: int, entry: Mapping[str, Any], dataset: Dataset, reads: Reads
+  config: Mapping[str, Any],
+  place: int,
+  entry: Mapping[str, Any],
+  dataset: Dataset,
+  reads: Reads,
+  given: Mapping[str, Given],
 ) -> dict[str, Any]:
   """What a stage's result depends on. Names are left out: what does the same shares a key."""
   own = options(entry, "name", "learner", "teachers", "start")
   return {
     "stage": own | {"reference": options(entry["reference"], "stage") if reads.reference else None},
-    "network": options(config["networks"][entry["learner"]], "variables"),
+    "network": _describe_network(config["networks"][entry["learner"]]),
     "seed": config["seed"],
     "place": place,
     "data": {"fingerprint": dataset.fingerprint, **options(config["data"], "source", "folder")},
     "evaluate": options(config["evaluate"], "batch_size"),
     "reads": reads._asdict(),
+    **_describe_given(config, entry, reads, given),
   }
+
+
+def _describe_network(entry: Mapping[str, Any]) -> dict[str, Any]:
+  code = {"code": custom.code_digest(entry["model"])} if custom.is_custom(entry["model"]) else {}
+  return options(entry, "variables") | code
+
+
+def _describe_given(
+  config: Mapping[str, Any], entry: Mapping[str, Any], reads: Reads, given: Mapping[str, Given]
+) -> dict[str, Any]:
+  """What computes with variables that no stage has trained: their key says nothing of it."""
+  keys = {of_network.key for of_network in given.values()}
+  read = zip(entry["teachers"], reads.teachers, strict=True)
+  found = {key: _describe_network(config["networks"][name]) for name, key in read if key in keys}
+  return {"given": found} if found else {}

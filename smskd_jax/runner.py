@@ -12,8 +12,9 @@ import numpy as np
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.exchange.variables import Given
+from smskd_jax.models import spec
 from smskd_jax.overview import Estimate
-from smskd_jax.plan import Plan, image_spec
+from smskd_jax.plan import Plan
 from smskd_jax.runtime import checkpoint, console, interrupt, parallel, workdir
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, mirror_events, read_metrics
@@ -39,7 +40,7 @@ class Runner:
     if dataset.validation is not None:
       self._splits["validation"] = dataset.validation
     self._compiled: dict[nn.Module, Callable] = {}
-    self._answers: dict[str, dict[str, np.ndarray]] = {}
+    self._answers: dict[tuple[str, nn.Module], dict[str, np.ndarray]] = {}
 
   def result_of(self, plan: Plan, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
     """A stage's result, with its name; TensorBoard events go to `events`, wherever the result comes from."""
@@ -112,7 +113,7 @@ class Runner:
 
   def _begin(self, plan: Plan, key: jax.Array) -> tuple[TrainState, Frozen]:
     """The stage's first state and what it reads, on the devices."""
-    image = image_spec(self._dataset)
+    image = spec.image(self._dataset.image_shape)
     teachers = tuple(self._final(k) for k in plan.reads.teachers)
     if plan.reads.start is not None:
       variables = self._final(plan.reads.start)
@@ -152,9 +153,10 @@ class Runner:
 
   def _answer(self, key: str, network: nn.Module) -> dict[str, np.ndarray]:
     """The logits of a frozen network: computed once, for all stages that compare with it."""
-    if key not in self._answers:
-      self._answers[key] = self._predict(network, parallel.replicate(self._final(key), self._devices))
-    return self._answers[key]
+    if (key, network) not in self._answers:
+      answer = self._predict(network, parallel.replicate(self._final(key), self._devices))
+      self._answers[key, network] = answer
+    return self._answers[key, network]
 
   def _predict(self, network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
     """The logits of a network on each held-out set, by its name."""

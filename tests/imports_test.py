@@ -22,16 +22,20 @@ MAY_IMPORT = {
   "training": "state losses models data",
   "training.loop": "state errors data runtime training",
   "__init__": "state losses models training",
+  "exchange": "state errors models data training runtime",
   "checks": "errors filling losses models training",
   "filling": "errors",
   "config": "checks filling errors losses models training",
-  "plan": "config filling errors losses models data training training.loop runtime.store state",
-  "overview": "plan data runtime training",
-  "runner": "plan overview state data runtime training training.loop",
+  "plan": "config filling errors losses models data training training.loop exchange.variables runtime.store state",
+  "overview": "plan models data runtime training",
+  "runner": "plan overview state models data exchange.variables runtime training training.loop",
   "analysis": "runtime.store runtime.writer runtime.console training.evaluate training.metrics",
   "experiment": (
-    "state errors losses models data runtime training training.loop checks config plan overview runner analysis"
+    "state errors losses models data exchange runtime training training.loop checks config plan overview runner "
+    "analysis"
   ),
+  "import_torch": "errors models exchange",
+  "export": "errors models exchange runtime",
   "main": "errors experiment runtime.interrupt",
 }
 

@@ -45,6 +45,12 @@ class Dataset(NamedTuple):
   std: tuple[float, ...]
   fingerprint: str  # of the source's arrays, before validation was held out
 
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """[h, w, c] of every image."""
+    height, width, channels = self.train.image.shape[1:]
+    return height, width, channels
+
 
 def build(name: str, arrays: Arrays) -> Dataset:
   """Checks the arrays and measures what belongs to them; a mistake in them names `data.source`."""

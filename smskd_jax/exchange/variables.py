@@ -1,6 +1,5 @@
 """A network's variables from a folder: an imported network, a run's workdir, or a checkpoint of variables alone."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import jax
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import checkpoint
+from smskd_jax.exchange import safetensors_file
+from smskd_jax.runtime import checkpoint, workdir
 from smskd_jax.runtime.store import write_json
 
 _VARIABLES, _ABOUT = "variables", "network.json"
@@ -42,53 +42,47 @@ def load(field: str, folder: str, network: str) -> Given:
   Args:
     field: of the config, for messages.
     folder: of an imported network; a workdir, of which it is what the last stage of the network of this name left, or,
-      where it has none, of the only network; or of a checkpoint of variables.
+      where it has none, of the only network; of a checkpoint of variables; or a safetensors file of `smskd_jax.export`.
     network: a name.
 
   Raises:
     UserError: there are none, or some are not finite.
   """
   path = _find(field, Path(folder), network)
-  try:
-    variables = checkpoint.load_variables(path)
-  except Exception as error:  # orbax and its storage raise what they like
-    first = str(error).partition("\n")[0]
-    raise UserError(f"{field}: {path} is no checkpoint of variables, or a damaged one ({first})") from error
+  variables = _read(field, path)
   if not isinstance(variables, dict) or "params" not in variables:
     raise UserError(f"{field}: {path} holds no variables of a network: it has no params")
   check_finite(field, variables)
   return Given(variables, checkpoint.digest(variables), str(path))
 
 
+def _read(field: str, path: Path) -> Any:
+  if path.suffix == ".safetensors":
+    return safetensors_file.variables(path)
+  try:
+    return checkpoint.load_variables(path)
+  except Exception as error:  # orbax and its storage raise what they like
+    first = str(error).partition("\n")[0]
+    raise UserError(f"{field}: {path} is no checkpoint of variables, or a damaged one ({first})") from error
+
+
 def _find(field: str, folder: Path, network: str) -> Path:
+  if folder.suffix == ".safetensors":
+    return folder
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
   if (folder / _ABOUT).is_file():
     return folder / _VARIABLES
   if not (folder / "config.json").is_file():
     return folder
-  if not (folder / "result.json").is_file():
-    raise UserError(f"{field}: the run in {folder} is not finished; run it to its end first")
-  stages = json.loads((folder / "result.json").read_text())["stages"]
-  trained = list(dict.fromkeys(stage["network"] for stage in stages))
+  run = workdir.read_run(field, folder)
+  trained = run.trained()
   name = trained[0] if len(trained) == 1 else network
   if name not in trained:
     raise UserError(
       f"{field}: the run in {folder} trained {', '.join(trained)}, but no {network!r}; name the network likewise"
     )
-  key = [stage["key"] for stage in stages if stage["network"] == name][-1]
-  found = [store / key / "final" for store in _stores(folder) if (store / key / "final").is_dir()]
-  if not found:
-    raise UserError(
-      f"{field}: the variables of {key} are not in {_stores(folder)[0]}; name the folder of its store's final"
-    )
-  return found[0]
-
-
-def _stores(workdir: Path) -> list[Path]:
-  """Where a run's stages may lie."""
-  named = json.loads((workdir / "config.json").read_text()).get("store")
-  return [Path(named)] * bool(named) + [workdir / "store"]
+  return run.final(run.last_stage(name)["key"])
 
 
 def check_finite(field: str, variables: Any) -> None:

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from smskd_jax.models import (
   cohort,
+  custom,
   mobilenet_v1,
   mobilenet_v2,
   resnet,
@@ -26,7 +27,7 @@ _FOR_SMALL_IMAGES, _FOR_LARGE_IMAGES = True, False
 # Every factory takes `num_classes` and the options of its family (`width`, `dtype`) by keyword, and raises ValueError
 # on a bad one. The module it returns is called with `(image, train=, axis_name=)` and returns `Outputs`. Names of
 # networks for small images are those of the public code that the literature's numbers come from.
-_NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
   {
     "resnet8": functools.partial(resnet.make, 8),
     "resnet14": functools.partial(resnet.make, 14),
@@ -51,6 +52,7 @@ _NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
     "wrn_40_1": functools.partial(wrn.make, 40, 1),
     "wrn_40_2": functools.partial(wrn.make, 40, 2),
     "wrn_40_4": functools.partial(wrn.make, 40, 4),
+    "wrn": wrn.make_free,
     "vgg8": functools.partial(vgg.make, 8),
     "vgg11": functools.partial(vgg.make, 11),
     "vgg13": functools.partial(vgg.make, 13),
@@ -80,7 +82,17 @@ _NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
 
 # Networks made of others, for the methods of the same papers.
 _OF_NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-  "cohort": functools.partial(cohort.make, _NETWORKS),
-  "simkd": functools.partial(reuse.make, _NETWORKS),
+  "cohort": functools.partial(cohort.make, NETWORKS),
+  "simkd": functools.partial(reuse.make, NETWORKS),
 }
-MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType({**_NETWORKS, **_OF_NETWORKS})
+MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType({**NETWORKS, **_OF_NETWORKS})
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+  """The factory of a name: of `MODELS`, or of a user's own network, `custom:package.module:Class`.
+
+  Raises:
+    KeyError: there is none of this name.
+    ValueError: a user's own network cannot be had.
+  """
+  return custom.factory(name) if custom.is_custom(name) else MODELS[name]

@@ -65,6 +65,7 @@ class InvertedResidual(nn.Module):
     expands = self.small_images or self.expansion > 1
     between = x.shape[-1] * self.expansion
     # PyTorch's numbers: of layers in a row, or of groups of convolution, batch norm and activation.
+    names: tuple[tuple[Any, ...], ...]
     names = ((0, 1), (3, 4), (6, 7)) if self.small_images else (("0_0", "0_1"), ("1_0", "1_1"), (2, 3))
     if not expands:
       names = ((), ("0_0", "0_1"), (1, 2))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from smskd_jax.layers.basic import Layers
 from smskd_jax.models import options
@@ -53,6 +54,7 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, layers: Layers) -> Tap:
     """The sum of both branches [b, h / stride, w / stride, outputs], after its ReLU and before."""
     outputs = self.channels * (4 if self.bottleneck else 1)
+    convolutions: tuple[tuple[int, int, int], ...]  # channels, size, stride
     if self.bottleneck:
       convolutions = ((self.channels, 1, 1), (self.channels, 3, self.stride), (outputs, 1, 1))
     else:
@@ -99,7 +101,9 @@ class DeepResNet(nn.Module):
     x = nn.relu(preactivation)
     taps = [Tap(x, x if self.small_images else preactivation, parameters(norm))]
     if not self.small_images:
-      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+      border = ((0, 0), (1, 1), (1, 1), (0, 0))
+      x = jnp.pad(x, border, constant_values=-jnp.inf)
+      x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
     shortcut = "shortcut" if self.small_images else "downsample"
     for stage, (blocks, channels) in enumerate(
       zip(self.depth.blocks, self.channels[1:], strict=True), start=1

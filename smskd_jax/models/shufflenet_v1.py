@@ -42,7 +42,8 @@ class Block(nn.Module):
     y = last(layers.conv(self.channels, 1, groups=GROUPS, kernel_init=uniform, name="conv3")(y))
     if self.stride == 1:
       return Tap(nn.relu(y + x), y + x, parameters(last))
-    x = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    border = ((0, 0), (1, 1), (1, 1), (0, 0))  # whose zeros count in the mean
+    x = nn.avg_pool(jnp.pad(x, border), window_shape=(3, 3), strides=(2, 2))
     y = jnp.concatenate([y, x], axis=-1)
     return Tap(nn.relu(y), y)
 

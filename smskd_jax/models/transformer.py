@@ -67,7 +67,8 @@ class Attention(nn.Module):
     """[b, n, d] of n tokens; the softmax is computed in float32 or wider."""
     b, n, d = x.shape
     qkv = nn.Dense(3 * d, kernel_init=_xavier, dtype=self.dtype, name="qkv")(x)
-    q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+    qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+    q, k, v = (qkv[i] for i in range(3))
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
     y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)

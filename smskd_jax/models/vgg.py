@@ -65,7 +65,7 @@ class VGG(nn.Module):
         x = nn.relu(preactivation)
       taps.append(Tap(x, preactivation if block > 0 else x, parameters(norm)))
       if block in pooled_blocks:
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
     return classify(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
 
 

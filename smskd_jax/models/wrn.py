@@ -15,7 +15,7 @@ from smskd_jax.layers.basic import Layers
 from smskd_jax.layers.batch_norm import BatchNorm
 from smskd_jax.models import options
 from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.state import Norm, Outputs
 
 CHANNELS = (16, 16, 32, 64)  # of the stem, which is never widened, and of the three stages
 
@@ -63,7 +63,8 @@ class WideResNet(nn.Module):
     """
     layers = Layers(train, axis_name, self.dtype)
     x = layers.conv(self.channels[0], 3, name="conv1")(image)
-    features, normalized, norms = [x], [x], [None]
+    features, normalized = [x], [x]
+    norms: list[Norm | None] = [None]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         block = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"block{stage}_layer_{i}")
@@ -89,3 +90,12 @@ def make(
   stem, *stages = CHANNELS
   channels = options.scale_channels("wrn", (stem, *(factor * c for c in stages)), width)
   return WideResNet((depth - 4) // 6, channels, num_classes, options.dtype("wrn", dtype))
+
+
+def make_free(
+  *, num_classes: int, depth: int = 28, factor: int = 4, width: float = 1.0, dtype: str = "float32"
+) -> WideResNet:
+  """As `make`, with depth and factor as options of a config."""
+  options.check_positive_integer("wrn", "depth", depth)
+  options.check_positive_integer("wrn", "factor", factor)
+  return make(depth, factor, num_classes=num_classes, width=width, dtype=dtype)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 import platform
 import subprocess
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -56,6 +56,49 @@ def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, d
   """Writes config.json: the resolved config, where its stages lie, and what it ran on."""
   where = {"store": str(store_folder.absolute())}
   store.write_json(workdir / "config.json", {"config": config, **where, **environment(devices)})
+
+
+class Run(NamedTuple):
+  """A finished run, as its folder tells it."""
+
+  folder: Path
+  config: dict[str, Any]  # resolved
+  result: dict[str, Any]
+
+  def trained(self) -> list[str]:
+    """The names of the networks that its stages trained."""
+    return list(dict.fromkeys(stage["network"] for stage in self.result["stages"]))
+
+  def last_stage(self, network: str) -> dict[str, Any]:
+    """What is kept of the last stage that trained the network of this name."""
+    return [stage for stage in self.result["stages"] if stage["network"] == network][-1]
+
+  def final(self, key: str) -> Path:
+    """Where the variables of a key lie.
+
+    Raises:
+      UserError: they are in none of the run's stores.
+    """
+    named = json.loads((self.folder / "config.json").read_text()).get("store")
+    stores = [Path(named)] * bool(named) + [self.folder / "store"]
+    found = [folder for folder in (store.Entry(root, key).final for root in stores) if folder.is_dir()]
+    if not found:
+      raise UserError(f"{self.folder}: the variables of {key} are not in the run's store, {stores[0]}")
+    return found[0]
+
+
+def read_run(field: str, folder: Path) -> Run:
+  """Reads a finished run.
+
+  Raises:
+    UserError: names the field that named the folder.
+  """
+  if not (folder / "config.json").is_file():
+    raise UserError(f"{field}: {folder} is no workdir of a run: it has no config.json")
+  if not (folder / "result.json").is_file():
+    raise UserError(f"{field}: the run in {folder} is not finished; run it to its end first")
+  config = json.loads((folder / "config.json").read_text())["config"]
+  return Run(folder, config, json.loads((folder / "result.json").read_text()))
 
 
 def environment(devices: Any) -> dict[str, Any]:

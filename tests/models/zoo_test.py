@@ -8,22 +8,45 @@ import pytest
 from smskd_jax.models import MODELS
 from smskd_jax.state import Outputs
 
-SMALL = ["resnet8", "vgg8"]  # one of each family, where running the network is needed
-KINDS = ["resnet14", "resnet8x4", "vgg8", "vgg11"]  # all the code of both families
+SMALL = ["resnet8", "vgg8"]  # where running the network is needed
+# All the code of all families, and what the height of the first tap is of the image's.
+STRIDES = {
+  "resnet14": 1,
+  "resnet8x4": 1,
+  "vgg8": 1,
+  "vgg11": 1,
+  "ResNet18": 1,
+  "ResNet50": 1,
+  "wrn_16_2": 1,
+  "MobileNetV2": 2,
+  "ShuffleV1": 1,
+  "ShuffleV2": 1,
+  "survey_resnet8": 1,
+  "survey_resnet20": 1,
+  "imagenet_resnet18": 2,
+  "imagenet_resnet50": 2,
+  "imagenet_mobilenet_v1": 2,
+  "imagenet_mobilenet_v2": 2,
+  "vit_tiny": 4,
+  "mixer_tiny": 4,
+}
+TOKENS = ["vit_tiny", "mixer_tiny"]  # have neither batch norm nor free image sizes
 
 
 def images(b):
   return np.random.default_rng(b).normal(size=(b, 12, 12, 3)).astype(np.float32)
 
 
-def network_and_variables(name):
+def network_and_variables(name, **options):
   """A small network with weights from NumPy, because to compile an initialisation takes long."""
-  network = MODELS[name](num_classes=5, width=0.25)
+  network = MODELS[name](num_classes=5, width=0.25, **options)
   shapes = jax.eval_shape(network.init, jax.random.key(0), images(1))
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype), shapes["params"])
-  statistics = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes["batch_stats"])
-  return network, {"params": params, "batch_stats": statistics}
+  draw = {
+    "params": lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype),
+    "batch_stats": lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype),
+  }
+  return network, {collection: jax.tree.map(draw[collection], tree) for collection, tree in shapes.items()}
 
 
 def test_the_table_cannot_be_changed():
@@ -32,20 +55,42 @@ def test_the_table_cannot_be_changed():
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (28, 28, 1), (33, 33, 3), (9, 17, 1)])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", STRIDES)
 def test_any_image(name, shape):
   network = MODELS[name](num_classes=5)
   image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+  if name in TOKENS and shape[0] % 4:
+    with pytest.raises(ValueError, match="do not divide into patches of 4x4"):
+      jax.eval_shape(network.init_with_output, jax.random.key(0), image)
+    return
   outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), image)
-  assert set(variables) == {"params", "batch_stats"}
+  assert set(variables) == ({"params"} if name in TOKENS else {"params", "batch_stats"})
   assert isinstance(outputs, Outputs)
   assert outputs.logits.shape == (2, 5)
-  assert outputs.pooled.shape == (2, outputs.features[-1].shape[-1])
-  assert outputs.features[0].shape[1:3] == shape[:2]
+  assert outputs.pooled.shape == (2, outputs.unpooled.shape[-1])
+  assert outputs.features[0].shape[1:3] == tuple(-(-size // STRIDES[name]) for size in shape[:2])
   sizes = [x.shape[1] for x in outputs.features]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 1
-  assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]
+  assert len(outputs.preactivations) == len(outputs.features) == len(outputs.norms) >= 4
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(outputs))
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_bfloat16_is_what_maps_are_computed_in_and_nothing_is_kept_in(name):
+  network = MODELS[name](num_classes=5, dtype="bfloat16")
+  outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images(2))
+  assert {x.dtype for x in (*outputs.features, *outputs.preactivations, outputs.unpooled)} == {jnp.bfloat16}
+  assert {x.dtype for x in (outputs.logits, outputs.pooled, *outputs.head)} == {jnp.dtype(jnp.float32)}
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit_tiny"])
+def test_bfloat16_says_nearly_the_same(name):
+  network, variables = network_and_variables(name)
+  half, _ = network_and_variables(name, dtype="bfloat16")
+  one, other = (jax.jit(x.apply)(variables, images(3)).logits for x in (network, half))
+  assert (one != other).any()
+  np.testing.assert_allclose(one, other, rtol=0, atol=0.05 * np.abs(one).max())
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -60,10 +105,12 @@ def test_any_image(name, shape):
     ({"num_classes": 0}, "num_classes"),
     ({"num_classes": 2.5}, "num_classes"),
     ({"num_classes": True}, "num_classes"),
+    ({"dtype": "float16"}, "dtype"),
+    ({"dtype": None}, "dtype"),
   ],
 )
 def test_refuses_bad_options(name, options, field):
-  with pytest.raises(ValueError, match=rf"^\w+: {field} must be a positive .*, got ") as error:
+  with pytest.raises(ValueError, match=rf"^\w+: {field} must be (a positive|one of) .*, got ") as error:
     MODELS[name](**{"num_classes": 5} | options)
   assert "\n" not in str(error.value)
 
@@ -105,7 +152,7 @@ def test_training_remembers_statistics_and_evaluation_does_not(name):
     assert (np.asarray(before) != np.asarray(moved)).any()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", STRIDES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
   # Even where float64 is allowed; and bfloat16 images are computed in the parameters' type.

@@ -1,4 +1,4 @@
-"""Tests of exchange/torch_file.py: tensors come out as they went in, and nothing else is ever run."""
+"""Tests of exchange/torch_reader.py: tensors come out as they went in, and nothing else is ever run."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ import pytest
 import torch_files
 
 from smskd_jax.errors import UserError
-from smskd_jax.exchange import torch_file
+from smskd_jax.exchange import torch_reader
 
 
 def arrays():
@@ -31,18 +31,18 @@ def arrays():
 def test_reads_what_was_written(tmp_path):
   path = tmp_path / "model.pth"
   torch_files.write(path, {"model": arrays(), "epoch": 240, "best": 73.5, "names": ["a", None, True]})
-  content = torch_file.read(path)
+  content = torch_reader.read(path)
   assert content["epoch"] == 240 and content["best"] == 73.5 and content["names"] == ["a", None, True]
   for name, x in arrays().items():
     assert content["model"][name].dtype == x.dtype
     np.testing.assert_array_equal(content["model"][name], x)
-  assert torch_file.state_dict(content, path).keys() == arrays().keys()
+  assert torch_reader.state_dict(content, path).keys() == arrays().keys()
 
 
 def test_strides_and_offsets(tmp_path):
   x = np.arange(12, dtype=np.float32).reshape(3, 4)
   torch_files.write(tmp_path / "t", {"w": x}, tensor=lambda x: (1, (4, 2), (1, 4)))
-  np.testing.assert_array_equal(torch_file.read(tmp_path / "t")["w"], x.ravel()[1:9].reshape(2, 4).T)
+  np.testing.assert_array_equal(torch_reader.read(tmp_path / "t")["w"], x.ravel()[1:9].reshape(2, 4).T)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_never_reads_beyond_the_data(described, tmp_path):
   x = np.zeros((3, 4), np.float32)
   torch_files.write(tmp_path / "t", {"w": x}, tensor=lambda _: described)
   with pytest.raises(UserError, match="refused: a tensor"):
-    torch_file.read(tmp_path / "t")
+    torch_reader.read(tmp_path / "t")
 
 
 class Evil:
@@ -92,14 +92,14 @@ def test_executes_nothing(evil, name, tmp_path):
   with pytest.raises(
     UserError, match=rf"refused: it asks for (__builtin__\.|{name}).*nothing was executed"
   ) as error:
-    torch_file.read(path)
+    torch_reader.read(path)
   assert not mark.exists() and "\n" not in str(error.value)
 
 
 def test_options_of_training_scripts_are_passed_over(tmp_path):
   path = tmp_path / "last.pth"
   torch_files.write(path, {"opt": argparse.Namespace(lr=0.1), "model": {"w": np.ones(2, np.float32)}})
-  np.testing.assert_array_equal(torch_file.state_dict(torch_file.read(path), path)["w"], 1)
+  np.testing.assert_array_equal(torch_reader.state_dict(torch_reader.read(path), path)["w"], 1)
 
 
 @pytest.mark.parametrize("keep", [10, 100, 0.5, -20])
@@ -109,7 +109,7 @@ def test_truncated(keep, tmp_path):
   content = path.read_bytes()
   path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
   with pytest.raises(UserError, match=str(path)) as error:
-    torch_file.read(path)
+    torch_reader.read(path)
   assert "\n" not in str(error.value)
 
 
@@ -118,7 +118,7 @@ def test_not_a_checkpoint(content, tmp_path):
   path = tmp_path / "model.pth"
   path.write_bytes(content)
   with pytest.raises(UserError, match=str(path)):
-    torch_file.state_dict(torch_file.read(path), path)
+    torch_reader.state_dict(torch_reader.read(path), path)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, {"model": {"w": 3}}, [1, 2]])
@@ -126,7 +126,7 @@ def test_without_weights(content, tmp_path):
   path = tmp_path / "model.pth"
   torch_files.write(path, content)
   with pytest.raises(UserError, match="holds no state_dict"):
-    torch_file.state_dict(torch_file.read(path), path)
+    torch_reader.state_dict(torch_reader.read(path), path)
 
 
 def test_a_file_of_pytorch_is_read_where_pytorch_is_not(tmp_path):
@@ -140,9 +140,9 @@ def test_a_file_of_pytorch_is_read_where_pytorch_is_not(tmp_path):
     import sys
     sys.modules["torch"] = None
     import numpy as np, pathlib
-    from smskd_jax.exchange import torch_file
+    from smskd_jax.exchange import torch_reader
     path = pathlib.Path({str(path)!r})
-    found = torch_file.state_dict(torch_file.read(path), path)
+    found = torch_reader.state_dict(torch_reader.read(path), path)
     expected = np.load({str(tmp_path / "expected.npz")!r})
     assert set(found) == set(expected)
     for name in expected:

@@ -18,7 +18,7 @@ import numpy as np
 
 from smskd_jax.errors import UserError
 
-_STORAGES: Mapping[str, Any] = {
+STORAGES: Mapping[str, Any] = {
   "DoubleStorage": np.float64,
   "FloatStorage": np.float32,
   "HalfStorage": np.float16,
@@ -88,7 +88,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
   ("torch._utils", "_rebuild_tensor_v2"): _tensor,
   ("torch._utils", "_rebuild_parameter"): _parameter,
   ("torch", "Size"): tuple,
-  **{("torch", name): _Storage(dtype) for name, dtype in _STORAGES.items()},
+  **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
   **dict.fromkeys(_IGNORED, _Ignored),
 }
 
@@ -184,9 +184,12 @@ def state_dict(content: Any, source: Path) -> dict[str, np.ndarray]:
   if isinstance(content, Mapping):
     candidates += [content[name] for name in ("model", "state_dict", "net") if name in content]
   for candidate in candidates:
-    if isinstance(candidate, Mapping) and candidate:
-      if all(isinstance(x, np.ndarray) for x in candidate.values()):
-        return dict(candidate)
+    if (
+      isinstance(candidate, Mapping)
+      and candidate
+      and all(isinstance(x, np.ndarray) for x in candidate.values())
+    ):
+      return dict(candidate)
   found = (
     f"its keys are {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
   )

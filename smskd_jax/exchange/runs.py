@@ -1,0 +1,73 @@
+"""The networks of a finished run, from its folder alone: the data that it was trained on is not needed."""
+
+from typing import Any, NamedTuple
+
+from smskd_jax.errors import UserError, unknown
+from smskd_jax.exchange.trained import Trained
+from smskd_jax.runtime import checkpoint, workdir
+
+_NOT_OPTIONS = ("model", "num_classes", "variables")
+
+
+class Found(NamedTuple):
+  """A network of a run."""
+
+  name: str
+  trained: Trained
+  about: dict[str, Any]  # where it comes from and how right it is, for JSON
+  teachers: tuple["Found", ...] = ()  # of its last stage
+
+
+def network(field: str, run: workdir.Run, name: str) -> Found:
+  """The network of a name, as its last stage or the folder of its variables left it, and its teachers.
+
+  Raises:
+    UserError: there is none of this name, or an older version of this package has written the folder.
+  """
+  trained = run.trained()
+  known = [*trained, *(one["network"] for one in run.result.get("given", ()))]
+  if name not in known:
+    raise unknown("--network", name, known)
+  if "inputs" not in run.result:
+    raise UserError(
+      f"{field}: {run.folder} was written by an older version; run its command again: it trains nothing anew"
+    )
+  if name not in trained:
+    return _of_key(run, name, _key_of_given(run, name))
+  stage = run.last_stage(name)
+  place = run.result["stages"].index(stage)
+  read = zip(run.config["stages"][place]["teachers"], stage["reads"]["teachers"], strict=True)
+  teachers = tuple(_of_key(run, of_teacher, key) for of_teacher, key in read)
+  return _of_key(run, name, stage["key"])._replace(teachers=teachers)
+
+
+def _of_key(run: workdir.Run, name: str, key: str) -> Found:
+  entry, inputs = run.config["networks"][name], run.result["inputs"]
+  height, width, channels = inputs["image_shape"]
+  trained = Trained(
+    entry["model"],
+    {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k not in _NOT_OPTIONS},
+    checkpoint.load_variables(run.final(key)),
+    (height, width, channels),
+    tuple(inputs["mean"]),
+    tuple(inputs["std"]),
+    tuple(inputs["class_names"]),
+  )
+  about = {
+    "key": key,
+    "data": run.result["data"],
+    "seed": run.result["seed"],
+    "test_accuracy": _accuracy(run, key),
+    "versions": run.result["versions"],
+  }
+  return Found(name, trained, about)
+
+
+def _accuracy(run: workdir.Run, key: str) -> float:
+  of_stages = {stage["key"]: stage["metrics"]["last"] for stage in run.result["stages"]}
+  of_given = {one["key"]: one["metrics"] for one in run.result.get("given", ())}
+  return (of_given | of_stages)[key]["test/accuracy"]
+
+
+def _key_of_given(run: workdir.Run, name: str) -> str:
+  return next(one["key"] for one in run.result["given"] if one["network"] == name)

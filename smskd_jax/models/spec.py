@@ -1,0 +1,84 @@
+"""What can be known of a network without computing it: its variables, what it returns, its size and its cost.
+
+All of it is traced once for a network and a shape of images. Nothing is allocated.
+"""
+
+import functools
+import math
+from typing import Any, cast
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.state import Outputs
+
+ImageShape = tuple[int, int, int]  # h, w, c
+
+
+def image(shape: ImageShape, batch_size: int = 1) -> jax.ShapeDtypeStruct:
+  """The shape of a batch of images as networks see them."""
+  return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+
+
+@functools.lru_cache
+def init(network: nn.Module, shape: ImageShape, batch_size: int = 1) -> tuple[Outputs, Any]:
+  """The shapes of what a network returns and of its variables, in that order.
+
+  Raises:
+    ValueError: the network cannot see images of this shape.
+  """
+  return jax.eval_shape(network.init_with_output, jax.random.key(0), image(shape, batch_size))
+
+
+def outputs(network: nn.Module, shape: ImageShape) -> Outputs:
+  """The shapes of what a network says of one image."""
+  return init(network, shape)[0]
+
+
+def variables(network: nn.Module, shape: ImageShape) -> Any:
+  """The shapes of a network's variables."""
+  return init(network, shape)[1]
+
+
+def num_parameters(network: nn.Module, shape: ImageShape) -> int:
+  """How many numbers a network learns."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(variables(network, shape)["params"]))
+
+
+def num_bytes(network: nn.Module, shape: ImageShape) -> int:
+  """The size of all variables, batch statistics included."""
+  leaves = jax.tree.leaves(variables(network, shape))
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+@functools.lru_cache
+def forward_flops(network: nn.Module, shape: ImageShape) -> float:
+  """Floating-point operations of a forward pass on one image, a multiply-add being two."""
+  forward = lambda values, x: cast(Outputs, network.apply(values, x)).logits
+  analysis: Any = jax.jit(forward).lower(variables(network, shape), image(shape)).cost_analysis()
+  return float(analysis["flops"])
+
+
+def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> None:
+  """Refuses a network that does not say what losses and the training step need to hear.
+
+  Raises:
+    ValueError: what is wrong, and what it should be.
+  """
+  found = outputs(network, shape)
+  if not isinstance(found, Outputs):
+    raise ValueError(
+      f"it returns {type(found).__name__}, not smskd_jax.state.Outputs; smskd_jax.models.outputs.classify makes one"
+    )
+  shape_of = lambda x: list(getattr(x, "shape", ())) or type(x).__name__
+  if shape_of(found.logits) != [1, num_classes]:
+    raise ValueError(f"its logits are {shape_of(found.logits)}, not [b, k] = {[1, num_classes]}")
+  if len(shape_of(found.pooled)) != 2:
+    raise ValueError(f"its pooled embedding is {shape_of(found.pooled)}, not [b, d]")
+  for name in ("features", "preactivations"):
+    maps = getattr(found, name)
+    if not isinstance(maps, tuple) or not all(len(shape_of(x)) == 4 for x in maps):
+      raise ValueError(f"its {name} are not a tuple of maps [b, h, w, c]")
+  if len(found.features) != len(found.preactivations):
+    raise ValueError(f"it has {len(found.features)} features, but {len(found.preactivations)} preactivations")
