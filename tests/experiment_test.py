@@ -217,7 +217,7 @@ def test_final_variables_reproduce_the_reported_accuracy(finished):
       {
         "stages": (
           stage("teacher", batch_size=64),
-          stage("student", batch_size=64, teachers=("teacher",), methods=(method("fitnet", tap=7),)),
+          stage("student", batch_size=64, teachers=("teacher",), methods=(method("fitnet", student_tap=7),)),
         )
       },
       r"config.stages\[1\]: fitnet: tap 7 does not exist",

@@ -86,7 +86,7 @@ def kill_and_go_on(workdir, kills, rng):
   for _ in range(kills):
     process = runs.start(workdir, *runs.SMOKE)
     try:
-      process.communicate(timeout=rng.uniform(2, 12))
+      process.communicate(timeout=rng.uniform(2, 8))
     except runs.subprocess.TimeoutExpired:
       process.kill()
       process.communicate()
@@ -95,7 +95,7 @@ def kill_and_go_on(workdir, kills, rng):
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(uninterrupted, tmp_path):
-  kill_and_go_on(tmp_path, 4, random.Random(0))
+  kill_and_go_on(tmp_path, 3, random.Random(0))
   assert runs.left_by(tmp_path) == uninterrupted
 
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
 
@@ -47,9 +48,9 @@ def training_labels(k=5):
 def example(b=8, k=5, dtype=np.float32):
   """(learner, teachers, batch): a student, with a peer, and a teacher with more channels and one more map."""
   rng = np.random.default_rng(0)
-  learner = network(rng, b, k, (3, 4, 6, 8), (8, 8, 4, 2))
-  learner = learner._replace(peers=(network(rng, b, k, (2, 3), (4, 4)),))
-  teacher = network(rng, b, k, (5, 7, 9, 12, 12), (8, 4, 4, 2, 2))
+  learner = network(rng, b, k, (3, 4, 6), (8, 8, 4))
+  learner = learner._replace(peers=(network(rng, b, k, (2,), (4,)),))
+  teacher = network(rng, b, k, (5, 7, 9, 8), (8, 4, 4, 2))
   learner, teacher = jax.tree.map(lambda x: jnp.asarray(x, dtype), (learner, teacher))
   index = rng.permutation(NUM_EXAMPLES)[:b].astype(np.int32)
   batch = Batch(
@@ -101,7 +102,7 @@ def program(name):
     TRACED.append(name)
     return loss_and_gradients(METHODS[name](), aux, learner, teachers, batch)
 
-  return jax.jit(run)
+  return jax.jit(run, compiler_options=networks.IN_HASTE)
 
 
 def assert_finite(tree):
@@ -197,10 +198,12 @@ def test_finite_at_extremes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("b, k, dtype", [(8, 5, jnp.bfloat16), (1, 2, jnp.float32)])
-def test_finite_in_half_precision_and_for_one_example_of_two_classes(name, b, k, dtype):
-  learner, teachers, batch = example(b, k, dtype)
-  _, aux = started(name, learner, teachers, k)
+@pytest.mark.parametrize(
+  "b, dtype", [(8, jnp.bfloat16), pytest.param(1, jnp.float32, marks=pytest.mark.slow)]
+)
+def test_finite_in_half_precision_for_two_classes_and_for_one_example(name, b, dtype):
+  learner, teachers, batch = example(b, 2, dtype)
+  _, aux = started(name, learner, teachers, 2)
   (loss, state), gradients = program(name)(aux, learner, teachers, batch)
   assert loss.shape == (b,) and loss.dtype == jnp.float32
   assert spec(state) == spec(aux.state)

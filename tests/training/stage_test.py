@@ -1,5 +1,7 @@
 """Tests of training/stage.py: the objective, term by term, and the step that minimises it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -23,11 +25,12 @@ def test_objective_is_the_sum_of_its_terms_by_hand(float64):
   stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=ANCHORED)._replace(task_weight=0.3)
   state, frozen = networks.begin(stage, dtype=np.float64)
   batch = networks.batch_of(0, dtype=np.float64)
-  _, metrics = make_train_step(stage)(state, frozen, batch)
+  _, metrics = jax.jit(make_train_step(stage))(state, frozen, batch)
 
-  student, _ = stage.learner.apply(learner_variables(state), batch.image, train=True, mutable=["batch_stats"])
-  teacher = stage.teachers[0].apply(frozen.teachers[0], batch.image)
-  reference = stage.learner.apply(frozen.reference, batch.image)
+  training = jax.jit(functools.partial(stage.learner.apply, train=True, mutable=["batch_stats"]))
+  student, _ = training(learner_variables(state), batch.image)
+  teacher = jax.jit(stage.teachers[0].apply)(frozen.teachers[0], batch.image)
+  reference = jax.jit(stage.learner.apply)(frozen.reference, batch.image)
   rows, p = np.arange(16), softmax(np.asarray(student.logits))
   task = -np.log(p[rows, batch.label]).mean()
   weights = 1 - softmax(np.asarray(teacher.logits))[rows, batch.label]
@@ -66,8 +69,8 @@ def test_one_step_descends_along_the_gradient(float64):
     outputs, _ = stage.learner.apply(variables, batch.image, train=True, mutable=["batch_stats"])
     return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.label).mean()
 
-  gradient = jax.grad(loss)(state.params["learner"])
-  new_state, metrics = make_train_step(stage)(state, frozen, batch)
+  gradient = jax.jit(jax.grad(loss))(state.params["learner"])
+  new_state, metrics = jax.jit(make_train_step(stage))(state, frozen, batch)
   expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 5e-4 * p), state.params["learner"], gradient)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), new_state.params["learner"], expected
@@ -119,7 +122,9 @@ def one_device_losses():
     return trajectory(1, np.float64, 20)[0]
 
 
-@pytest.mark.parametrize("num_devices", [2, 4, 8])
+@pytest.mark.parametrize(
+  "num_devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 def test_many_devices_train_as_one_does(num_devices, one_device_losses, float64):
   losses, state = trajectory(num_devices, np.float64, 20)
   np.testing.assert_allclose(losses, one_device_losses, rtol=1e-9)
@@ -130,6 +135,7 @@ def test_many_devices_train_as_one_does(num_devices, one_device_losses, float64)
       np.testing.assert_array_equal(replica, replicas[0])
 
 
+@pytest.mark.slow
 def test_many_devices_train_as_one_does_in_float32():
   one, _ = trajectory(1, np.float32, 20)
   many, _ = trajectory(8, np.float32, 20)
@@ -142,7 +148,7 @@ def flops(function, *arguments):
 
 def test_each_frozen_network_runs_one_forward_pass():
   """The FLOPs of the compiled step are those of its parts: none is done twice, and none is left out."""
-  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED, model="resnet14", width=1.0)
+  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED, width=1.0)
   plain = anchored._replace(teachers=(), terms=(), reference=None)
   shape, batch = (16, 16, 3), networks.batch_of(0, shape=(16, 16, 3))
   state, frozen = networks.begin(anchored, shape=shape)
