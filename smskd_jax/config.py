@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smskd_jax import checks, filling, losses, models
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.errors import UserError
 from smskd_jax.models import custom
 from smskd_jax.training import optimizer
 
@@ -109,13 +109,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
   Raises:
     UserError: an unknown name, or a value of another type.
   """
-  values = ConfigDict(defaults)
-  for item in filter(None, (arg or "").split(",")):
-    name, _, text = item.partition("=")
-    if name not in defaults:
-      raise unknown("config argument", name, defaults)
-    values[name] = filling.parse(f"config argument {name}", text, type(defaults[name]))
-  return values
+  return ConfigDict(defaults | filling.parse_items("config argument", arg or "", defaults))
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,13 @@ def fill_entry(
   name = given.get(name_field, template[name_field])
   if name not in table:
     raise unknown(f"{field}.{name_field}", name, table)
-  keywords = {
-    p.name: p.default
-    for p in inspect.signature(table[name]).parameters.values()
-    if p.kind is p.KEYWORD_ONLY and p.name not in template
-  }
-  return fill(field, dict(template) | keywords, given)
+  return fill(field, dict(template) | keywords(table[name]) | dict(template), given)
+
+
+def keywords(factory: Callable) -> dict[str, Any]:
+  """The keyword arguments of a factory that have a default, with it."""
+  parameters = inspect.signature(factory).parameters.values()
+  return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def fill(
@@ -75,6 +76,21 @@ def overridable(value: Any) -> Any:
   if isinstance(value, dict):
     return ConfigDict({name: overridable(child) for name, child in value.items()})
   return tuple(overridable(child) for child in value) if isinstance(value, tuple) else value
+
+
+def parse_items(prefix: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads comma-separated `name=value`, each value in the type of the name's default.
+
+  Raises:
+    UserError: an unknown name, or a value of another type.
+  """
+  values = {}
+  for item in filter(None, text.split(",")):
+    name, _, value = item.partition("=")
+    if name not in defaults:
+      raise unknown(prefix, name, defaults)
+    values[name] = parse(f"{prefix} {name}", value, type(defaults[name]))
+  return values
 
 
 def parse(field: str, text: str, kind: type) -> Any:

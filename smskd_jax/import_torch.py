@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from smskd_jax import filling
 from smskd_jax.errors import UserError, unknown
 
 
@@ -27,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("file", nargs="?", type=Path, help="the checkpoint")
-  parser.add_argument("--network", help="its architecture, a name of --list")
+  parser.add_argument(
+    "--network", help="its architecture, a name of --list, perhaps with options: resnet20:width=0.5"
+  )
   parser.add_argument("--out", type=Path, help="the folder to write")
-  parser.add_argument("--width", type=float, default=1.0, help="of the network, if not 1")
   parser.add_argument(
     "--image_size", type=int, help="height and width of its images; default: 32, or 224 for ImageNet's"
   )
@@ -42,15 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("file", "network", "out"):
       if getattr(flags, name) is None:
         raise UserError(f"{'FILE' if name == 'file' else f'--{name}'}: missing; see --help")
-    print(run(flags.file, flags.network, flags.out, width=flags.width, image_size=flags.image_size))
+    print(run(flags.file, flags.network, flags.out, image_size=flags.image_size))
     return 0
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
 
-def run(file: Path, name: str, out: Path, *, width: float = 1.0, image_size: int | None = None) -> str:
+def run(file: Path, network: str, out: Path, *, image_size: int | None = None) -> str:
   """Writes the network of a checkpoint to a folder; returns what to say about it.
+
+  Args:
+    file: the checkpoint.
+    network: its architecture, NAME or NAME:option=value,...
+    out: the folder.
+    image_size: height and width of its images; None: as its kind of networks has them.
 
   Raises:
     UserError: the file is broken, holds more than data, or is of another network; or the folder is not empty.
@@ -60,26 +68,28 @@ def run(file: Path, name: str, out: Path, *, width: float = 1.0, image_size: int
   from smskd_jax.exchange import torch_reader, variables
   from smskd_jax.models import NETWORKS, torch_weights
 
+  name, _, text = network.partition(":")
   if name not in NETWORKS:
     raise unknown("--network", name, NETWORKS)
+  options = filling.parse_items("--network: option", text, filling.keywords(NETWORKS[name]))
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out: {out} exists and is not an empty folder; choose another")
   size = image_size or (224 if name.startswith("imagenet_") else 32)
   tensors = {key.removeprefix("module."): x for key, x in _tensors(file, torch_reader).items()}
   try:
-    make = lambda num_classes: NETWORKS[name](num_classes=num_classes, width=width)
+    make = lambda num_classes: NETWORKS[name](num_classes=num_classes, **options)
     image_shape = (size, size, _channels(tensors))
-    network = make(_num_classes(make(1), tensors, image_shape, torch_weights))
-    tree = torch_weights.from_torch(network, tensors, image_shape=image_shape)
+    made = make(_num_classes(make(1), tensors, image_shape, torch_weights))
+    tree = torch_weights.from_torch(made, tensors, image_shape=image_shape)
   except ValueError as error:
     raise UserError(f"{file}: {error}") from error
   tree = variables.as_host(tree)
   variables.check_finite(str(file), tree)
-  about = {"network": name, "width": width, "num_classes": network.num_classes, "source": file.name}
+  about = {"network": name, "options": options, "num_classes": made.num_classes, "source": file.name}
   fingerprint = variables.save(out, tree, about)
   count = sum(x.size for x in jax.tree.leaves(tree["params"]))
   return (
-    f"{name}: {count:,} parameters, {network.num_classes} classes, fingerprint {fingerprint[:16]}, in {out}"
+    f"{network}: {count:,} parameters, {made.num_classes} classes, fingerprint {fingerprint[:16]}, in {out}"
   )
 
 

@@ -119,7 +119,7 @@ def test_safetensors_gives_the_network_back(workdir, tmp_path, test_images, stud
 
 def test_torch_goes_back_through_the_importer(workdir, tmp_path, student):
   assert run(workdir, "--format=torch", f"--out={tmp_path}") == 0
-  flags = ["--network=resnet8", "--width=0.125", f"--out={tmp_path / 'again'}"]
+  flags = ["--network=resnet8:width=0.125", f"--out={tmp_path / 'again'}"]
   assert import_torch.main([str(tmp_path / "student.pth"), *flags]) == 0
   back = variables.load("field", str(tmp_path / "again"), "student").variables
   jax.tree.map(np.testing.assert_array_equal, back, student.trained.variables)

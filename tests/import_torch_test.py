@@ -35,7 +35,7 @@ def run(*arguments):
 
 
 def imported(checkpoint, out):
-  assert run(checkpoint, "--network=resnet8", "--width=0.125", f"--out={out}") == 0
+  assert run(checkpoint, "--network=resnet8:width=0.125", f"--out={out}") == 0
   return variables.load("field", str(out), "teacher")
 
 
@@ -45,7 +45,7 @@ def test_imports(checkpoint, tmp_path, capsys):
   about = json.loads((tmp_path / "out" / "network.json").read_text())
   assert about == {
     "network": "resnet8",
-    "width": 0.125,
+    "options": {"width": 0.125},
     "num_classes": 10,
     "source": "model.pth",
     "fingerprint": given.fingerprint,
@@ -95,7 +95,7 @@ def changed(**changes):
 )
 def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
   torch_files.write(tmp_path / "model.pth", content)
-  assert run(tmp_path / "model.pth", "--network=resnet8", "--width=0.125", f"--out={tmp_path / 'out'}") == 2
+  assert run(tmp_path / "model.pth", "--network=resnet8:width=0.125", f"--out={tmp_path / 'out'}") == 2
   err = capsys.readouterr().err
   assert err.startswith("error: ") and message in err and err.count("\n") == 1
   assert not (tmp_path / "out").exists()
@@ -108,6 +108,8 @@ def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
     (["x.pth", "--network=resnet8"], "--out: missing"),
     (["x.pth", "--network=resnet8", "--out=new"], "x.pth: there is no such file"),
     (["x.safetensors", "--network=resnet8", "--out=new"], "x.safetensors: there is no such file"),
+    (["x.pth", "--network=resnet8:wide=2", "--out=new"], "did you mean 'width'"),
+    (["x.pth", "--network=resnet8:width=wide", "--out=new"], "option width: 'wide' is not of type float"),
     (["x.pth", "--network=resnet_8", "--out=new"], "did you mean 'resnet8'"),
   ],
 )
@@ -129,7 +131,7 @@ def test_the_command(checkpoint, tmp_path):
   command = [sys.executable, "-m", "smskd_jax.import_torch"]
   listed = subprocess.run([*command, "--list"], cwd=runs.ROOT, capture_output=True, text=True, check=True)
   assert "ShuffleV2" in listed.stdout.split() and "cohort" not in listed.stdout.split()
-  flags = [str(checkpoint), "--network=resnet8", "--width=0.125", f"--out={tmp_path / 'out'}"]
+  flags = [str(checkpoint), "--network=resnet8:width=0.125", f"--out={tmp_path / 'out'}"]
   subprocess.run([*command, *flags], cwd=runs.ROOT, check=True)
   assert (tmp_path / "out" / "network.json").exists()
 

@@ -44,6 +44,7 @@ def make(
   peer: str = "resnet20",
   peer_width: float = 1.0,
   peers: int = 1,
+  dtype: str = "float32",
 ) -> Cohort:
   """A network and its peers.
 
@@ -55,15 +56,16 @@ def make(
     peer: the networks that train beside it.
     peer_width: their width.
     peers: how many.
+    dtype: what all members compute in.
   """
   for option, name in (("first", first), ("peer", peer)):
     if name not in models:
       raise ValueError(f"cohort: {option} must be one of {', '.join(models)}, got {name!r}")
   if isinstance(peers, bool) or not isinstance(peers, numbers.Integral) or peers < 1:
     raise ValueError(f"cohort: peers must be a positive integer, got {peers!r}")
-  evaluated = models[first](num_classes=num_classes, width=width)
+  evaluated = models[first](num_classes=num_classes, width=width, dtype=dtype)
   try:
-    others = tuple(models[peer](num_classes=num_classes, width=peer_width) for _ in range(peers))
+    others = tuple(models[peer](num_classes=num_classes, width=peer_width, dtype=dtype) for _ in range(peers))
   except ValueError as error:
     raise ValueError(f"cohort: peer: {error}") from error
   return Cohort((evaluated, *others))

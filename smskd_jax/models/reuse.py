@@ -11,7 +11,6 @@ made with, though nothing reads it.
 """
 
 from collections.abc import Callable, Mapping
-import functools
 import math
 import numbers
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers.projector import Projector
+from smskd_jax.models import spec
 from smskd_jax.state import Outputs, Reused
 
 
@@ -58,14 +58,6 @@ class Reuse(nn.Module):
     )
 
 
-@functools.cache
-def _embedding_size(network: nn.Module) -> int:
-  """The d of a network's pooled embedding [b, d]: the same for images of any size. Computes nothing."""
-  image = (1, 32, 32, 3)
-  spec = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), jnp.zeros(image))[0])
-  return spec.pooled.shape[-1]
-
-
 def make(
   models: Mapping[str, Callable[..., nn.Module]],
   /,
@@ -76,6 +68,7 @@ def make(
   teacher: str = "resnet32x4",
   teacher_width: float = 1.0,
   factor: float = 2.0,
+  dtype: str = "float32",
 ) -> Reuse:
   """A student for the classifier of a given teacher.
 
@@ -87,16 +80,17 @@ def make(
     teacher: the network whose classifier is reused. Here it only says how wide that is.
     teacher_width: its width.
     factor: how many times fewer channels the projector has inside. The paper compares 8, 4 and 2.
+    dtype: what the body computes in; projector and classifier stay in float32.
   """
   for option, name in (("body", body), ("teacher", teacher)):
     if name not in models:
       raise ValueError(f"simkd: {option} must be one of {', '.join(models)}, got {name!r}")
   if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not 0 < factor < math.inf:
     raise ValueError(f"simkd: factor must be a positive number, got {factor!r}")
-  student = models[body](num_classes=num_classes, width=width)
+  student = models[body](num_classes=num_classes, width=width, dtype=dtype)
   try:
     # With one class, because their number is not asked for: configs are checked before it is known.
-    channels = _embedding_size(models[teacher](num_classes=1, width=teacher_width))
+    of_teacher = spec.outputs(models[teacher](num_classes=1, width=teacher_width), (32, 32, 3))
   except ValueError as error:
     raise ValueError(f"simkd: teacher: {error}") from error
-  return Reuse(student, channels, num_classes, factor)
+  return Reuse(student, of_teacher.pooled.shape[-1], num_classes, factor)

@@ -129,3 +129,17 @@ def test_students_made_of_the_student(stages, model):
 def test_mistakes(arg, message):
   with pytest.raises(UserError, match=message):
     get_config(arg)
+
+
+@pytest.mark.parametrize("student, rate", [("resnet20", 0.05), ("MobileNetV2", 0.01), ("ShuffleV1", 0.01)])
+def test_the_rate_is_that_of_the_network(student, rate):
+  teacher, of_student = get_config(f"teacher=resnet32x4,student={student},stages=kd")["stages"]
+  assert teacher["optimizer"]["learning_rate"] == 0.05 and of_student["optimizer"]["learning_rate"] == rate
+  (given, _) = get_config(f"student={student},stages=kd,learning_rate=0.2")["stages"]
+  assert given["optimizer"]["learning_rate"] == 0.2
+
+
+def test_a_teacher_from_a_folder_is_not_trained():
+  config = get_config("teacher=resnet32x4,teacher_variables=teachers/one,student=resnet8x4,stages=fitnet+kd")
+  assert config["networks"]["teacher"]["variables"] == "teachers/one"
+  assert [stage["learner"] for stage in config["stages"]] == ["student", "student"]

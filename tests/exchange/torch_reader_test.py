@@ -149,3 +149,20 @@ def test_a_file_of_pytorch_is_read_where_pytorch_is_not(tmp_path):
       np.testing.assert_array_equal(np.asarray(found[name], np.float32), expected[name])
   """
   subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=os.environ)
+
+
+def test_files_of_the_older_kind_are_read_by_pytorch(tmp_path):
+  torch = pytest.importorskip("torch")
+  path = tmp_path / "model.tar"
+  content = {"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "epoch": 3}
+  torch.save(content, path, _use_new_zipfile_serialization=False)
+  found = torch_reader.state_dict(torch_reader.read(path), path)
+  np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3))
+
+
+def test_files_of_the_older_kind_need_pytorch(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  path = tmp_path / "model.tar"
+  path.write_bytes(b"\x80\x02" + bytes(20))
+  with pytest.raises(UserError, match="older file format or truncated; install torch"):
+    torch_reader.read(path)

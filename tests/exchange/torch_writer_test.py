@@ -7,7 +7,10 @@ from smskd_jax.exchange import torch_reader, torch_writer
 from smskd_jax.exchange.trained import Trained
 
 CONTENT = {
-  "model": {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1), "n": np.array(3)},
+  "model": {
+    "a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1),
+    "n": np.array(3),
+  },
   "half": {"x": np.ones(2, np.float16)},
   "class_names": ["Köter", "cat"],
   "mean": [0.5, -1e-30],

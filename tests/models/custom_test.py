@@ -1,7 +1,5 @@
 """Tests of models/custom.py: a user's own network from a config, and what is said where it will not do."""
 
-import textwrap
-
 import pytest
 import runs
 
@@ -108,9 +106,7 @@ def test_trains_as_a_student_and_teaches(tmp_path):
     stage("student", teachers=("mine",), methods=(method("fitnet"),), epochs=1, **common),
   )
   networks = {"mine": mine, "student": network("resnet8", width=0.125)}
-  result = experiment.run(
-    runs.tiny(networks=networks, stages=stages), tmp_path / "run", cpu_devices=2
-  )
+  result = experiment.run(runs.tiny(networks=networks, stages=stages), tmp_path / "run", cpu_devices=2)
   assert [one["model"] for one in result["stages"]] == ["custom:my_networks:Net", "resnet8"]
 
 

@@ -1,11 +1,16 @@
 """The model zoo against the public PyTorch networks: names, shapes, numbers."""
 
+import io
+import pathlib
+import tempfile
+
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smskd_jax.exchange import torch_reader, torch_writer
 from smskd_jax.models import MODELS, torch_weights
 
 INDEX = golden.index("models")
@@ -32,6 +37,18 @@ def image_shape(network, entry):
   return stride * height, stride * width, channels
 
 
+def through_a_file(weights):
+  """The weights as the importer reads them from a checkpoint as public training code leaves it."""
+  content = {f"module.{key}": np.asarray(tensor) for key, tensor in weights.items()}
+  file = io.BytesIO()
+  torch_writer.write(file, {"epoch": 240, "model": content})
+  with tempfile.NamedTemporaryFile(suffix=".pth") as named:
+    named.write(file.getvalue())
+    named.flush()
+    path = pathlib.Path(named.name)
+    return torch_reader.state_dict(torch_reader.read(path), path)
+
+
 def run(name, dtype):
   """Our variables and outputs on the golden input, the line in the index, and the golden outputs."""
   network, entry, expected = load(name)
@@ -39,7 +56,7 @@ def run(name, dtype):
   image = np.random.RandomState(INDEX["salt"]).standard_normal((len(expected["logits"]), *shape))
   weights = golden.state_dict(entry["state_dict"], INDEX["salt"])
   weights = {key: tensor.astype(dtype) for key, tensor in weights.items()}
-  variables = torch_weights.from_torch(network, weights, image_shape=shape)
+  variables = torch_weights.from_torch(network, through_a_file(weights), image_shape=shape)
   outputs = network.apply(variables, image.astype(dtype))
   return variables, jax.tree.map(np.asarray, outputs), entry, expected
 
@@ -62,8 +79,11 @@ def test_is_the_public_network(name):
   with jax.enable_x64(True):
     variables, outputs, entry, expected = run(name, np.float64)
   assert sum(x.size for x in jax.tree.leaves(variables["params"])) == entry["parameters"]
-  shapes = {k: tuple(v) for k, v in entry["state_dict"].items() if not k.endswith("num_batches_tracked")}
-  assert {k: v.shape for k, v in torch_weights.to_torch(variables).items()} == shapes
+  weights = golden.state_dict(entry["state_dict"], INDEX["salt"])
+  exported = torch_weights.to_torch(variables)
+  assert exported.keys() == {key for key in weights if not key.endswith("num_batches_tracked")}
+  for key, tensor in exported.items():
+    np.testing.assert_array_equal(tensor, weights[key])
   assert all(x.dtype == np.float64 for x in jax.tree.leaves(outputs))
   assert [list(x.shape[1:]) for x in outputs.features] == entry["taps"]
   assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]

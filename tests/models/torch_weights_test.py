@@ -17,7 +17,22 @@ def network_and_variables(name, dtype=np.float32):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("name", ["resnet14", "resnet8x4", "vgg11"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "resnet14",
+    "resnet8x4",
+    "vgg11",
+    "ResNet18",
+    "wrn_16_2",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+    "survey_resnet8",
+    "imagenet_mobilenet_v2",
+    "vit_tiny",
+  ],
+)
 def test_round_trip_is_exact(name, dtype):
   network, variables = network_and_variables(name, dtype)
   exported = torch_weights.to_torch(variables)

@@ -1,0 +1,63 @@
+"""Tests of models/resnet_deep.py: torchvision's names and numbers of parameters."""
+
+import jax
+import numpy as np
+import pytest
+
+from smskd_jax.models import MODELS, spec, torch_weights
+
+SHAPE = (224, 224, 3)
+
+
+# Of torchvision's documentation.
+@pytest.mark.parametrize("depth, parameters", [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
+def test_parameters_are_torchvisions(depth, parameters):
+  network = MODELS[f"imagenet_resnet{depth}"](num_classes=1000)
+  assert spec.num_parameters(network, SHAPE) == parameters
+
+
+def names(blocks, convolutions, first_has_shortcut):
+  """The keys of torchvision's ResNets, from how its classes are built."""
+  norm = lambda prefix: [f"{prefix}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+  yield from ("conv1.weight", "fc.weight", "fc.bias", *norm("bn1"))
+  for stage, count in enumerate(blocks, start=1):
+    for block in range(count):
+      prefix = f"layer{stage}.{block}"
+      for i in range(1, convolutions + 1):
+        yield from (f"{prefix}.conv{i}.weight", *norm(f"{prefix}.bn{i}"))
+      if block == 0 and (stage > 1 or first_has_shortcut):
+        yield from (f"{prefix}.downsample.0.weight", *norm(f"{prefix}.downsample.1"))
+
+
+@pytest.mark.parametrize(
+  "depth, blocks, convolutions, first_has_shortcut",
+  [(18, (2, 2, 2, 2), 2, False), (34, (3, 4, 6, 3), 2, False), (50, (3, 4, 6, 3), 3, True)],
+)
+def test_names_are_torchvisions(depth, blocks, convolutions, first_has_shortcut):
+  network = MODELS[f"imagenet_resnet{depth}"](num_classes=1000)
+  assert set(torch_weights.torch_shapes(network)) == set(names(blocks, convolutions, first_has_shortcut))
+
+
+def test_taps_of_a_large_image():
+  outputs = spec.outputs(MODELS["imagenet_resnet50"](num_classes=1000), SHAPE)
+  shapes = [(1, 112, 112, 64), (1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
+  assert [x.shape for x in outputs.features] == shapes
+
+
+def test_flops_are_those_of_the_paper():
+  # He et al., table 1, count a multiply-add once: 1.8e9 for 18 layers, 3.8e9 for 50. torchvision has the stride of a
+  # bottleneck in its 3x3 convolution, which makes 4.1e9 of the latter.
+  for depth, flops in ((18, 1.8e9), (50, 4.1e9)):
+    network = MODELS[f"imagenet_resnet{depth}"](num_classes=1000)
+    assert spec.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.03)
+
+
+def test_pooling_ignores_the_border():
+  # The border of max pooling is never the maximum, not even of negative numbers.
+  network = MODELS["imagenet_resnet18"](num_classes=3, width=0.125)
+  image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+  shapes = spec.variables(network, (32, 32, 3))
+  rng = np.random.default_rng(1)
+  variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(np.float32), shapes)
+  outputs = jax.jit(network.apply)(variables, image)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
