@@ -208,7 +208,10 @@ def rows_of(name, b, args):
       differs = disagreement(ours, theirs)
       what, steps = (differs, steps) if differs else (what, [ours.step, theirs.step])
     row = {"method": name, "batch_size": b, "what": what, **measure(steps, args), **megabytes}
-    yield row | {"load_average": os.getloadavg()[0]}
+    yield row | {
+      "load_average": os.getloadavg()[0],
+      "git_revision": environment(jax.local_devices())["git_revision"],
+    }
 
 
 def table(rows):
@@ -230,16 +233,21 @@ def main():
   parser.add_argument("--repeats", type=int, default=15, help="turns of each")
   parser.add_argument("--limit", type=float, default=60, help="seconds a row, about")
   parser.add_argument("--out", type=Path, help="a JSON file for the table, written after each row")
+  parser.add_argument(
+    "--update", action="store_true", help="keep the rows of other methods that the file holds"
+  )
   args = parser.parse_args()
   cores, devices = len(os.sched_getaffinity(0)), jax.local_devices()[:1]
   if has_torch:
     torch.set_num_threads(cores)
-  rows = []
+  rows, names = [], args.only.split(",") if args.only else [name for name in METHODS if name != "dml"]
+  if args.update:
+    rows = [row for row in json.loads(args.out.read_text())["losses"] if row["method"] not in names]
   # dml needs a cohort.
-  for name in args.only.split(",") if args.only else [name for name in METHODS if name != "dml"]:
+  for name in names:
     for b in map(int, args.batch_size.split(",")):
       for row in rows_of(name, b, args):
-        rows.append(row)
+        rows = sorted([*rows, row], key=lambda row: row["method"])
         console.say(json.dumps(row))
         if args.out:
           version = torch.__version__ if has_torch else None

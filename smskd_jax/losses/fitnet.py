@@ -62,6 +62,7 @@ class Regressor(nn.Module):
       padding=[(p, p) for p in padding],
       use_bias=False,
       kernel_init=basic.uniform,
+      conv_general_dilated=basic.convolve,
       name="conv",
     )(x)
     return nn.relu(basic.norm(train=True, axis_name=axis_name, name="norm")(x))
