@@ -5,7 +5,7 @@
 writes into WORKDIR/export, beside NETWORK.json, which says what its images and classes are:
 
   safetensors   NETWORK.safetensors: the variables; smskd_jax.exchange.safetensors_file.read gives the network back
-  stablehlo     NETWORK.stablehlo: a program for CPU, CUDA and TPU; jax.export.deserialize reads it, with JAX alone
+  stablehlo     NETWORK.stablehlo: a program for CPU, CUDA and TPU; jax.export.deserialize reads it (JAX, flatbuffers)
   onnx          NETWORK.onnx, through jax2onnx: pip install 'smskd_jax[onnx]'
   torch         NETWORK.pth: {'model': state_dict, ...} as the PyTorch network of the same name loads it
 

@@ -11,6 +11,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # made now: the first test to run an experiment would make as many as that needs
 
 
 @pytest.fixture(scope="session", autouse=True)

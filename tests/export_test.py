@@ -24,7 +24,9 @@ needs_onnx = pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, re
 def workdir(tmp_path_factory):
   """A finished run."""
   folder = tmp_path_factory.mktemp("export") / "run"
-  experiment.run(runs.tiny(), folder, cpu_devices=2)
+  teacher, *_, student = runs.tiny().stages
+  student.reference.stage = "none"
+  experiment.run(runs.tiny(stages=(teacher, student)), folder, cpu_devices=2)
   return folder
 
 
@@ -155,7 +157,7 @@ def test_says_what_student_and_teacher_cost(workdir, tmp_path, capsys, student):
   [
     (["--format=tflite"], "--format: unknown 'tflite'"),
     (["--format=torch", "--network=studnet"], "did you mean 'student'"),
-    (["--format=torch", "--out=/proc/nowhere"], "cannot be written to"),
+    (["--format=torch", f"--out={__file__}/folder"], "cannot be written to"),
   ],
 )
 def test_mistakes_are_one_line(flags, message, workdir, capsys):

@@ -1,6 +1,6 @@
-"""A trained network as a portable program that needs nothing but JAX to run, and none of its models' code.
+"""A trained network as a portable program that needs nothing but JAX (and flatbuffers) to run.
 
-program = jax.export.deserialize(open("student.stablehlo", "rb").read())
+program = jax.export.deserialize(bytearray(open("student.stablehlo", "rb").read()))
 logits = program.call(images)  # uint8 [b, h, w, c], any b
 """
 

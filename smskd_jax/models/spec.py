@@ -28,7 +28,9 @@ def init(network: nn.Module, shape: ImageShape, batch_size: int = 1) -> tuple[Ou
   Raises:
     ValueError: the network cannot see images of this shape.
   """
-  return jax.eval_shape(network.init_with_output, jax.random.key(0), image(shape, batch_size))
+  # The key is made within: outside it would start JAX, before the number of its devices is settled.
+  trace = lambda x: network.init_with_output(jax.random.key(0), x)
+  return cast(tuple[Outputs, Any], jax.eval_shape(trace, image(shape, batch_size)))
 
 
 def outputs(network: nn.Module, shape: ImageShape) -> Outputs:

