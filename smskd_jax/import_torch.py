@@ -67,6 +67,7 @@ def run(file: Path, network: str, out: Path, *, image_size: int | None = None) -
 
   from smskd_jax.exchange import torch_reader, variables
   from smskd_jax.models import NETWORKS, torch_weights
+  from smskd_jax.runtime import workdir
 
   name, _, text = network.partition(":")
   if name not in NETWORKS:
@@ -74,6 +75,7 @@ def run(file: Path, network: str, out: Path, *, image_size: int | None = None) -
   options = filling.parse_items("--network: option", text, filling.keywords(NETWORKS[name]))
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out: {out} exists and is not an empty folder; choose another")
+  workdir.check_writable("--out", out)
   size = image_size or (224 if name.startswith("imagenet_") else 32)
   tensors = {key.removeprefix("module."): x for key, x in _tensors(file, torch_reader).items()}
   try:

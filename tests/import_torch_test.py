@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
   [
     ([], "FILE: missing"),
     (["x.pth", "--network=resnet8"], "--out: missing"),
+    (["x.pth", "--network=resnet8", f"--out={__file__}/new"], "cannot be written to"),
     (["x.pth", "--network=resnet8", "--out=new"], "x.pth: there is no such file"),
     (["x.safetensors", "--network=resnet8", "--out=new"], "x.safetensors: there is no such file"),
     (["x.pth", "--network=resnet8:wide=2", "--out=new"], "did you mean 'width'"),

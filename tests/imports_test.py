@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "state errors losses models data exchange runtime training training.loop checks config plan overview runner "
     "analysis"
   ),
-  "import_torch": "errors filling models exchange",
+  "import_torch": "errors filling models exchange runtime",
   "export": "errors models exchange runtime",
   "main": "errors experiment runtime.interrupt",
 }

@@ -17,7 +17,7 @@ from typing import Any
 from smskd_jax.errors import UserError
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
-FORMAT = 1
+FORMAT = 2
 
 
 def key_of(description: Mapping[str, Any]) -> str:
