@@ -161,6 +161,7 @@ def _make_stage(
     task_weight=entry["task_weight"],
     reference=None if entry["reference"]["stage"] == "none" else Reference(**anchor),
     steps_per_epoch=budget.steps_per_epoch,
+    two_gradients=optimiser["name"] in optimizer.OF_TWO_GRADIENTS,
     view=_make_view(entry["augment"], dataset),
   )
 
