@@ -27,7 +27,13 @@ def test_resolved_config_says_everything():
   (term,) = resolved["stages"][1]["methods"]
   assert term == {"name": "kd", "weight": 0.9, "warmup_epochs": 0.0, "plugins": (), "temperature": 4.0}
   assert resolved["stages"][0]["optimizer"]["momentum"] == 0.9
-  assert resolved["networks"]["student"] == {"model": "resnet8", "num_classes": 0, "width": 0.5}
+  assert resolved["networks"]["student"] == {
+    "model": "resnet8",
+    "num_classes": 0,
+    "variables": "",
+    "width": 0.5,
+    "dtype": "float32",
+  }
   assert set(resolved["stages"][0]) == set(config.STAGE)
   assert resolve(resolved) == resolved
 

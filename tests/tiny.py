@@ -24,7 +24,8 @@ class Tiny(nn.Module):
     return Outputs(logits, pooled, (x,), (before,), unpooled=x, head=head, norms=(last,))
 
 
-def make(*, num_classes, width=1.0):
+def make(*, num_classes, width=1.0, dtype="float32"):
+  assert dtype == "float32"
   return Tiny(round(16 * width), num_classes)
 
 

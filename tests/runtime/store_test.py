@@ -36,7 +36,8 @@ def test_entry_of_another_format_is_refused(tmp_path, monkeypatch):
   entry.finish({})
   monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
   with pytest.raises(
-    UserError, match="is of format 1, this version's is 2; remove it or use another --store"
+    UserError,
+    match=f"is of format {store.FORMAT - 1}, this version's is {store.FORMAT}; remove it or use another --store",
   ):
     entry.result()
 
