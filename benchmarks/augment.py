@@ -31,10 +31,9 @@ CHAINS = ("crop_flip+randaugment+cutout", "crop_flip+fixmatch")
 
 
 def pair():
-  """The survey's teacher and student; on a version without them, the nearest there are."""
-  return tuple(
-    next(n for n in (f"survey_{depth}", depth) if n in MODELS) for depth in ("resnet26", "resnet8")
-  )
+  """The survey's teacher and student; on a version without them, the nearest that there are."""
+  candidates = (("survey_resnet26", "resnet26", "resnet20"), ("survey_resnet8", "resnet8"))
+  return tuple(next(name for name in names if name in MODELS) for names in candidates)
 
 
 def make_step(teacher, student, dataset, batch, devices):
@@ -59,7 +58,7 @@ def make_step(teacher, student, dataset, batch, devices):
     initial.init_state(plan.stage, key, variables, teachers, image, dataset.train.label), devices
   )
   compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
-  split = parallel.split(batch, devices)
+  split = jax.device_put(parallel.split(batch, devices))
 
   def step():
     nonlocal state
@@ -73,7 +72,7 @@ def make_call(name, batch, devices):
   """A function that makes one batch of a view."""
   view = make_view(name)
   compiled = parallel.compile_predict(lambda key, part: view(key, part.image, part.index), devices)
-  split, key = parallel.split(batch, devices), jax.random.key(0)
+  split, key = jax.device_put((parallel.split(batch, devices), jax.random.key(0)))
   return lambda: jax.block_until_ready(compiled(key, split))
 
 
@@ -86,13 +85,14 @@ def seconds(call):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--folder", default="", help="data.folder")
   parser.add_argument("--views", default=",".join((*VIEWS, *CHAINS)), help="names, joined by commas")
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--repeats", type=int, default=15)
   parser.add_argument("--out", type=Path, help="a JSON file for the result")
   args = parser.parse_args()
   devices = parallel.select([args.batch_size])
-  dataset = data.load(args.data)
+  dataset = data.load(args.data, folder=args.folder)
   train = dataset.train
   index = jax.numpy.arange(args.batch_size)
   batch = Batch(train.image[: args.batch_size], train.label[: args.batch_size], index)

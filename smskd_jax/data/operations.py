@@ -29,7 +29,7 @@ OPERATIONS: tuple[str, ...] = (IDENTITY, *warps.MAPS, *warps.CUBIC, *lookups.TAB
 
 
 def apply(
-  image: jax.Array, choice: jax.Array, magnitude: jax.Array, *, names: Sequence[str], fill: int = 0
+  image: jax.Array, choice: jax.Array, magnitude: jax.Array, *, names: Sequence[str], fill: warps.Fill = 0
 ) -> jax.Array:
   """Applies to each image the operation chosen for it.
 
@@ -38,7 +38,7 @@ def apply(
     choice: [b], integers: places in `names`.
     magnitude: [b], floats, each in its operation's unit.
     names: which operations there are to choose from, of `OPERATIONS`.
-    fill: the level of what a warp brings in from outside the image.
+    fill: the colour of what a warp brings in from outside the image: a level, or one for each channel.
 
   Returns:
     [b, h, w, c], uint8.
@@ -64,7 +64,7 @@ def _among(group: Mapping[str, Callable], chosen: Chosen) -> Chosen:
   return {name: mask for name, mask in chosen.items() if name in group}
 
 
-def _warp(image: jax.Array, chosen: Chosen, magnitude: jax.Array, fill: int) -> jax.Array:
+def _warp(image: jax.Array, chosen: Chosen, magnitude: jax.Array, fill: warps.Fill) -> jax.Array:
   h, w = image.shape[1:3]
   if chosen_maps := _among(warps.MAPS, chosen):
     affine = warps.identity(magnitude)

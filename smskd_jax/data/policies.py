@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.data import blends, erasing, operations
+from smskd_jax.data import blends, erasing, operations, warps
 from smskd_jax.data.augment import NO_INDEX, uniform
 
-# Cubuk et al., appendix A, table 7: (operation, probability, level) twice.
+# What AutoAugment found for CIFAR-10: (operation, probability, level) twice. Cubic shears are the survey's.
 CIFAR_POLICY = (
   (("invert", 0.1, 7), ("contrast", 0.2, 6)),
   (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
@@ -65,17 +65,17 @@ FOURTEEN = (
 class Draw(NamedTuple):
   """What each image gets, as `operations.apply` takes it, one operation after the other.
 
-  names: for each operation, those to choose from.
+  names: the operations to choose from.
   choice: [b, n], int32, places in the names.
   magnitude: [b, n], float32.
   """
 
-  names: tuple[Sequence[str], ...]
+  names: Sequence[str]
   choice: jax.Array
   magnitude: jax.Array
 
 
-def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: int = 128) -> jax.Array:
+def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 128) -> jax.Array:
   """The CIFAR-10 policy: one of 25 pairs of operations, each applied with its own probability.
 
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", CVPR 2019, https://arxiv.org/abs/1805.09501.
@@ -87,7 +87,13 @@ def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: int
 
 
 def randaugment(
-  key: jax.Array, image: jax.Array, index: jax.Array, *, num_ops: int = 2, magnitude: int = 9, fill: int = 0
+  key: jax.Array,
+  image: jax.Array,
+  index: jax.Array,
+  *,
+  num_ops: int = 2,
+  magnitude: int = 9,
+  fill: warps.Fill = 0,
 ) -> jax.Array:
   """A number of operations, drawn from fourteen with replacement, of one magnitude from 0 to 30.
 
@@ -103,7 +109,7 @@ def randaugment(
   return _apply(image, draw, fill)
 
 
-def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: int = 0) -> jax.Array:
+def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
   """One operation, of a magnitude drawn from 31, of the wide space.
 
   Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
@@ -113,7 +119,7 @@ def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: 
   return _apply(image, draw_trivialaugment(key, index), fill)
 
 
-def fixmatch(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: int = 0) -> jax.Array:
+def fixmatch(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
   """Two operations of random magnitude, then a random square in one colour.
 
   Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
@@ -129,10 +135,8 @@ def draw_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
   space = _space(_ranges(10, h, w) | {"solarize": np.linspace(256, 0, 10)})
   space["rotate"][:, 0] = space["rotate"][:, 1]  # no sign
   space["cubic_shear_y"] = space["shear_y"]
-  names = tuple(("identity", *dict.fromkeys(pair[slot][0] for pair in CIFAR_POLICY)) for slot in (0, 1))
-  choice = np.array(
-    [[names[slot].index(pair[slot][0]) for slot in (0, 1)] for pair in CIFAR_POLICY], np.int32
-  )
+  names = ("identity", *dict.fromkeys(name for pair in CIFAR_POLICY for name, _, _ in pair))
+  choice = np.array([[names.index(name) for name, _, _ in pair] for pair in CIFAR_POLICY], np.int32)
   probability = np.array([[p for _, p, _ in pair] for pair in CIFAR_POLICY], np.float32)
   magnitude = np.array([[space[name][level] for name, _, level in pair] for pair in CIFAR_POLICY], np.float32)
   drawn = uniform(key, index, 5)
@@ -148,7 +152,7 @@ def draw_randaugment(key: jax.Array, index: jax.Array, h: int, w: int, num_ops: 
   table = _table(_space(_whole_pixels(_ranges(31, h, w))))[:, magnitude]
   drawn = uniform(key, index, 2 * num_ops)
   choice, sign = _floor(drawn[:, :num_ops], len(FOURTEEN)), _floor(drawn[:, num_ops:], 2)
-  return Draw((FOURTEEN,) * num_ops, choice, jnp.asarray(table)[choice, sign])
+  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, sign])
 
 
 def draw_trivialaugment(key: jax.Array, index: jax.Array) -> Draw:
@@ -156,7 +160,7 @@ def draw_trivialaugment(key: jax.Array, index: jax.Array) -> Draw:
   table = _table(_space(_whole_pixels(_wide_ranges())))
   drawn = uniform(key, index, 3)
   choice, level, sign = (_floor(drawn[:, i : i + 1], n) for i, n in enumerate(table.shape))
-  return Draw((FOURTEEN,), choice, jnp.asarray(table)[choice, level, sign])
+  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, level, sign])
 
 
 def draw_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
@@ -169,13 +173,15 @@ def draw_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
   drawn = uniform(key, index, 4)
   choice = _floor(drawn[:, :2], len(FOURTEEN))
   low, high = jnp.moveaxis(jnp.asarray(table)[choice], -1, 0)
-  return Draw((FOURTEEN, FOURTEEN), choice, low + (high - low) * drawn[:, 2:])
+  return Draw(FOURTEEN, choice, low + (high - low) * drawn[:, 2:])
 
 
-def _apply(image: jax.Array, draw: Draw, fill: int) -> jax.Array:
-  for i, names in enumerate(draw.names):
-    image = operations.apply(image, draw.choice[:, i], draw.magnitude[:, i], names=names, fill=fill)
-  return image
+def _apply(image: jax.Array, draw: Draw, fill: warps.Fill) -> jax.Array:
+  def one(image, drawn):
+    return operations.apply(image, *drawn, names=draw.names, fill=fill), None
+
+  # A loop, so that the operations are compiled once.
+  return jax.lax.scan(one, image, (draw.choice.T, draw.magnitude.T))[0]
 
 
 def _floor(drawn: jax.Array, count: int) -> jax.Array:
@@ -187,7 +193,7 @@ Ranges = dict[str, np.ndarray]
 
 
 def _ranges(levels: int, h: int, w: int) -> Ranges:
-  """How strong each operation is at each level, [levels]: AutoAugment's table 6, with images of 331 pixels."""
+  """How strong each operation is at each level, [levels]: AutoAugment's, whose images have 331 pixels."""
   shear, enhance, move = (np.linspace(0, end, levels) for end in (0.3, 0.9, 150 / 331))
   strength = {"shear_x": shear, "shear_y": shear, "translate_x": move * w, "translate_y": move * h}
   strength |= {"rotate": np.linspace(0, 30, levels), "posterize": np.round(np.linspace(8, 4, levels))}

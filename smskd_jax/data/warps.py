@@ -5,12 +5,15 @@ whole numbers of 1/65536 of a pixel, as in Pillow, so that both take the same pi
 of two.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 
+from smskd_jax.data.augment import solid
+
+Fill = int | Sequence[int]  # a level, or one for each channel
 ONE = 1 << 16  # a pixel
 HALF = ONE // 2
 
@@ -66,13 +69,13 @@ def identity(magnitude: jax.Array) -> jax.Array:
   return _affine(magnitude)
 
 
-def nearest(image: jax.Array, affine: jax.Array, fill: int) -> jax.Array:
+def nearest(image: jax.Array, affine: jax.Array, fill: Fill) -> jax.Array:
   """Takes each pixel from the one that its place lies in.
 
   Args:
     image: [b, h, w, c], uint8.
     affine: [b, 6], int32.
-    fill: the level of what comes from outside the image.
+    fill: the colour of what comes from outside the image: a level, or one for each channel.
 
   Returns:
     [b, h, w, c], uint8.
@@ -82,15 +85,15 @@ def nearest(image: jax.Array, affine: jax.Array, fill: int) -> jax.Array:
   inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
   first = h * w * jnp.arange(b, dtype=jnp.int32)[:, None, None]
   pixel = jnp.take(image.reshape(b * h * w, c), jnp.where(inside, first + y * w + x, 0), axis=0, mode="clip")
-  return jnp.where(inside[..., None], pixel, jnp.uint8(fill))
+  return jnp.where(inside[..., None], pixel, solid(fill))
 
 
-def cubic_shear_x(image: jax.Array, magnitude: jax.Array, fill: int) -> jax.Array:
+def cubic_shear_x(image: jax.Array, magnitude: jax.Array, fill: Fill) -> jax.Array:
   """`shear_x` with cubic interpolation along the rows."""
   return cubic_shear_y(image.swapaxes(1, 2), magnitude, fill).swapaxes(1, 2)
 
 
-def cubic_shear_y(image: jax.Array, magnitude: jax.Array, fill: int) -> jax.Array:
+def cubic_shear_y(image: jax.Array, magnitude: jax.Array, fill: Fill) -> jax.Array:
   """`shear_y` with cubic interpolation along the columns, of Pillow's kernel (a = -1), in single precision."""
   b, h, w, c = image.shape
   row, column = jnp.arange(h, dtype=jnp.float32)[None, :, None], jnp.arange(w, dtype=jnp.float32)[None, None]
@@ -107,11 +110,11 @@ def cubic_shear_y(image: jax.Array, magnitude: jax.Array, fill: int) -> jax.Arra
   v1, v2, v3, v4 = map(tap, (-1, 0, 1, 2))
   mixed = v2 + d * (v3 - v1 + d * (2 * (v1 - v2) + v3 - v4 + d * (v2 - v1 + v4 - v3)))
   inside = (place >= -0.5) & (place < h - 0.5)
-  return jnp.where(inside[..., None], jnp.clip(mixed, 0, 255).astype(jnp.uint8), jnp.uint8(fill))
+  return jnp.where(inside[..., None], jnp.clip(mixed, 0, 255).astype(jnp.uint8), solid(fill))
 
 
 # Each takes (image [b, h, w, c], magnitude [b], fill) and returns the image, [b, h, w, c], uint8.
-CUBIC: Mapping[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = MappingProxyType(
+CUBIC: Mapping[str, Callable[[jax.Array, jax.Array, Fill], jax.Array]] = MappingProxyType(
   {f.__name__: f for f in (cubic_shear_x, cubic_shear_y)}
 )
 

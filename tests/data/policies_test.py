@@ -18,8 +18,7 @@ def drawn(draw, index=MANY, key=KEY, **options):
   """The names of all operations, in order, and by name the magnitudes: what a draw says, read back."""
   names = draw(key, index[:1], **options).names
   choice, magnitude = jax.jit(lambda key, index: draw(key, index, **options)[1:])(key, index)
-  chosen = np.stack([np.asarray(slot)[choice[:, i]] for i, slot in enumerate(names)], axis=1)
-  return chosen, np.asarray(magnitude)
+  return np.asarray(names)[choice], np.asarray(magnitude)
 
 
 def within(count, n, probability, deviations=4.5):
@@ -68,9 +67,8 @@ def test_autoaugment_has_the_magnitudes_of_the_policy(auto):
       assert within(np.sum(strong > (name in BLENDS)), len(strong), 0.5), name
 
 
-@pytest.mark.parametrize("images", [photographs.rgb, photographs.grey])
-def test_autoaugment_equals_pillow_for_the_same_draws(images):
-  image, index = np.tile(images(), (8, 1, 1, 1)), MANY[:192]
+def test_autoaugment_equals_pillow_for_the_same_draws():
+  image, index = np.tile(photographs.rgb(), (8, 1, 1, 1)), MANY[:192]
   h, w = image.shape[1:3]
   names, magnitudes = drawn(policies.draw_autoaugment, index, h=h, w=w)
   result = np.asarray(jax.jit(policies.autoaugment)(KEY, image, index))
