@@ -64,7 +64,7 @@ def test_the_share_is_beta():
 
 
 def test_cutmix_leaves_some_batches():
-  image = photographs.rgb()
+  image = photographs.rgb()[:, :4, :4]
   targets = [cutmix(key, image, TARGET, probability=0.3)[1] for key in jax.random.split(KEYS[0], 150)]
   untouched = np.mean([np.array_equal(target, TARGET) for target in targets])
   assert 0.6 < untouched < 0.85
