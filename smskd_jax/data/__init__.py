@@ -1,4 +1,4 @@
-"""Data sets: `load` makes arrays in memory of any source; `augment` makes views of them on the device.
+"""Data sets: `load` makes arrays in memory of any source; `views` makes views of them on the device.
 
 fashion_mnist_small  6,000 + 2,000 images that come with this package: the default
 digits               scikit-learn's 8x8 digits

@@ -9,6 +9,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# Folded into a key, it gives one that no example draws from: an index is below 2**31.
+NO_INDEX = 2**32 - 1
+
+
+def uniform(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
+  """Numbers in [0, 1) for each example, of the key and its own index alone: [b] to [b, count]."""
+  return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), (count,)))(index)
+
+
+def solid(fill: int | Sequence[int]) -> jax.Array:
+  """One colour, a level or one for each channel, as a uint8 image of one pixel: [1, 1, 1, 1 or c]."""
+  return jnp.asarray(fill, jnp.uint8).reshape(1, 1, 1, -1)
+
 
 def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
   """Where to crop and whether to flip, for each example.
@@ -25,7 +38,7 @@ def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax
     The crop's upper left corner in the padded image, [b, 2], int32, each number in 0..2*padding; and whether
     to flip, [b], bool.
   """
-  three = jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), (3,)))(index)
+  three = uniform(key, index, 3)
   corner = jnp.floor(three[:, :2] * (2 * padding + 1)).astype(jnp.int32)
   return corner, three[:, 2] < 0.5
 

@@ -1,0 +1,128 @@
+"""What the views cost: each alone, beside the train step that they are part of.
+
+  python benchmarks/augment.py [--views=autoaugment,randaugment] [--batch_size=128] [--out=FILE]
+
+Views and step (KD, batch 128, of the survey's pair where it is there) run on the same devices: on a CPU, as in a run,
+on one virtual device per core. They are taken in turns, one call each, several times; medians count. Compiling is
+timed apart, the views' with tracing.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+import statistics
+import time
+
+import jax
+
+from smskd_jax import data
+from smskd_jax.config import experiment, method, network, resolve, stage
+from smskd_jax.data.views import VIEWS, make_view
+from smskd_jax.models import MODELS
+from smskd_jax.plan import image_spec, make_plans
+from smskd_jax.runtime import parallel
+from smskd_jax.runtime.workdir import environment
+from smskd_jax.state import Batch, Frozen
+from smskd_jax.training import initial
+from smskd_jax.training import stage as stage_lib
+
+CHAINS = ("crop_flip+randaugment+cutout", "crop_flip+fixmatch")
+
+
+def pair():
+  """The survey's teacher and student; on a version without them, the nearest that there are."""
+  candidates = (("survey_resnet26", "resnet26", "resnet20"), ("survey_resnet8", "resnet8"))
+  return tuple(next(name for name in names if name in MODELS) for names in candidates)
+
+
+def make_step(teacher, student, dataset, batch, devices):
+  """A function that takes one train step with a plain crop and flip, on its own state."""
+  size = len(batch.label)
+  common = {"batch_size": size}
+  config = experiment(
+    data={"source": dataset.name},
+    networks={"teacher": network(teacher), "student": network(student)},
+    stages=(
+      stage("teacher", **common),
+      stage("student", teachers=("teacher",), methods=(method("kd", weight=0.5),), **common),
+    ),
+  )
+  plan = make_plans(resolve(config), dataset)[1]
+  image, key = image_spec(dataset), jax.random.key(0)
+  fresh = functools.partial(initial.init_variables, image=image)
+  teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
+  frozen = parallel.replicate(Frozen(key, teachers, None), devices)
+  variables = fresh(plan.stage.learner, key)
+  state = parallel.replicate(
+    initial.init_state(plan.stage, key, variables, teachers, image, dataset.train.label), devices
+  )
+  compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+  split = jax.device_put(parallel.split(batch, devices))
+
+  def step():
+    nonlocal state
+    state, metrics = compiled(state, frozen, split)
+    jax.block_until_ready((state, metrics))
+
+  return step
+
+
+def make_call(name, batch, devices):
+  """A function that makes one batch of a view."""
+  view = make_view(name)
+  compiled = parallel.compile_predict(lambda key, part: view(key, part.image, part.index), devices)
+  split, key = jax.device_put((parallel.split(batch, devices), jax.random.key(0)))
+  return lambda: jax.block_until_ready(compiled(key, split))
+
+
+def seconds(call):
+  began = time.perf_counter()
+  call()
+  return time.perf_counter() - began
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--folder", default="", help="data.folder")
+  parser.add_argument("--views", default=",".join((*VIEWS, *CHAINS)), help="names, joined by commas")
+  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--repeats", type=int, default=15)
+  parser.add_argument("--out", type=Path, help="a JSON file for the result")
+  args = parser.parse_args()
+  devices = parallel.select([args.batch_size])
+  dataset = data.load(args.data, folder=args.folder)
+  train = dataset.train
+  index = jax.numpy.arange(args.batch_size)
+  batch = Batch(train.image[: args.batch_size], train.label[: args.batch_size], index)
+  teacher, student = pair()
+  calls = {"step": make_step(teacher, student, dataset, batch, devices)}
+  calls |= {name: make_call(name, batch, devices) for name in args.views.split(",")}
+  first = {name: seconds(call) for name, call in calls.items()}
+  rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(args.repeats)]
+  median = {name: statistics.median(r[name] for r in rounds) for name in calls}
+  result = {
+    "data": args.data,
+    "pair": f"{teacher} -> {student}",
+    "batch_size": args.batch_size,
+    "repeats": args.repeats,
+    "step": {"milliseconds": round(1e3 * median["step"], 2), "first_call_seconds": round(first["step"], 2)},
+    "views": {
+      name: {
+        "milliseconds": round(1e3 * median[name], 3),
+        "share_of_the_step": round(median[name] / median["step"], 4),
+        "first_call_seconds": round(first[name], 2),
+      }
+      for name in calls
+      if name != "step"
+    },
+    **environment(devices),
+  }
+  print(json.dumps(result, indent=2))
+  if args.out:
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

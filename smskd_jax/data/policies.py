@@ -1,0 +1,228 @@
+"""Which operations a policy applies to an image, and how strongly: AutoAugment and its successors. Pure.
+
+b batch, h w c image. Each takes (key, image [b, h, w, c], index [b]) and returns the image, all uint8. What an example
+gets depends on the key and on its own index alone: it does not matter which device holds it, or beside which others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smskd_jax.data import blends, erasing, operations, warps
+from smskd_jax.data.augment import NO_INDEX, uniform
+
+# What AutoAugment found for CIFAR-10: (operation, probability, level) twice. Cubic shears are the survey's.
+CIFAR_POLICY = (
+  (("invert", 0.1, 7), ("contrast", 0.2, 6)),
+  (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+  (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+  (("cubic_shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+  (("autocontrast", 0.5, 8), ("equalize", 0.9, 2)),
+  (("cubic_shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+  (("color", 0.4, 3), ("brightness", 0.6, 7)),
+  (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+  (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
+  (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+  (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+  (("equalize", 0.3, 7), ("autocontrast", 0.4, 8)),
+  (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+  (("brightness", 0.9, 6), ("color", 0.2, 8)),
+  (("solarize", 0.5, 2), ("invert", 0.0, 3)),
+  (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+  (("equalize", 0.2, 8), ("equalize", 0.8, 4)),
+  (("color", 0.9, 9), ("equalize", 0.6, 6)),
+  (("autocontrast", 0.8, 4), ("solarize", 0.2, 8)),
+  (("brightness", 0.1, 3), ("color", 0.7, 0)),
+  (("solarize", 0.4, 5), ("autocontrast", 0.9, 3)),
+  (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+  (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),
+  (("equalize", 0.8, 8), ("invert", 0.1, 3)),
+  (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
+)
+
+# The fourteen of RandAugment and TrivialAugment: AutoAugment's without invert, and with doing nothing.
+FOURTEEN = (
+  "identity",
+  "shear_x",
+  "shear_y",
+  "translate_x",
+  "translate_y",
+  "rotate",
+  "brightness",
+  "color",
+  "contrast",
+  "sharpness",
+  "posterize",
+  "solarize",
+  "autocontrast",
+  "equalize",
+)
+
+
+class Draw(NamedTuple):
+  """What each image gets, as `operations.apply` takes it, one operation after the other.
+
+  names: the operations to choose from.
+  choice: [b, n], int32, places in the names.
+  magnitude: [b, n], float32.
+  """
+
+  names: Sequence[str]
+  choice: jax.Array
+  magnitude: jax.Array
+
+
+def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 128) -> jax.Array:
+  """The CIFAR-10 policy: one of 25 pairs of operations, each applied with its own probability.
+
+  Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", CVPR 2019, https://arxiv.org/abs/1805.09501.
+  Signs, resampling, fill and units are those of the code of "The State of Knowledge Distillation for
+  Classification", https://arxiv.org/abs/1912.10850: shears are cubic, other warps nearest; rotations have no random
+  sign, all other warps and the blends do; solarize has thresholds from 256.
+  """
+  return _apply(image, draw_autoaugment(key, index, image.shape[1], image.shape[2]), fill)
+
+
+def randaugment(
+  key: jax.Array,
+  image: jax.Array,
+  index: jax.Array,
+  *,
+  num_ops: int = 2,
+  magnitude: int = 9,
+  fill: warps.Fill = 0,
+) -> jax.Array:
+  """A number of operations, drawn from fourteen with replacement, of one magnitude from 0 to 30.
+
+  Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS 2020,
+  https://arxiv.org/abs/1909.13719. List, ranges and signs are torchvision's: the ranges of AutoAugment in 31 steps,
+  whole pixels of translation, a random sign for all warps and blends, solarize from 255, nearest warps.
+  """
+  if num_ops < 1:
+    raise ValueError(f"randaugment: num_ops must be at least 1, got {num_ops!r}")
+  if magnitude not in range(31):
+    raise ValueError(f"randaugment: magnitude must be a whole number from 0 to 30, got {magnitude!r}")
+  draw = draw_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)
+  return _apply(image, draw, fill)
+
+
+def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
+  """One operation, of a magnitude drawn from 31, of the wide space.
+
+  Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
+  https://arxiv.org/abs/2103.10158. The space is that of torchvision's `TrivialAugmentWide`. The authors' code cuts
+  off fractions of degrees and of bits, and has blends by 0.01 to 2, which is 1 +- 0.99 in other steps.
+  """
+  return _apply(image, draw_trivialaugment(key, index), fill)
+
+
+def fixmatch(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
+  """Two operations of random magnitude, then a random square in one colour.
+
+  Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
+  https://arxiv.org/abs/2001.07685, appendix; in the form of the code of Jin, Wang and Lin, "Multi-Level Logit
+  Distillation", CVPR 2023, whose strong view it is after crop and flip. Blends are by 0.05 to 0.95 only.
+  """
+  image = _apply(image, draw_fixmatch(key, index, image.shape[1], image.shape[2]), fill)
+  return erasing.random_square(jax.random.fold_in(key, NO_INDEX), image, index)
+
+
+def draw_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
+  """Draws a pair, whether to apply each of its two, and two signs."""
+  space = _space(_ranges(10, h, w) | {"solarize": np.linspace(256, 0, 10)})
+  space["rotate"][:, 0] = space["rotate"][:, 1]  # no sign
+  space["cubic_shear_y"] = space["shear_y"]
+  names = ("identity", *dict.fromkeys(name for pair in CIFAR_POLICY for name, _, _ in pair))
+  choice = np.array([[names.index(name) for name, _, _ in pair] for pair in CIFAR_POLICY], np.int32)
+  probability = np.array([[p for _, p, _ in pair] for pair in CIFAR_POLICY], np.float32)
+  magnitude = np.array([[space[name][level] for name, _, level in pair] for pair in CIFAR_POLICY], np.float32)
+  drawn = uniform(key, index, 5)
+  pair = _floor(drawn[:, 0], len(CIFAR_POLICY))
+  applied = drawn[:, 1:3] < jnp.asarray(probability)[pair]
+  sign = _floor(drawn[:, 3:], 2)
+  signed = jnp.take_along_axis(jnp.asarray(magnitude)[pair], sign[..., None], axis=-1)[..., 0]
+  return Draw(names, jnp.where(applied, jnp.asarray(choice)[pair], 0), signed)
+
+
+def draw_randaugment(key: jax.Array, index: jax.Array, h: int, w: int, num_ops: int, magnitude: int) -> Draw:
+  """Draws operations and signs."""
+  table = _table(_space(_whole_pixels(_ranges(31, h, w))))[:, magnitude]
+  drawn = uniform(key, index, 2 * num_ops)
+  choice, sign = _floor(drawn[:, :num_ops], len(FOURTEEN)), _floor(drawn[:, num_ops:], 2)
+  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, sign])
+
+
+def draw_trivialaugment(key: jax.Array, index: jax.Array) -> Draw:
+  """Draws an operation, a level and a sign."""
+  table = _table(_space(_whole_pixels(_wide_ranges())))
+  drawn = uniform(key, index, 3)
+  choice, level, sign = (_floor(drawn[:, i : i + 1], n) for i, n in enumerate(table.shape))
+  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, level, sign])
+
+
+def draw_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
+  """Draws two operations and their magnitudes."""
+  ends: dict[str, tuple[float, float]] = {"posterize": (4, 8), "solarize": (0, 256), "rotate": (-30, 30)}
+  ends |= {"shear_x": (-0.3, 0.3), "shear_y": (-0.3, 0.3)}
+  ends |= {"translate_x": (-0.3 * w, 0.3 * w), "translate_y": (-0.3 * h, 0.3 * h)}
+  ends |= dict.fromkeys(blends.DEGENERATES, (0.05, 0.95))
+  table = np.array([ends.get(name, (0, 0)) for name in FOURTEEN], np.float32)
+  drawn = uniform(key, index, 4)
+  choice = _floor(drawn[:, :2], len(FOURTEEN))
+  low, high = jnp.moveaxis(jnp.asarray(table)[choice], -1, 0)
+  return Draw(FOURTEEN, choice, low + (high - low) * drawn[:, 2:])
+
+
+def _apply(image: jax.Array, draw: Draw, fill: warps.Fill) -> jax.Array:
+  def one(image, drawn):
+    return operations.apply(image, *drawn, names=draw.names, fill=fill), None
+
+  # A loop, so that the operations are compiled once.
+  return jax.lax.scan(one, image, (draw.choice.T, draw.magnitude.T))[0]
+
+
+def _floor(drawn: jax.Array, count: int) -> jax.Array:
+  """Whole numbers below count, of numbers in [0, 1)."""
+  return jnp.floor(drawn * count).astype(jnp.int32)
+
+
+Ranges = dict[str, np.ndarray]
+
+
+def _ranges(levels: int, h: int, w: int) -> Ranges:
+  """How strong each operation is at each level, [levels]: AutoAugment's, whose images have 331 pixels."""
+  shear, enhance, move = (np.linspace(0, end, levels) for end in (0.3, 0.9, 150 / 331))
+  strength = {"shear_x": shear, "shear_y": shear, "translate_x": move * w, "translate_y": move * h}
+  strength |= {"rotate": np.linspace(0, 30, levels), "posterize": np.round(np.linspace(8, 4, levels))}
+  return strength | {"solarize": np.linspace(255, 0, levels)} | dict.fromkeys(blends.DEGENERATES, enhance)
+
+
+def _wide_ranges() -> Ranges:
+  shear, enhance, move = (np.linspace(0, end, 31) for end in (0.99, 0.99, 32))
+  strength = {"shear_x": shear, "shear_y": shear, "translate_x": move, "translate_y": move}
+  strength |= {"rotate": np.linspace(0, 135, 31), "posterize": np.round(np.linspace(8, 2, 31))}
+  return strength | {"solarize": np.linspace(255, 0, 31)} | dict.fromkeys(blends.DEGENERATES, enhance)
+
+
+def _whole_pixels(strength: Ranges) -> Ranges:
+  cut = {name: np.trunc(strength[name].round(6)) for name in ("translate_x", "translate_y")}
+  return {**strength, **cut}
+
+
+def _space(strength: Ranges) -> dict[str, np.ndarray]:
+  """Magnitudes as `operations.apply` takes them, [levels, 2]: with either sign, where the operation has one."""
+  space = {}
+  for name, level in strength.items():
+    middle = 1.0 if name in blends.DEGENERATES else 0.0
+    both = (level, level) if name in ("posterize", "solarize") else (middle - level, middle + level)
+    space[name] = np.stack(both, axis=1)
+  levels = len(space["rotate"])
+  return space | {name: np.zeros((levels, 2)) for name in operations.OPERATIONS if name not in space}
+
+
+def _table(space: Mapping[str, np.ndarray]) -> np.ndarray:
+  """The magnitudes of the fourteen, [14, levels, 2]."""
+  return np.array([space[name] for name in FOURTEEN], np.float32)
