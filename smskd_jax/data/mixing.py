@@ -8,12 +8,15 @@ place in that batch, and so, unlike in the other views, on what it lies beside.
 The share of the partner is one number a batch, as in the papers' code.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 
 
 def mixup(
-  key: jax.Array, image: jax.Array, target: jax.Array, *, alpha: float = 1.0, axis_name: str | None = None
+  key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None, *, alpha: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
   """share * own + (1 - share) * partner's, of images and targets; the share is drawn from Beta(alpha, alpha).
 
@@ -23,8 +26,8 @@ def mixup(
     key: [], a typed key that already holds the stage and the step, the same on all devices.
     image: [b, h, w, c]. Mixing before or after `normalize` is the same to rounding.
     target: [b, k], floats: one-hot or soft labels.
-    alpha: > 0; the paper has 1 for CIFAR and 0.2 to 0.4 for ImageNet.
     axis_name: the axis of devices that shares a batch; None for one device.
+    alpha: > 0; the paper has 1 for CIFAR and 0.2 to 0.4 for ImageNet.
 
   Returns:
     Image, of its own type where that is a float, else float32; and target.
@@ -41,10 +44,10 @@ def cutmix(
   key: jax.Array,
   image: jax.Array,
   target: jax.Array,
+  axis_name: str | None = None,
   *,
   alpha: float = 1.0,
   probability: float = 1.0,
-  axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """A rectangle of the partner in each image, and as much of the partner's target.
 
@@ -56,9 +59,9 @@ def cutmix(
     key: [], a typed key that already holds the stage and the step, the same on all devices.
     image: [b, h, w, c], of any type.
     target: [b, k], floats: one-hot or soft labels.
+    axis_name: the axis of devices that shares a batch; None for one device.
     alpha: > 0, of the share's Beta(alpha, alpha).
     probability: of a batch to be mixed at all; the paper's code has 0.5 for CIFAR and 1 for ImageNet.
-    axis_name: the axis of devices that shares a batch; None for one device.
 
   Returns:
     Image and target, of their own types.
@@ -103,3 +106,16 @@ def _partners(key, image, target, axis_name):
     order = jax.random.permutation(key, len(image))
     order = jax.lax.dynamic_slice_in_dim(order, b * jax.lax.axis_index(axis_name), b)
   return image[order], target[order]
+
+
+def none(
+  key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """No mixture."""
+  del key, axis_name
+  return image, target
+
+
+MIXES: Mapping[str, Callable[..., tuple[jax.Array, jax.Array]]] = MappingProxyType(
+  {"none": none, "mixup": mixup, "cutmix": cutmix}
+)

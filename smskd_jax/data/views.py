@@ -53,14 +53,14 @@ VIEWS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 )
 
 
-def make_view(name: str, **options: Any) -> View:
+def make_view(name: str, options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> View:
   """A view of its name.
 
   Each part of a chain draws from a key of its own; a `crop_flip` that comes first draws from the key as it is.
 
   Args:
     name: one of `VIEWS`, or several that are joined by "+", in the order in which they are applied.
-    **options: each goes to every part that has it.
+    options: those of each part, by its name, as {"crop_flip": {"padding": 2}}; of other parts too, which are ignored.
 
   Returns:
     (key, image [b, h, w, c], index [b]) -> image, all uint8. The key already holds the stage, the step and, where an
@@ -68,20 +68,20 @@ def make_view(name: str, **options: Any) -> View:
     own index alone.
 
   Raises:
-    ValueError: an unknown part, or an option that no part has. A bad value is refused where the view is first used.
+    ValueError: an unknown part, or an option that a part does not have. A bad value is refused where the view is first
+      used.
   """
-  names = name.split("+")
-  for part in names:
-    if part not in VIEWS:
-      raise ValueError(f"view {name!r}: unknown part {part!r}; known: {', '.join(VIEWS)}")
   known = view_options(name)
-  for option in options:
-    if option not in known:
-      raise ValueError(f"view {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-  own = [{option: value for option, value in options.items() if option in _defaults(part)} for part in names]
+  for part, given in options.items():
+    for option in given:
+      if part in known and option not in known[part]:
+        raise ValueError(
+          f"view {part!r} has no option {option!r}; it has: {', '.join(known[part]) or 'none'}"
+        )
+  parts = [(part, dict(options.get(part, {}))) for part in name.split("+")]
 
   def view(key, image, index):
-    for place, (part, chosen) in enumerate(zip(names, own, strict=True)):
+    for place, (part, chosen) in enumerate(parts):
       as_it_is = place == 0 and part == "crop_flip"
       part_key = key if as_it_is else jax.random.fold_in(key, augment.NO_INDEX - place)
       image = VIEWS[part](part_key, image, index, **chosen)
@@ -90,12 +90,17 @@ def make_view(name: str, **options: Any) -> View:
   return view
 
 
-def view_options(name: str) -> dict[str, Any]:
-  """The options of a view and their defaults; of several parts with one option, the first part's default."""
-  options: dict[str, Any] = {}
-  for part in name.split("+"):
-    options = _defaults(part) | options
-  return options
+def view_options(name: str) -> dict[str, dict[str, Any]]:
+  """The options of each part of a view, with their defaults.
+
+  Raises:
+    ValueError: an unknown part.
+  """
+  parts = name.split("+")
+  for part in parts:
+    if part not in VIEWS:
+      raise ValueError(f"view {name!r}: unknown part {part!r}; known: {', '.join(VIEWS)}")
+  return {part: _defaults(part) for part in parts}
 
 
 def _defaults(part: str) -> dict[str, Any]:

@@ -56,8 +56,10 @@ def test_another_key_and_another_index_give_another_view():
 def test_crop_flip_is_what_it_was():
   image = photographs.rgb()
   expected = augment.crop_flip(KEY, image, INDEX, padding=2, flip=False)
-  np.testing.assert_array_equal(make_view("crop_flip", padding=2, flip=False)(KEY, image, INDEX), expected)
-  chained = make_view("crop_flip+plain", padding=2, flip=False)(KEY, image, INDEX)
+  np.testing.assert_array_equal(
+    make_view("crop_flip", {"crop_flip": {"padding": 2, "flip": False}})(KEY, image, INDEX), expected
+  )
+  chained = make_view("crop_flip+plain", {"crop_flip": {"padding": 2, "flip": False}})(KEY, image, INDEX)
   np.testing.assert_array_equal(chained, expected)
 
 
@@ -67,22 +69,29 @@ def test_a_chain_applies_its_parts_in_order_with_keys_of_their_own():
   expected = augment.crop_flip(KEY, image, INDEX, padding=4, flip=True)
   once = erasing.cutout(key(1), expected, INDEX, size=4)
   twice = erasing.cutout(key(2), once, INDEX, size=4)
-  np.testing.assert_array_equal(make_view("crop_flip+cutout+cutout", size=4)(KEY, image, INDEX), twice)
+  np.testing.assert_array_equal(
+    make_view("crop_flip+cutout+cutout", {"cutout": {"size": 4}})(KEY, image, INDEX), twice
+  )
   assert (once != twice).any((1, 2, 3)).all()
 
 
-def test_an_option_goes_to_every_part_that_has_it():
-  known = {"padding": 4, "flip": True, "num_ops": 2, "magnitude": 9, "fill": 0, "size": 16}
+def test_options_are_those_of_a_part():
+  known = {
+    "crop_flip": {"padding": 4, "flip": True},
+    "randaugment": {"num_ops": 2, "magnitude": 9, "fill": 0},
+    "cutout": {"size": 16, "fill": 128},
+  }
   assert view_options("crop_flip+randaugment+cutout") == known
-  assert view_options("plain") == {}
+  assert view_options("plain") == {"plain": {}}
   image = np.zeros((24, 16, 16, 1), np.uint8)
-  both = np.asarray(make_view("random_erasing+cutout", fill=7, size=4)(KEY, image, INDEX))
-  assert set(np.unique(both)) == {0, 7} and (both == 7).sum((1, 2, 3)).max() > 16
+  options = {"random_erasing": {"fill": 7}, "cutout": {"fill": 9, "size": 4}, "autoaugment": {"fill": 3}}
+  both = np.asarray(make_view("random_erasing+cutout", options)(KEY, image, INDEX))
+  assert set(np.unique(both)) == {0, 7, 9} and (both == 9).sum((1, 2, 3)).max() == 16
 
 
 def test_policies_fill_with_a_colour():
   image = np.full((24, 16, 16, 3), 255, np.uint8)
-  filled = np.asarray(make_view("trivialaugment", fill=(9, 8, 7))(KEY, image, INDEX))
+  filled = np.asarray(make_view("trivialaugment", {"trivialaugment": {"fill": (9, 8, 7)}})(KEY, image, INDEX))
   assert (filled == [9, 8, 7]).all(-1).any((1, 2)).sum() > 4
 
 
@@ -102,4 +111,4 @@ def test_policies_fill_with_a_colour():
 )
 def test_refuses_what_it_does_not_know(name, options, message):
   with pytest.raises(ValueError, match=message):
-    make_view(name, **options)
+    make_view(name, {name: options})

@@ -1,0 +1,90 @@
+"""Test sets beside a source's own: CIFAR-10.1, and corrupted copies of the test images.
+
+cifar10.1         cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy in data.folder
+NAME:SEVERITY     a corruption of `corruptions.py`, severity 1 to 5
+corruptions:S     all of them at severity S; corruptions: all of them at all severities
+"""
+
+from collections.abc import Iterator
+import pathlib
+
+import numpy as np
+
+from smskd_jax.data import corruptions
+from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.errors import UserError, unknown
+
+_CIFAR_10_1 = "cifar10.1"
+_ALL = "corruptions"
+
+
+def names(field: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+  """The sets that are asked for, one by one, each once.
+
+  Raises:
+    UserError: there is none of a name.
+  """
+  return tuple(dict.fromkeys(name for one in asked for name in _expanded(field, one)))
+
+
+def _expanded(field: str, one: str) -> Iterator[str]:
+  head, _, severity = one.partition(":")
+  if one == _CIFAR_10_1:
+    yield one
+    return
+  if head not in (_ALL, *corruptions.CORRUPTIONS):
+    raise unknown(field, one, (_CIFAR_10_1, f"{_ALL}:SEVERITY", *corruptions.CORRUPTIONS))
+  if severity not in ("", *map(str, corruptions.SEVERITIES)):
+    raise UserError(f"{field}: {one!r} has no severity from 1 to 5 behind its colon")
+  for name in corruptions.CORRUPTIONS if head == _ALL else (head,):
+    for each in [severity] if severity else corruptions.SEVERITIES:
+      yield f"{name}:{each}"
+
+
+def load(field: str, name: str, dataset: Dataset, folder: str) -> Split:
+  """One set of `names`.
+
+  Args:
+    field: of the config, for messages.
+    name: of the set.
+    dataset: of which copies are made.
+    folder: where files are; "" for `data`.
+
+  Raises:
+    UserError: files are missing or damaged, or of other images than the data set's.
+  """
+  if name == _CIFAR_10_1:
+    return _cifar_10_1(field, dataset, pathlib.Path(folder or "data"))
+  corruption, _, severity = name.partition(":")
+  return dataset.test._replace(image=corruptions.corrupt(dataset.test.image, corruption, int(severity)))
+
+
+def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
+  """Recht, Roelofs, Schmidt, Shankar, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018, arXiv 1806.00451.
+
+  2,000 images, version 6.
+  """
+  arrays = []
+  for part in ("data", "labels"):
+    path = folder / f"cifar10.1_v6_{part}.npy"
+    try:
+      arrays.append(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+      where = "https://github.com/modestyachts/CIFAR-10.1, datasets/"
+      raise UserError(
+        f"{field}: {path} is missing; get it from {where}, or name its folder in data.folder"
+      ) from None
+    except (OSError, ValueError) as error:
+      raise UserError(f"{field}: {path} cannot be read ({error}); get it again") from error
+  image, label = arrays
+  of_cifar = dataset.image_shape == (32, 32, 3) and len(dataset.class_names) == 10
+  if not of_cifar:
+    raise UserError(
+      f"{field}: {_CIFAR_10_1!r} tests networks for CIFAR-10, and {dataset.name!r} is another data set"
+    )
+  fits = image.dtype == np.uint8 and image.shape[1:] == (32, 32, 3) and label.shape == image.shape[:1]
+  if not fits or not np.issubdtype(label.dtype, np.integer) or not 0 <= label.min() <= label.max() < 10:
+    raise UserError(
+      f"{field}: {folder} holds other arrays than CIFAR-10.1's {image.shape} {label.shape}; get them again"
+    )
+  return Split(image, label.astype(np.int32))
