@@ -2,7 +2,7 @@
 
   python benchmarks/augment.py [--views=autoaugment,randaugment] [--batch_size=128] [--out=FILE]
 
-Views and step (KD, batch 128, of the survey's pair where it is there) run on the same devices: on a CPU, as in a run,
+Views and step (KD, batch 128, of the survey's pair) run on the same devices: on a CPU, as in a run,
 on one virtual device per core. They are taken in turns, one call each, several times; medians count. Compiling is
 timed apart, the views' with tracing.
 """
@@ -19,21 +19,16 @@ import jax
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.data.views import VIEWS, make_view
-from smskd_jax.models import MODELS
-from smskd_jax.plan import image_spec, make_plans
+from smskd_jax.models import spec
+from smskd_jax.plan import make_plans
 from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import initial
 from smskd_jax.training import stage as stage_lib
 
+PAIR = ("survey_resnet26", "survey_resnet8")
 CHAINS = ("crop_flip+randaugment+cutout", "crop_flip+fixmatch")
-
-
-def pair():
-  """The survey's teacher and student; on a version without them, the nearest that there are."""
-  candidates = (("survey_resnet26", "resnet26", "resnet20"), ("survey_resnet8", "resnet8"))
-  return tuple(next(name for name in names if name in MODELS) for names in candidates)
 
 
 def make_step(teacher, student, dataset, batch, devices):
@@ -49,7 +44,7 @@ def make_step(teacher, student, dataset, batch, devices):
     ),
   )
   plan = make_plans(resolve(config), dataset)[1]
-  image, key = image_spec(dataset), jax.random.key(0)
+  image, key = spec.image(dataset.image_shape), jax.random.key(0)
   fresh = functools.partial(initial.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)
@@ -96,7 +91,7 @@ def main():
   train = dataset.train
   index = jax.numpy.arange(args.batch_size)
   batch = Batch(train.image[: args.batch_size], train.label[: args.batch_size], index)
-  teacher, student = pair()
+  teacher, student = PAIR
   calls = {"step": make_step(teacher, student, dataset, batch, devices)}
   calls |= {name: make_call(name, batch, devices) for name in args.views.split(",")}
   first = {name: seconds(call) for name, call in calls.items()}
