@@ -53,11 +53,7 @@ def run(
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select([stage["batch_size"] for stage in resolved["stages"]], cpu_devices)
   dataset = data.load(**resolved["data"])
-  given = {
-    name: variables.load(f"config.networks.{name}.variables", entry["variables"], name)
-    for name, entry in resolved["networks"].items()
-    if entry["variables"]
-  }
+  given = _given(resolved)
   plans = make_plans(resolved, dataset, given)
   console.say(overview.of(plans, dataset, devices, store))
   if dry_run:
@@ -72,12 +68,7 @@ def run(
   result = {
     "seed": resolved["seed"],
     "data": dataset.name,
-    "inputs": {
-      "image_shape": dataset.image_shape,
-      "mean": dataset.mean,
-      "std": dataset.std,
-      "class_names": dataset.class_names,
-    },
+    "inputs": {name: getattr(dataset, name) for name in ("image_shape", "mean", "std", "class_names")},
     "given": givens,
     "stages": stages,
     **workdir_lib.environment(devices),
@@ -86,3 +77,12 @@ def run(
   path = report.write(workdir, store)
   console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
   return result
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, variables.Given]:
+  """The variables of the networks that begin with some, by the networks' names."""
+  return {
+    name: variables.load(f"config.networks.{name}.variables", entry["variables"], name)
+    for name, entry in config["networks"].items()
+    if entry["variables"]
+  }

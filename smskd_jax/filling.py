@@ -23,7 +23,8 @@ def fill_entry(
   name = given.get(name_field, template[name_field])
   if name not in table:
     raise unknown(f"{field}.{name_field}", name, table)
-  return fill(field, dict(template) | keywords(table[name]) | dict(template), given)
+  own = {option: value for option, value in keywords(table[name]).items() if option not in template}
+  return fill(field, dict(template) | own, given)
 
 
 def keywords(factory: Callable) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def of(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store
   """The data, the networks and the stages, as tables."""
   splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
   sizes = ", ".join(f"{len(split.label):,} {name}" for name, split in splits.items() if split is not None)
-  shape = "x".join(map(str, dataset.train.image.shape[1:]))
+  shape = "x".join(map(str, dataset.image_shape))
   where = f"{len(devices)} x {devices[0].device_kind}"
   header = ("stage", "learner", "methods", "reference", "epochs", "steps", "key", "")
   return "\n\n".join(

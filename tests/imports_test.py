@@ -22,7 +22,8 @@ MAY_IMPORT = {
   "training": "state losses models data",
   "training.loop": "state errors data runtime training",
   "__init__": "state losses models training",
-  "exchange": "state errors models data training runtime",
+  "exchange": "state errors filling models data training runtime",
+  "exchange.runs": "config errors exchange filling runtime",
   "checks": "errors filling losses models training",
   "filling": "errors",
   "config": "checks filling errors losses models training",
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "analysis"
   ),
   "import_torch": "errors filling models exchange runtime",
-  "export": "errors models exchange runtime",
+  "export": "errors models exchange exchange.runs runtime",
   "main": "errors experiment runtime.interrupt",
 }
 

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from smskd_jax import filling
+from smskd_jax.config import NETWORK
 from smskd_jax.errors import UserError, unknown
 from smskd_jax.exchange.trained import Trained
 from smskd_jax.runtime import checkpoint, workdir
-
-_NOT_OPTIONS = ("model", "num_classes", "variables")
 
 
 class Found(NamedTuple):
@@ -46,7 +46,7 @@ def _of_key(run: workdir.Run, name: str, key: str) -> Found:
   height, width, channels = inputs["image_shape"]
   trained = Trained(
     entry["model"],
-    {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k not in _NOT_OPTIONS},
+    filling.options(filling.plain(entry), *NETWORK),
     checkpoint.load_variables(run.final(key)),
     (height, width, channels),
     tuple(inputs["mean"]),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
-from smskd_jax import models
+from smskd_jax import filling, models
 from smskd_jax.data import augment
 from smskd_jax.models import spec
 from smskd_jax.training import evaluate
@@ -57,10 +57,9 @@ def of_description(description: dict[str, Any], variables: Any) -> Trained:
   """The inverse of `description`."""
   images = description["images"]
   height, width, channels = images["shape"]
-  options = {k: tuple(v) if isinstance(v, list) else v for k, v in description["options"].items()}
   return Trained(
     description["model"],
-    options,
+    filling.plain(description["options"]),
     variables,
     (height, width, channels),
     tuple(images["mean"]),

@@ -9,6 +9,7 @@ import numpy as np
 
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
+from smskd_jax.models import spec
 from smskd_jax.runtime import checkpoint, workdir
 from smskd_jax.runtime.store import write_json
 
@@ -58,7 +59,10 @@ def load(field: str, folder: str, network: str) -> Given:
 
 def _read(field: str, path: Path) -> Any:
   if path.suffix == ".safetensors":
-    return safetensors_file.variables(path)
+    try:
+      return safetensors_file.variables(path)
+    except UserError as error:
+      raise UserError(f"{field}: {error}") from error
   try:
     return checkpoint.load_variables(path)
   except Exception as error:  # orbax and its storage raise what they like
@@ -106,13 +110,7 @@ def check_fits(field: str, variables: Any, expected: Any) -> None:
     {".".join(path): tuple(x.shape) for path, x in traverse_util.flatten_dict(tree).items()}
     for tree in (expected, variables)
   )
-  problems = [f"{name} is missing" for name in ours if name not in theirs]
-  problems += [f"{name} is unexpected" for name in theirs if name not in ours]
-  problems += [
-    f"{name} is {list(theirs[name])} instead of {list(shape)}"
-    for name, shape in ours.items()
-    if theirs.get(name, shape) != shape
-  ]
+  problems = spec.misfits(ours, theirs)
   if problems:
     raise UserError(f"{field}: not of this network: {'; '.join(problems)}")
 

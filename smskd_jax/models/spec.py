@@ -3,6 +3,7 @@
 All of it is traced once for a network and a shape of images. Nothing is allocated.
 """
 
+from collections.abc import Mapping
 import functools
 import math
 from typing import Any, cast
@@ -16,13 +17,13 @@ from smskd_jax.state import Outputs
 ImageShape = tuple[int, int, int]  # h, w, c
 
 
-def image(shape: ImageShape, batch_size: int = 1) -> jax.ShapeDtypeStruct:
-  """The shape of a batch of images as networks see them."""
-  return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+def image(shape: ImageShape) -> jax.ShapeDtypeStruct:
+  """The shape of a batch of one image as networks see it."""
+  return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
 
 @functools.lru_cache
-def init(network: nn.Module, shape: ImageShape, batch_size: int = 1) -> tuple[Outputs, Any]:
+def init(network: nn.Module, shape: ImageShape) -> tuple[Outputs, Any]:
   """The shapes of what a network returns and of its variables, in that order.
 
   Raises:
@@ -30,7 +31,7 @@ def init(network: nn.Module, shape: ImageShape, batch_size: int = 1) -> tuple[Ou
   """
   # The key is made within: outside it would start JAX, before the number of its devices is settled.
   trace = lambda x: network.init_with_output(jax.random.key(0), x)
-  return cast(tuple[Outputs, Any], jax.eval_shape(trace, image(shape, batch_size)))
+  return cast(tuple[Outputs, Any], jax.eval_shape(trace, image(shape)))
 
 
 def outputs(network: nn.Module, shape: ImageShape) -> Outputs:
@@ -60,6 +61,19 @@ def forward_flops(network: nn.Module, shape: ImageShape) -> float:
   forward = lambda values, x: cast(Outputs, network.apply(values, x)).logits
   analysis: Any = jax.jit(forward).lower(variables(network, shape), image(shape)).cost_analysis()
   return float(analysis["flops"])
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+  """What keeps arrays of the shapes found, by name, from being those expected; nothing where they fit."""
+  missing = [name for name in expected if name not in found]
+  unexpected = [name for name in found if name not in expected]
+  misshapen = [
+    f"{name} {list(found[name])} instead of {list(shape)}"
+    for name, shape in expected.items()
+    if name in found and found[name] != shape
+  ]
+  kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+  return [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
 
 
 def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from flax import linen as nn
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from smskd_jax.models import spec
 
 _LEAVES = {
   "kernel": "weight",
@@ -33,18 +33,6 @@ def _key(path: tuple[str, ...]) -> str:
   return ".".join([*names, _LEAVES[leaf]])
 
 
-def _problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-  missing = [key for key in expected if key not in found]
-  unexpected = [key for key in found if key not in expected]
-  misshapen = [
-    f"{key} {list(found[key])} instead of {list(shape)}"
-    for key, shape in expected.items()
-    if key in found and found[key] != shape
-  ]
-  kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-  return [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
-
-
 def torch_shapes(
   network: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> dict[str, tuple[int, ...]]:
@@ -54,8 +42,7 @@ def torch_shapes(
 
 def _expected(network, image_shape):
   """Key in PyTorch -> (path of ours, shape in PyTorch)."""
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images))
+  shapes = traverse_util.flatten_dict(spec.variables(network, image_shape))
   in_torch = lambda shape: tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
   return {_key(path): (path, in_torch(x.shape)) for path, x in shapes.items()}
 
@@ -84,7 +71,7 @@ def from_torch(
     if not key.endswith("num_batches_tracked")
   }
   shapes = {key: shape for key, (_, shape) in expected.items()}
-  problems = _problems(shapes, {key: tensor.shape for key, tensor in tensors.items()})
+  problems = spec.misfits(shapes, {key: tensor.shape for key, tensor in tensors.items()})
   if problems:
     raise ValueError(f"the checkpoint does not fit {type(network).__name__}; {'; '.join(problems)}")
   arrays = {path: tensors[key].transpose(_FROM_TORCH[len(shape)]) for key, (path, shape) in expected.items()}

@@ -1,5 +1,7 @@
 """Tests of models/custom.py: a user's own network from a config, and what is said where it will not do."""
 
+import sys
+
 import pytest
 import runs
 
@@ -72,8 +74,6 @@ def my_networks(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   yield
   for name in ("my_networks", "broken_networks"):
-    import sys
-
     sys.modules.pop(name, None)
 
 

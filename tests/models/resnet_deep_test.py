@@ -52,12 +52,20 @@ def test_flops_are_those_of_the_paper():
     assert spec.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.08)
 
 
-def test_pooling_ignores_the_border():
-  # The border of max pooling is never the maximum, not even of negative numbers.
-  network = MODELS["imagenet_resnet18"](num_classes=3, width=0.125)
-  image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
-  shapes = spec.variables(network, (32, 32, 3))
-  rng = np.random.default_rng(1)
-  variables = jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(np.float32), shapes)
-  outputs = jax.jit(network.apply)(variables, image)
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
+def test_pooling_is_of_windows_of_three_by_three():
+  # Blocks whose convolutions are zero add nothing: the first stage ends in what was pooled.
+  network, shape = MODELS["imagenet_resnet18"](num_classes=3, width=0.125), (23, 32, 3)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), spec.variables(network, shape)
+  )
+  for name in ("layer1_0", "layer1_1"):
+    variables["params"][name] = jax.tree.map(np.zeros_like, variables["params"][name])
+  variables["batch_stats"] = jax.tree.map(lambda x: np.ones(x.shape, np.float32), variables["batch_stats"])
+  stem, pooled, *_ = jax.jit(network.apply)(
+    variables, rng.normal(size=(2, *shape)).astype(np.float32)
+  ).features
+  padded = np.pad(stem, ((0, 0), (1, 1), (1, 1), (0, 0)))  # zeros: after ReLU, none is above
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
+  np.testing.assert_array_equal(pooled, windows.max((-2, -1)))
+  assert np.ptp(pooled) > 1
