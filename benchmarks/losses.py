@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.losses import METHODS, crd, ofd
+from smskd_jax.losses import METHODS, OF_SEVERAL_VIEWS, crd, ofd
 from smskd_jax.runtime import console
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.state import Batch, Head, Norm, Outputs
@@ -228,7 +228,9 @@ def table(rows):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--batch_size", default="64,256", help="joined by commas")
-  parser.add_argument("--only", default="", help="methods, joined by commas; default: all but dml")
+  parser.add_argument(
+    "--only", default="", help="methods, joined by commas; default: all of one view but dml"
+  )
   parser.add_argument("--seconds", type=float, default=0.06, help="a turn")
   parser.add_argument("--repeats", type=int, default=15, help="turns of each")
   parser.add_argument("--limit", type=float, default=60, help="seconds a row, about")
@@ -240,7 +242,7 @@ def main():
   cores, devices = len(os.sched_getaffinity(0)), jax.local_devices()[:1]
   if has_torch:
     torch.set_num_threads(cores)
-  rows, names = [], args.only.split(",") if args.only else [name for name in METHODS if name != "dml"]
+  rows, names = [], args.only.split(",") if args.only else sorted(set(METHODS) - {"dml"} - OF_SEVERAL_VIEWS)
   if args.update:
     rows = [row for row in json.loads(args.out.read_text())["losses"] if row["method"] not in names]
   # dml needs a cohort.

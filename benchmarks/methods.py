@@ -1,4 +1,4 @@
-"""Every method trains: a short real run of each recipe of configs/literature.csv, and what its loss did.
+"""Every method trains: a short real run of each recipe of smskd_jax/literature.csv, and what its loss did.
 
   python benchmarks/methods.py [--source=fashion_mnist_small] [--epochs=2] [--only=kd,at] --store=FOLDER \\
     --out=benchmarks/results/methods.json
@@ -10,8 +10,6 @@ store and is not trained again.
 """
 
 import argparse
-import csv
-import importlib.util
 import json
 from pathlib import Path
 import tempfile
@@ -19,6 +17,7 @@ import tempfile
 import jax
 
 from smskd_jax import experiment as experiment_lib
+from smskd_jax import literature
 from smskd_jax.config import experiment, network, stage
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import console
@@ -26,22 +25,12 @@ from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import read_metrics
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-
-def load_recipes():
-  """The module of configs/cifar.py, which reads the table."""
-  spec = importlib.util.spec_from_file_location("cifar", CONFIGS / "cifar.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def make_config(recipes, recipe, args):
-  row = recipes.literature(recipe, args.teacher, args.student)
+def make_config(recipe, args):
+  published = literature.recipe(recipe, args.teacher, args.student)
   common = {
     "batch_size": 64,
-    "augment": {"padding": 2, "flip": True},
+    "augment": {"crop_flip": {"padding": 2, "flip": True}},
     "optimizer": {"name": "sgd", "learning_rate": args.learning_rate},
   }
   student = network(args.student, width=args.width)
@@ -60,8 +49,8 @@ def make_config(recipes, recipe, args):
       stage(
         "student",
         teachers=("teacher",),
-        methods=(recipes.term(row),),
-        task_weight=float(row["task_weight"]),
+        methods=(published.term,),
+        task_weight=published.task_weight,
         epochs=args.epochs,
         schedule={"name": "constant"},
         **common,
@@ -108,12 +97,9 @@ def main():
   parser.add_argument("--store", type=Path, required=True)
   parser.add_argument("--out", type=Path, help="a JSON file for the table")
   args = parser.parse_args()
-  recipes = load_recipes()
-  with (CONFIGS / "literature.csv").open(newline="") as file:
-    names = dict.fromkeys(row["recipe"] for row in csv.DictReader(file))
   rows = []
-  for recipe in args.only.split(",") if args.only else names:
-    rows.append(run(recipe, make_config(recipes, recipe, args), args.store))
+  for recipe in args.only.split(",") if args.only else literature.names():
+    rows.append(run(recipe, make_config(recipe, args), args.store))
     console.say(json.dumps(rows[-1]))
     if args.out:
       settings = {

@@ -26,7 +26,7 @@ from smskd_jax.runtime import checkpoint, console, interrupt, parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.state import Frozen
-from smskd_jax.training import initial, loop
+from smskd_jax.training import batches, initial, loop
 from smskd_jax.training import stage as stage_lib
 
 
@@ -60,6 +60,7 @@ def main():
   plan, dataset, devices = make_plan(args)
   # One checkpoint a round, which is more often than the default of one in 500 steps.
   budget = plan.budget._replace(epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2)
+  drawing = plan.drawing._replace(epochs=1, steps_per_epoch=args.steps)
   image, key = spec.image(dataset.image_shape), jax.random.key(0)
   fresh = functools.partial(initial.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
@@ -78,8 +79,8 @@ def main():
     writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
     bar = console.Progress("stage", budget.steps * budget.batch_size, 0)
     hooks = loop.Hooks(
-      functools.partial(loop.batches, dataset.train, key, budget),
-      lambda variables: {},
+      functools.partial(batches.draw, drawing, key),
+      lambda step, variables: {},
       writer.write,
       lambda step: bar.advance(budget.batch_size),
     )
@@ -90,23 +91,22 @@ def main():
     writer.close()
     return seconds
 
-  def step_alone(batches):
+  def step_alone(on_the_device):
     state = begin()
     jax.block_until_ready(state)
     began = time.perf_counter()
-    for batch in batches:
+    for batch in on_the_device:
       state, metrics = compiled(state, frozen, batch)
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - began
 
-  batches = [parallel.split(b, devices) for b in loop.batches(dataset.train, key, budget, 0)]
-  batches = jax.device_put(batches)
-  step_alone(batches[:3])
+  prepared = jax.device_put([parallel.split(b, devices) for b in batches.draw(drawing, key, 0)])
+  step_alone(prepared[:3])
   whole, alone = [], []
   for _ in range(args.repeats):
     with tempfile.TemporaryDirectory() as folder:
       whole.append(through_the_loop(Path(folder)))
-    alone.append(step_alone(batches))
+    alone.append(step_alone(prepared))
   parallel.compile_step = parallel_compile
   shares = [1 - a / w for a, w in zip(alone, whole, strict=True)]
   result = {

@@ -58,7 +58,7 @@ def generation(args, name, parent):
     name=name,
     epochs=args.epochs,
     batch_size=args.batch_size,
-    augment={"padding": args.padding, "flip": True},
+    augment={"crop_flip": {"padding": args.padding, "flip": True}},
     optimizer={"name": "sgd", "learning_rate": args.learning_rate},
     schedule={"name": "multistep"},
     **taught,

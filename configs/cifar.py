@@ -14,7 +14,7 @@ What SMSKD leaves open is our reading: the weights of the reference term, and ho
   budget=full   every stage has all `epochs`
   mode=joint    one stage with all methods at once: the ablation
 
-`stages` names recipes of literature.csv beside this file: methods with the outer weights that their authors published,
+`stages` names recipes of smskd_jax/literature.csv: methods with the outer weights that their authors published,
 for the pair of networks where they differ, and kd_ls, dkd_ls and ctkd, which are kd and dkd inside a plug-in. What is
 not taken over: batch sizes, rates and views of a method's own, which the column `source` names. stages=simkd alone ends
 in the teacher's classifier; among other stages the student keeps its own. With dml the student has a peer of its own
@@ -27,15 +27,9 @@ Arguments: dataset, folder, teacher, teacher_variables, student, stages (joined 
 epochs), budget, mode, batch_size, learning_rate (0: the recipe's), optimizer, validation, seed, reference_weight.
 """
 
-import ast
-import csv
-from pathlib import Path
-
-from smskd_jax.config import experiment, method, network, parse_arg, plugin, stage
+from smskd_jax import literature
+from smskd_jax.config import experiment, network, parse_arg, stage
 from smskd_jax.errors import UserError, unknown
-
-RATE, RATE_OF_SMALL_NETWORKS = 0.05, 0.01
-SMALL_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 
 def get_config(arg=None):
@@ -76,7 +70,7 @@ def get_config(arg=None):
 
 def rate(args, name):
   """The learning rate of a network."""
-  return args.learning_rate or (RATE_OF_SMALL_NETWORKS if name in SMALL_NETWORKS else RATE)
+  return args.learning_rate or literature.learning_rate(name)
 
 
 def student_network(args):
@@ -88,48 +82,27 @@ def student_network(args):
   return network(args.student)
 
 
-def literature(recipe, teacher, student):
-  """A row of literature.csv: that of the pair where there is one, else that of all pairs."""
-  with Path(__file__).with_name("literature.csv").open(newline="") as file:
-    rows = list(csv.DictReader(file))
-  if recipe not in {row["recipe"] for row in rows}:
-    raise unknown("config argument stages", recipe, dict.fromkeys(row["recipe"] for row in rows))
-  found = {(row["teacher"], row["student"]): row for row in rows if row["recipe"] == recipe}
-  return found.get((teacher, student), found["", ""])
-
-
-def term(row):
-  """The distillation term of a row: its method is named like the recipe, up to its plug-in."""
-  options = dict(option.split("=") for option in filter(None, row["options"].split(";")))
-  name = "kd" if row["recipe"] == "ctkd" else row["recipe"].removesuffix("_ls")
-  return method(
-    name,
-    weight=float(row["weight"]),
-    warmup_epochs=float(row["warmup_epochs"]),
-    plugins=tuple(plugin(name) for name in filter(None, row["plugins"].split(";"))),
-    **{option: ast.literal_eval(value) for option, value in options.items()},
-  )
-
-
 def student_stages(args, recipe):
   """The student's stages: one a method, or all methods in one."""
   names = args.stages.split("+")
-  rows = [literature(name, args.teacher, args.student) for name in names]
-  task_weights = [float(row["task_weight"]) for row in rows]
+  published = [
+    literature.recipe(name, args.teacher, args.student, field="config argument stages") for name in names
+  ]
   if args.mode == "joint":
-    return [student_stage(tuple(map(term, rows)), min(task_weights), args.epochs, recipe)]
+    terms, task_weights, _ = zip(*published, strict=True)
+    return [student_stage(terms, min(task_weights), args.epochs, recipe)]
   if args.mode != "sequential":
     raise unknown("config argument mode", args.mode, ("sequential", "joint"))
   return [
     student_stage(
-      (term(row),),
-      task_weights[i],
+      (one.term,),
+      one.task_weight,
       epochs,
       recipe,
-      name=f"student_{row['recipe']}" if names.index(row["recipe"]) == i else "",
+      name=f"student_{names[i]}" if names.index(names[i]) == i else "",
       reference={"stage": "previous", "weight": args.reference_weight} if i else {},
     )
-    for i, (row, epochs) in enumerate(zip(rows, shares(args, len(names)), strict=True))
+    for i, (one, epochs) in enumerate(zip(published, shares(args, len(names)), strict=True))
   ]
 
 

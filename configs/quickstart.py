@@ -19,7 +19,7 @@ def get_config():
       learner,
       epochs=epochs,
       batch_size=64,
-      augment={"padding": 2, "flip": True},
+      augment={"crop_flip": {"padding": 2, "flip": True}},
       optimizer={"name": "sgd", "learning_rate": learning_rate},
       schedule={"name": schedule},
       **fields,

@@ -8,7 +8,7 @@ from smskd_jax.config import experiment, method, network, stage
 
 def get_config():
   """The smallest SMSKD experiment: a thin teacher, and a thinner student in three stages."""
-  common = {"batch_size": 64, "augment": {"padding": 1, "flip": False}}
+  common = {"batch_size": 64, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
   student = {"learner": "student", "teachers": ("teacher",), **common}
   anchored = {"reference": {"stage": "previous"}}
   return experiment(

@@ -12,9 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smskd_jax import checks, filling, losses, models
+from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError
 from smskd_jax.models import custom
-from smskd_jax.training import optimizer
+from smskd_jax.training import optimizer, schedule
 
 EXPERIMENT: dict[str, Any] = {
   "seed": 0,
@@ -23,12 +24,22 @@ EXPERIMENT: dict[str, Any] = {
     "folder": "",  # where the source's files are; '': the source's usual place
     "validation": 0.0,  # share of the training images held out, stratified by class; 0: none
     "split_seed": 0,  # of the hold-out and nothing else, so that runs of different seeds share it
+    "image_size": 0,  # the side of the square that all images are resized to; 0: as they are
+    "unlabeled": "",  # a source whose training images stages may use without their labels; '': none
+    "extra_tests": (),  # 'cifar10.1', corruptions as 'gaussian_noise:3', or 'corruptions'; see data/extra_tests.py
   },
   "networks": {},  # name -> network(...)
   "stages": (),  # of stage(...), in order
-  "evaluate": {"every_epochs": 1, "batch_size": 500, "calibration_bins": 15},
+  "evaluate": {
+    "every_epochs": 1,
+    "batch_size": 500,
+    "calibration_bins": 15,
+    "earlier_images": 1000,  # of the test set, on which earlier stages' losses are computed again; 0: none
+    "feature_images": 2000,  # of the test set, of which features are kept and compared when a stage ends; 0: none
+  },
   "checkpoint": {"every_steps": 500, "keep": 2},
   "log_every_steps": 50,
+  "probe_every_steps": 0,  # norms and cosines of the gradients of task, methods and reference; each costs a step or two
 }
 
 STAGE: dict[str, Any] = {
@@ -38,22 +49,36 @@ STAGE: dict[str, Any] = {
   "teachers": (),  # names of networks that an earlier stage has trained, or that have `variables`
   "methods": (),  # of method(...); several are trained jointly
   "task_weight": 1.0,  # lambda_c, of cross-entropy. Our reading: the paper gives no value
+  "label_smoothing": 0.0,
   "reference": {
     "stage": "none",  # whose student anchors: 'previous', the name of an earlier stage of the learner, or 'none'
     "weight": 1.0,  # lambda_r. Our reading: the paper gives no value
     "temperature": 4.0,  # tau of the reference term. Our reading: a KL divergence, reference first, times tau^2
-    "weighting": "one_minus_tcp",  # how the teacher's confidence scales it. Our reading: less where confident
+    "weighting": "one_minus_tcp",  # a name of training/weighting.py. Our reading: less where the teacher is sure
     "tcp_temperature": 1.0,  # of the teacher's softmax in TCP. Our reading
     "normalize": False,  # divide the weights by their mean over the batch. Our reading: no
   },
+  "images": "train",  # what it trains on: 'train', or 'unlabeled', the images of data.unlabeled alone
+  "max_images": 0,  # a part of them, in the proportions of the classes, drawn by data.split_seed; 0: all
   "epochs": 1,
+  "alternate_epochs": 0,  # after so many the methods take turns; 0: all at once
   "batch_size": 64,  # over all devices
-  "augment": {"padding": 4, "flip": True},
+  "unlabeled_batch_size": 0,  # images of data.unlabeled beside each batch, for the distillation terms alone
+  "views": ("crop_flip",),  # names of data/views.py, joined by +; every term is the mean over the views
+  "augment": {},  # part of a view -> its options, as {"crop_flip": {"padding": 4}}
+  "mix": {"name": "none"},  # 'mixup' or 'cutmix', with its options
+  "trains": "all",  # of the learner; 'head': its linear classifier alone, while batch norm goes on to remember
+  "teacher_statistics": "running",  # of the teachers' batch norm; 'batch': those of each batch, as in training
+  "teacher_cache": "off",  # 'float32' or 'float16': keep what the teachers say of every view, and never run them again
+  "select": "last",  # what the stage ends with: its 'last' state, or that of the epoch best by 'validation'
+  "average": 0.0,  # decay, by the step, of the learner's moving average, which is then evaluated and kept; 0: none
   "optimizer": {
     "name": "sgd",
     "learning_rate": 0.05,
+    "clip_norm": 0.0,  # the greatest norm of the gradient; 0: no bound
+    "accumulate_steps": 1,  # steps that give one update together
   },  # its other fields: the factory's in training/optimizer.py
-  "schedule": {"name": "cosine"},  # likewise
+  "schedule": {"name": "cosine"},  # likewise, in training/schedule.py
 }
 
 NETWORK: dict[str, Any] = {
@@ -135,7 +160,7 @@ def _experiment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  filled = filling.fill(field, STAGE, given, leave=("optimizer", "schedule"))
+  filled = filling.fill(field, STAGE, given, leave=("optimizer", "schedule", "augment", "mix"))
   methods = tuple(_method(f"{field}.methods[{i}]", m) for i, m in enumerate(filling.plain(filled["methods"])))
   return filled | {
     "methods": methods,
@@ -143,9 +168,26 @@ def _stage(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
       f"{field}.optimizer", STAGE["optimizer"], filled["optimizer"], optimizer.OPTIMIZERS
     ),
     "schedule": filling.fill_entry(
-      f"{field}.schedule", STAGE["schedule"], filled["schedule"], optimizer.SCHEDULES
+      f"{field}.schedule", STAGE["schedule"], filled["schedule"], schedule.SCHEDULES
     ),
+    "augment": _augment(f"{field}.augment", filled["views"], filled["augment"]),
+    "mix": filling.fill_entry(f"{field}.mix", STAGE["mix"], filled["mix"], mixing.MIXES),
   }
+
+
+def _augment(field: str, of_views: tuple[str, ...], given: Any) -> dict[str, Any]:
+  """The options of every part of the views. Those of other views are dropped: `views` may be changed alone."""
+  template: dict[str, Any] = {}
+  for i, name in enumerate(of_views):
+    try:
+      template |= views.view_options(
+        filling.as_type_of("", f"{field.removesuffix('augment')}views[{i}]", name)
+      )
+    except ValueError as error:
+      raise UserError(f"{field.removesuffix('.augment')}.views[{i}]: {error}") from error
+  given = filling.as_type_of({}, field, filling.plain(given))
+  used = {part: chosen for part, chosen in given.items() if part in template or part not in views.VIEWS}
+  return filling.fill(field, template, used)
 
 
 def _network(field: str, given: Mapping[str, Any]) -> dict[str, Any]:

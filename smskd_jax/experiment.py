@@ -1,6 +1,6 @@
 """An experiment, run: stage after stage, each trained or, where the store has it, read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 from pathlib import Path
 import time
@@ -8,11 +8,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from smskd_jax import build, data, filling, keeping, overview
 from smskd_jax import config as config_lib
-from smskd_jax import data, overview
 from smskd_jax.analysis import report
+from smskd_jax.data import extra_tests
+from smskd_jax.data.dataset import Dataset, Split
 from smskd_jax.exchange import variables
-from smskd_jax.plan import make_networks, make_plans
+from smskd_jax.plan import make_plans
 from smskd_jax.runner import Runner
 from smskd_jax.runtime import console, interrupt, parallel
 from smskd_jax.runtime import store as store_lib
@@ -26,6 +28,7 @@ def run(
   store: str | Path | None = None,
   cpu_devices: int | None = None,
   dry_run: bool = False,
+  load: Callable[..., Dataset] = data.load,
 ) -> dict[str, Any]:
   """Runs an experiment, or goes on with one that was interrupted.
 
@@ -35,6 +38,7 @@ def run(
     store: a folder of finished and unfinished stages, which other runs may share; None: WORKDIR/store.
     cpu_devices: virtual devices of a CPU; None chooses.
     dry_run: say what would run, and write nothing.
+    load: reads data sets; several runs may share one that remembers.
 
   Returns:
     What WORKDIR/result.json holds; of a dry run, the resolved config.
@@ -51,20 +55,27 @@ def run(
   workdir_lib.check_writable("--store", store)
   workdir_lib.check(workdir, resolved)
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
-  devices = parallel.select([stage["batch_size"] for stage in resolved["stages"]], cpu_devices)
-  dataset = data.load(**resolved["data"])
+  devices = parallel.select(batch_sizes(resolved), cpu_devices)
+  dataset, extra = _data(resolved["data"], load)
   given = _given(resolved)
   plans = make_plans(resolved, dataset, given)
+  keeping.check(plans, dataset, devices)
   console.say(overview.of(plans, dataset, devices, store))
   if dry_run:
     console.say(json.dumps(resolved, indent=2))
     return resolved
   workdir_lib.write_config(workdir, resolved, store, devices)
   runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset))
-  networks = make_networks(resolved, len(dataset.class_names))
-  givens = [runner.result_of_given(name, networks[name], of_network) for name, of_network in given.items()]
+  workdir_lib.write_labels(workdir, {name: split.label for name, split in runner.held_out.splits.items()})
+  networks = build.make_networks(resolved, len(dataset.class_names))
+  givens = [
+    runner.result_of_given(name, networks[name], of_network, workdir_lib.given_answers(workdir, name))
+    for name, of_network in given.items()
+  ]
   with interrupt.watch() as stop:
     stages = [runner.result_of(plan, workdir / "tensorboard" / plan.name, stop) for plan in plans]
+  for stage, of_stage in zip(stages, runner.held_out.on_extra_tests(plans, extra), strict=True):
+    stage["extra_tests"] = of_stage
   result = {
     "seed": resolved["seed"],
     "data": dataset.name,
@@ -77,6 +88,21 @@ def run(
   path = report.write(workdir, store)
   console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
   return result
+
+
+def _data(
+  config: Mapping[str, Any], load: Callable[..., Dataset]
+) -> tuple[Dataset, Mapping[str, Callable[[], Split]]]:
+  """The data set, and what more is tested on."""
+  dataset = load(**filling.options(config, "extra_tests"))
+  asked = config["extra_tests"]
+  return dataset, extra_tests.prepare("config.data.extra_tests", asked, dataset, config["folder"])
+
+
+def batch_sizes(config: Mapping[str, Any]) -> list[int]:
+  """Of all stages of a resolved config, with and without labels: each must divide over the devices."""
+  names = ("batch_size", "unlabeled_batch_size")
+  return [stage[name] for stage in config["stages"] for name in names if stage[name]]
 
 
 def _given(config: Mapping[str, Any]) -> dict[str, variables.Given]:

@@ -36,7 +36,7 @@ class Estimate:
 
   def __init__(self, plans: Sequence[Plan], dataset: Dataset):
     """Counts the FLOPs of all stages."""
-    self._flops = {plan.key: plan.budget.batch_size * _flops_per_image(plan, dataset) for plan in plans}
+    self._flops = {plan.key: step_flops(plan, dataset) for plan in plans}
     self._plans = plans
     self._began: float | None = None
     self._told = False
@@ -61,12 +61,14 @@ class Estimate:
       console.say(f"{plan.name}: {told}")
 
 
-def _flops_per_image(plan: Plan, dataset: Dataset) -> float:
+def step_flops(plan: Plan, dataset: Dataset) -> float:
   """Of a training step: the learner's backward pass costs about two forward passes; frozen networks have none."""
   shape = dataset.image_shape
   learner = spec.forward_flops(plan.stage.learner, shape)
-  frozen = sum(spec.forward_flops(network, shape) for network in plan.stage.teachers)
-  return 3 * learner + frozen + (learner if plan.stage.reference is not None else 0)
+  run = () if plan.stage.number else plan.stage.teachers  # what is kept of them costs nothing
+  frozen = sum(spec.forward_flops(network, shape) for network in run)
+  of_image = 3 * learner + frozen + (learner if plan.stage.reference is not None else 0)
+  return of_image * plan.budget.batch_size * len(plan.stage.views)
 
 
 def _network_rows(plans: Sequence[Plan], dataset: Dataset) -> Iterator[tuple[str, ...]]:

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 import functools
+import hashlib
 import types
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 
-from smskd_jax import losses, models
-from smskd_jax.config import METHOD, NETWORK, PLUGIN
-from smskd_jax.data import augment
+from smskd_jax import build
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
@@ -19,9 +17,8 @@ from smskd_jax.filling import options
 from smskd_jax.models import custom, spec
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
-from smskd_jax.training import initial, loop, optimizer
+from smskd_jax.training import batches, initial, loop
 from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.reference import Reference
 
 
 class Reads(NamedTuple):
@@ -38,8 +35,10 @@ class Plan(NamedTuple):
   place: int  # in the experiment, from 0
   config: dict[str, Any]
   stage: stage_lib.Stage
+  drawing: batches.Drawing
   budget: loop.Budget
   reads: Reads
+  earlier: tuple["Plan", ...]  # the learner's stages that this one goes on from, the first first
   description: dict[str, Any]  # what its key is the hash of
   key: str
 
@@ -47,40 +46,6 @@ class Plan(NamedTuple):
   def name(self) -> str:
     """How reports call it."""
     return self.config["name"]
-
-
-def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.Module]:
-  """The networks by name.
-
-  Raises:
-    UserError: one has another number of classes than the data.
-  """
-  networks = {}
-  for name, entry in config["networks"].items():
-    classes = entry["num_classes"] or num_classes
-    if classes != num_classes:
-      raise UserError(
-        f"config.networks.{name}.num_classes: {classes}, but the data has {num_classes} classes; "
-        "0 means as many as the data, and teachers and students must have the same"
-      )
-    networks[name] = make_network(entry, num_classes)
-  return networks
-
-
-def make_network(entry: Mapping[str, Any], num_classes: int) -> nn.Module:
-  """The network of a filled entry."""
-  return models.factory(entry["model"])(num_classes=num_classes, **options(entry, *NETWORK))
-
-
-def _check_network(field: str, network: nn.Module, model: str, dataset: Dataset) -> None:
-  try:
-    spec.check_outputs(network, dataset.image_shape, len(dataset.class_names))
-  except Exception as error:
-    if not custom.is_custom(model) and not isinstance(error, ValueError):
-      raise
-    # A user's own code raises what it likes.
-    first = " ".join(str(error).split("\n\n")[0].split())
-    raise UserError(f"{field}: {model}: {first}") from error
 
 
 def make_plans(
@@ -97,20 +62,21 @@ def make_plans(
     UserError: a method is not defined for its networks, a stage has less than a batch of images, or the given
       variables are not of their network.
   """
-  networks = make_networks(config, len(dataset.class_names))
+  networks = build.make_networks(config, len(dataset.class_names))
   for name, network in networks.items():
-    _check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)
+    build.check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)
   for name, of_network in given.items():
     expected = spec.variables(networks[name], dataset.image_shape)
     variables.check_fits(f"config.networks.{name}.variables", of_network.variables, expected)
   plans: list[Plan] = []
   for i, entry in enumerate(config["stages"]):
     field = f"config.stages[{i}]"
-    budget = _budget(field, config, entry, len(dataset.train.label))
-    stage = _make_stage(entry, budget, networks, dataset)
+    drawing = _drawing(field, config, entry, dataset)
+    stage = build.make_stage(field, entry, drawing.steps_per_epoch, networks, dataset)
     reads = _reads(entry, plans, given)
     description = _describe(config, i, entry, dataset, reads, given)
-    plans.append(Plan(i, entry, stage, budget, reads, description, store.key_of(description)))
+    budget, key = _budget(config, drawing), store.key_of(description)
+    plans.append(Plan(i, entry, stage, drawing, budget, reads, _past(reads, plans), description, key))
     try:
       abstract_state(plans[-1], dataset)
     except ValueError as error:
@@ -127,68 +93,40 @@ def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
   return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), of_learner, of_teachers)
 
 
-def _budget(
-  field: str, config: Mapping[str, Any], entry: Mapping[str, Any], num_examples: int
-) -> loop.Budget:
-  steps_per_epoch = num_examples // entry["batch_size"]
+def _drawing(
+  field: str, config: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset
+) -> batches.Drawing:
+  seed, most = config["data"]["split_seed"], entry["max_images"]
+
+  def without_labels(count: int = 0) -> batches.Images:
+    assert dataset.unlabeled is not None  # checks.py has seen to it
+    return batches.unlabeled(dataset.unlabeled, len(dataset.train.label), count, seed)
+
+  try:
+    if entry["images"] == "unlabeled":
+      images = without_labels(most)
+    else:
+      images = batches.labeled(dataset.train, most, seed)
+  except ValueError as error:
+    raise UserError(f"{field}.{error}") from error
+  size, beside = entry["batch_size"], entry["unlabeled_batch_size"]
+  steps_per_epoch = len(images.rows) // size
   if not steps_per_epoch:
-    raise UserError(
-      f"{field}.batch_size: {entry['batch_size']}, but there are only {num_examples} training images"
-    )
+    raise UserError(f"{field}.batch_size: {size}, but there are only {len(images.rows)} training images")
+  others = without_labels() if beside else None
+  return batches.Drawing(images, size, entry["epochs"], steps_per_epoch, others, beside)
+
+
+def _budget(config: Mapping[str, Any], drawing: batches.Drawing) -> loop.Budget:
   return loop.Budget(
-    epochs=entry["epochs"],
-    batch_size=entry["batch_size"],
-    steps_per_epoch=steps_per_epoch,
+    epochs=drawing.epochs,
+    batch_size=drawing.images_per_step,
+    steps_per_epoch=drawing.steps_per_epoch,
     evaluate_every_epochs=config["evaluate"]["every_epochs"],
     checkpoint_every_steps=config["checkpoint"]["every_steps"],
     log_every_steps=config["log_every_steps"],
+    probe_every_steps=config["probe_every_steps"],
   )
-
-
-def _make_stage(
-  entry: Mapping[str, Any], budget: loop.Budget, networks: Mapping[str, nn.Module], dataset: Dataset
-) -> stage_lib.Stage:
-  anchor = options(entry["reference"], "stage")
-  schedule, optimiser = entry["schedule"], entry["optimizer"]
-  rate = optimizer.SCHEDULES[schedule["name"]](
-    optimiser["learning_rate"], budget.steps_per_epoch, budget.epochs, **options(schedule, "name")
-  )
-  return stage_lib.Stage(
-    learner=networks[entry["learner"]],
-    optimizer=optimizer.OPTIMIZERS[optimiser["name"]](rate, **options(optimiser, "name", "learning_rate")),
-    teachers=tuple(networks[name] for name in entry["teachers"]),
-    terms=_make_terms(entry["methods"]),
-    task_weight=entry["task_weight"],
-    reference=None if entry["reference"]["stage"] == "none" else Reference(**anchor),
-    steps_per_epoch=budget.steps_per_epoch,
-    two_gradients=optimiser["name"] in optimizer.OF_TWO_GRADIENTS,
-    view=_make_view(entry["augment"], dataset),
-  )
-
-
-def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
-  terms: list[stage_lib.Term] = []
-  for i, entry in enumerate(methods):
-    name, again = entry["name"], sum(earlier["name"] == entry["name"] for earlier in methods[:i])
-    label = f"{name}_{again + 1}" if again else name
-    terms.append(stage_lib.Term(label, entry["weight"], make_method(entry), entry["warmup_epochs"]))
-  return tuple(terms)
-
-
-def make_method(entry: Mapping[str, Any]) -> losses.Method:
-  """The method of a filled entry, inside its plug-ins."""
-  method = losses.METHODS[entry["name"]](**options(entry, *METHOD))
-  for plugin in reversed(entry["plugins"]):
-    method = losses.PLUGINS[plugin["name"]](method, **options(plugin, *PLUGIN))
-  return method
-
-
-def _make_view(settings: Mapping[str, Any], dataset: Dataset):
-  def view(key, batch):
-    image = augment.crop_flip(key, batch.image, batch.index, **settings)
-    return augment.normalize(image, dataset.mean, dataset.std)
-
-  return view
 
 
 def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Given]) -> Reads:
@@ -203,6 +141,12 @@ def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Gi
     teachers=tuple(last[name] for name in entry["teachers"]),
     reference=reference,
   )
+
+
+def _past(reads: Reads, earlier: list[Plan]) -> tuple[Plan, ...]:
+  """The stages that one goes on from. Variables that were given are the beginning, and no stage."""
+  before = next((plan for plan in earlier if plan.key == reads.start), None)
+  return (*before.earlier, before) if before is not None else ()
 
 
 def _describe(
@@ -220,11 +164,20 @@ def _describe(
     "network": _describe_network(config["networks"][entry["learner"]]),
     "seed": config["seed"],
     "place": place,
-    "data": {"fingerprint": dataset.fingerprint, **options(config["data"], "source", "folder")},
+    "data": _describe_data(config["data"], entry, dataset),
     "evaluate": options(config["evaluate"], "batch_size"),
     "reads": reads._asdict(),
     **_describe_given(config, entry, reads, given),
   }
+
+
+def _describe_data(of_data: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+  """The labelled images; the others where the stage sees them. What is only tested on trains nothing."""
+  described: dict[str, Any] = {"fingerprint": dataset.fingerprint}
+  described |= options(of_data, "source", "folder", "image_size", "unlabeled", "extra_tests")
+  if dataset.unlabeled is not None and (entry["images"] == "unlabeled" or entry["unlabeled_batch_size"]):
+    described["unlabeled"] = hashlib.sha256(dataset.unlabeled.tobytes()).hexdigest()
+  return described
 
 
 def _describe_network(entry: Mapping[str, Any]) -> dict[str, Any]:

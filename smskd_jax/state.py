@@ -41,13 +41,16 @@ class Outputs(NamedTuple):
   head: Head | None = None
   norms: tuple[Norm | None, ...] = ()  # one a tap; None where its map does not come from a batch norm
   peers: tuple["Outputs", ...] = ()  # of a cohort: what the networks that train beside this one say
+  other_views: tuple[
+    "Outputs", ...
+  ] = ()  # for methods that need a stage's views apart: what it says of the others
 
 
 class Batch(NamedTuple):
   """One batch of training examples."""
 
   image: jax.Array  # [b, h, w, c]; uint8 as stored, until the step makes a view of it
-  label: jax.Array  # [b], int32
+  label: jax.Array  # [b], int32; -1 where an image has none
   index: jax.Array  # type: ignore[assignment]  # [b], int32, position in the training set (hides tuple.index)
 
 
@@ -66,11 +69,20 @@ class TrainState(NamedTuple):
   model_state: Any  # the learner's other collections: batch statistics
   aux_state: Any  # one entry a method
   opt_state: Any
+  average: Any = ()  # the moving average of the learner's variables, where the stage asks for one
+
+
+class Kept(NamedTuple):
+  """What a frozen network says of every view of every image of a stage, in the place of its variables."""
+
+  row: jax.Array  # [n], int32: where an image of the training set is in the others; 0 where it is not
+  logits: jax.Array  # [m, v, k], of m images and v views of each
+  pooled: jax.Array | None = None  # [m, v, d], where a method asks for it
 
 
 class Frozen(NamedTuple):
   """Everything a stage reads and never writes. An argument of the step, never donated, never differentiated."""
 
   key: jax.Array  # the stage's random key; step i uses fold_in(key, i)
-  teachers: tuple[Any, ...]  # their variables, in the order of the stage's networks
+  teachers: tuple[Any, ...]  # their variables or what is `Kept` of them, in the order of the stage's networks
   reference: Any = None  # the anchor's variables; None where the stage has none

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from smskd_jax import config
+from smskd_jax import config, filling
 from smskd_jax.config import experiment, method, network, parse_arg, plugin, resolve, stage
 from smskd_jax.errors import UserError
 
@@ -59,7 +59,16 @@ def test_plain_dicts_are_enough():
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 5e-4,
+    "clip_norm": 0.0,
+    "accumulate_steps": 1,
   }
+
+
+def test_views_may_be_changed_alone():
+  config = three_stages()
+  config.stages[1].views = ("cutout", "plain")  # the options of crop_flip are still written out
+  resolved = resolve(config)["stages"]
+  assert set(resolved[1]["augment"]) == {"cutout", "plain"} and set(resolved[2]["augment"]) == {"crop_flip"}
 
 
 def change(path, value):
@@ -139,7 +148,86 @@ MISTAKES = {
   "name that is no file name": (change((*STAGE_1, "name"), "a/b"), "'a/b' is not a name of letters"),
   "no stages": (change(("stages",), ()), "config.stages: there are none"),
   "warm-up": (change((*STAGE_1, "schedule", "warmup_epochs"), 5.0), "warmup_epochs: 5.0 leaves nothing"),
+  "views": (change((*STAGE_1, "views"), ("crop_flp",)), r"stages\[1\].views\[0\]: .*unknown part 'crop_flp'"),
+  "no views": (change((*STAGE_1, "views"), ()), r"stages\[1\].views: empty"),
+  "option of a view": (
+    change((*STAGE_1, "augment"), {"crop_flip": {"pad": 4}}),
+    "augment.crop_flip: unknown 'pad'",
+  ),
+  "a view's options without its name": (
+    change((*STAGE_1, "augment"), {"padding": 4}),
+    "augment: unknown 'padding'",
+  ),
+  "mix": (change((*STAGE_1, "mix", "name"), "mixp"), "unknown 'mixp'; did you mean 'mixup'"),
+  "one view": (change((*STAGE_1, "methods"), ({"name": "uda"},)), "'uda' needs two or more, as"),
+  "smoothing": (change((*STAGE_1, "label_smoothing"), 1.0), r"label_smoothing: 1.0 is not in \[0, 1\)"),
+  "average": (change((*STAGE_1, "average"), -0.1), r"average: -0.1 is not in \[0, 1\)"),
+  "images": (change((*STAGE_1, "images"), "unlabelled"), "unknown 'unlabelled'; did you mean 'unlabeled'"),
+  "trains": (change((*STAGE_1, "trains"), "body"), r"trains: unknown 'body' \(known: all, head\)"),
+  "statistics": (change((*STAGE_1, "teacher_statistics"), "own"), "unknown 'own'.*running, batch"),
+  "selection": (change((*STAGE_1, "select"), "test"), "unknown 'test'.*last, validation"),
+  "selection without validation": (
+    change((*STAGE_1, "select"), "validation"),
+    "nothing is held out; set config.data",
+  ),
+  "no unlabelled source": (
+    change((*STAGE_1, "unlabeled_batch_size"), 8),
+    "8, but config.data.unlabeled names no",
+  ),
+  "accumulation": (
+    change((*STAGE_1, "optimizer", "accumulate_steps"), 0),
+    "accumulate_steps: 0 is too small",
+  ),
+  "clipping": (change((*STAGE_1, "optimizer", "clip_norm"), -1.0), "clip_norm: -1.0 is too small"),
 }
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"images": "unlabeled"}, r"images: 'unlabeled', which have no labels; set .*task_weight to 0"),
+    (
+      {"images": "unlabeled", "task_weight": 0.0, "unlabeled_batch_size": 8},
+      "unlabeled_batch_size: 8, but .* already",
+    ),
+    (
+      {"unlabeled_batch_size": 8, "mix": {"name": "mixup"}},
+      "unlabeled_batch_size: 8, but 'mixup' mixes labels",
+    ),
+    ({"unlabeled_batch_size": 8, "methods": (method("dkd"),)}, "8, but 'dkd' needs the label of every image"),
+  ],
+)
+def test_what_cannot_be_done_without_labels(fields, message):
+  config = three_stages()
+  config.data.unlabeled = "digits"
+  config.stages[1].update(filling.overridable(fields))
+  with pytest.raises(UserError, match=message):
+    resolve(config)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"teacher_cache": "float64"}, r"stages\[1\].teacher_cache: unknown 'float64'.*float16"),
+    ({"teachers": (), "methods": ()}, "teacher_cache: 'float16', but the stage has no teachers"),
+    (
+      {"views": ("randaugment",)},
+      r"but of the views .*randaugment.* there are too many; use plain or crop_flip",
+    ),
+    ({"views": ("plain", "crop_flip")}, "there are too many"),
+    ({"mix": {"name": "mixup"}}, "but mix is 'mixup'; use 'none', or no cache: 'off'"),
+    ({"teacher_statistics": "batch"}, "but teacher_statistics is 'batch'; use 'running'"),
+    (
+      {"methods": (method("fitnet"),)},
+      "but 'fitnet' reads the teachers' maps, which are not kept; use 'off'",
+    ),
+  ],
+)
+def test_what_cannot_be_kept_of_teachers(fields, message):
+  config = three_stages()
+  config.stages[1].update(filling.overridable({"teacher_cache": "float16"} | fields))
+  with pytest.raises(UserError, match=message):
+    resolve(config)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -24,6 +24,13 @@ def compilation_cache(tmp_path_factory):
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Compiled programs pile up: each takes a few memory maps, of which a process may have 65,530, or it crashes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def float64():
   with jax.enable_x64(True):

@@ -5,20 +5,30 @@ import json
 import jax
 import numpy as np
 import pytest
-import runs
 
-from smskd_jax import experiment
+import runs
+from smskd_jax import data, experiment, losses
 from smskd_jax.config import method, network, stage
+from smskd_jax.data.augment import normalize
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import checkpoint
+from smskd_jax.runtime import answers, checkpoint, choices
 from smskd_jax.runtime.writer import read_metrics
-from smskd_jax.training import loop
+from smskd_jax.training import loop, similarity
+import tiny
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("finished")
   return workdir, experiment.run(runs.tiny(), workdir, cpu_devices=2)
+
+
+def outputs_of(workdir, of_stage, dataset):
+  """What the network that a stage of `runs.tiny` has left says of the test images."""
+  variables = checkpoint.load_variables(workdir / "store" / of_stage["key"] / "final")
+  width = 0.25 if of_stage["network"] == "teacher" else 0.125
+  image = normalize(dataset.test.image, dataset.mean, dataset.std)
+  return jax.jit(tiny.Small(num_classes=10, width=width).apply)(variables, image)
 
 
 def test_what_a_run_leaves(finished):
@@ -37,6 +47,9 @@ def test_what_a_run_leaves(finished):
   assert {path.name for path in folder.iterdir()} == {
     "stage.json",
     "metrics.jsonl",
+    "choices.npz",
+    "answers.npz",
+    "lesson.npz",
     "final",
     "result.json",
     "lock",
@@ -61,6 +74,71 @@ def test_metrics_lines(finished):
     whole = line["train/task"] + line["train/distill/kd"] + line["train/reference"]
     np.testing.assert_allclose(line["train/loss"], whole, rtol=1e-5)
   assert [line["epoch"] for line in lines if "test/accuracy" in line] == [0, 1, 2]
+
+
+def test_what_each_image_was_taken_for_and_what_was_forgotten(finished):
+  workdir, result = finished
+  test = data.load("digits").test
+  _, fitnet, kd = (choices.read(workdir / "store" / one["key"] / "choices.npz") for one in result["stages"])
+  lines = read_metrics(workdir / "store" / result["stages"][2]["key"] / "metrics.jsonl")
+  evaluated = {line["step"]: line for line in lines if "test/accuracy" in line}
+  assert kd["step"].tolist() == sorted(evaluated) == [0, 11, 22]
+  np.testing.assert_array_equal(kd["test"][0], fitnet["test"][-1])
+  before = fitnet["test"][-1] == test.label
+  for step, chosen in zip(kd["step"], kd["test"], strict=True):
+    now, line = chosen == test.label, evaluated[int(step)]
+    assert line["test/accuracy"] == pytest.approx(now.mean())
+    assert line["test/earlier_1_lost"] == pytest.approx((before & ~now).mean())
+    assert line["test/earlier_1_won"] == pytest.approx((~before & now).mean())
+  assert not any("earlier_1" in name for name in result["stages"][1]["metrics"]["last"])
+
+
+def test_losses_of_earlier_stages_are_those_of_their_methods_as_they_were_left(finished):
+  workdir, result = finished
+  digits, (teacher, fitnet, kd) = data.load("digits"), result["stages"]
+  said = {one["name"]: outputs_of(workdir, one, digits) for one in result["stages"]}
+  with np.load(workdir / "store" / fitnet["key"] / "lesson.npz") as file:
+    leaves = [file[str(i)] for i in range(len(file))]
+  regressor = losses.METHODS["fitnet"]()
+  specs = [jax.eval_shape(lambda x: x, said[name]) for name in ("fitnet", "teacher")]
+  fresh = regressor.init(jax.random.key(0), specs[0], (specs[1],), digits.train.label)
+  aux = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+  lines = read_metrics(workdir / "store" / kd["key"] / "metrics.jsonl")
+  evaluated = [line["test/earlier_1_loss/fitnet"] for line in lines if "test/accuracy" in line]
+  for one, logged in ((fitnet, evaluated[0]), (kd, evaluated[-1])):
+    values = []
+    for rows in (slice(0, 128), slice(128, 256)):  # the whole batches of 359 images
+      cut = lambda x, rows=rows: x[rows] if x.shape[:1] == (359,) else x
+      learner, by = jax.tree.map(cut, [said[one["name"]], said["teacher"]])
+      values.append(regressor.apply(aux.params, aux.state, learner, (by,), None, None, 0.0)[0])
+    assert logged == pytest.approx(np.mean(values), rel=1e-4)
+  assert len(evaluated) == 3 and evaluated[0] != pytest.approx(evaluated[-1], rel=1e-3)
+  assert not any("earlier_1_loss" in name for name in teacher["metrics"]["last"] | fitnet["metrics"]["last"])
+
+
+def test_what_is_kept_of_a_network_is_what_it_says(finished):
+  workdir, result = finished
+  digits, (_, fitnet, kd) = data.load("digits"), result["stages"]
+  kept = {
+    one["name"]: answers.read(workdir / "store" / one["key"] / "answers.npz") for one in result["stages"]
+  }
+  said = outputs_of(workdir, kd, digits)
+  np.testing.assert_array_equal(kept["kd"]["index"], np.arange(359))
+  np.testing.assert_allclose(kept["kd"]["test/logits"], said.logits, rtol=1e-4, atol=1e-4)
+  features = answers.features(kept["kd"])
+  assert list(features) == [*(f"tap_{i}" for i in range(len(said.features))), "pooled"]
+  np.testing.assert_allclose(features["tap_1"], said.features[1].mean((1, 2)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(features["pooled"], said.pooled, rtol=1e-4, atol=1e-5)
+  alike = kd["similarity"]
+  assert set(alike) == {"teacher", "reference"} and set(fitnet["similarity"]) == {"teacher"}
+  theirs = answers.features(kept["fitnet"])
+  assert alike["reference"]["cka"][1][2] == similarity.linear_cka(features["tap_1"], theirs["tap_2"])
+  hit = {name: np.argmax(of["test/logits"], -1) == digits.test.label for name, of in kept.items()}
+  of_class = lambda name, k: hit[name][digits.test.label == k].mean()
+  told = kd["by_class"]["test"]
+  assert told["accuracy"][3] == pytest.approx(of_class("kd", 3))
+  for role, name in (("teacher", "teacher"), ("reference", "fitnet"), ("earlier_1", "fitnet")):
+    assert told[f"{role}_change"][3] == pytest.approx(of_class("kd", 3) - of_class(name, 3))
 
 
 def test_the_same_command_again_reads_everything(finished, monkeypatch):
@@ -130,6 +208,10 @@ def test_a_crashed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
   for one in finished[1]["stages"]:
     path = f"store/{one['key']}/metrics.jsonl"
     assert (tmp_path / path).read_text() == (finished[0] / path).read_text()
+    ours, theirs = (
+      choices.read(folder / "store" / one["key"] / "choices.npz") for folder in (tmp_path, finished[0])
+    )
+    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, monkeypatch, capsys):
@@ -146,6 +228,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, m
   told = capsys.readouterr().out
   assert "checkpoints/12 is damaged" in told and "goes on from step 8 of 22" in told
   assert runs.left_by(tmp_path) == runs.left_by(finished[0])
+
+
+def test_probes_are_written_where_they_are_asked_for(tmp_path):
+  config = runs.tiny(probe_every_steps=5)
+  config.stages = config.stages[:2]
+  for one in config.stages:
+    one.epochs = 1
+  probed = experiment.run(config, tmp_path / "probed", cpu_devices=2)["stages"]
+  lines = read_metrics(tmp_path / "probed" / "store" / probed[1]["key"] / "metrics.jsonl")
+  pulls = [line for line in lines if "train/gradient_norm/task" in line]
+  assert [line["step"] for line in pulls] == [1, 6, 11]
+  for line in pulls:
+    assert line["train/gradient_norm/distill"] > 0 and -1 <= line["train/gradient_cosine/task_distill"] <= 1
+  config.probe_every_steps = 0
+  plain = experiment.run(config, tmp_path / "plain", cpu_devices=2)["stages"]
+  assert [one["key"] for one in plain] == [one["key"] for one in probed]  # looking changes nothing
+  assert runs.left_by(tmp_path / "plain")[1] == runs.left_by(tmp_path / "probed")[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path):
@@ -187,16 +286,98 @@ def test_best_by_validation_never_looks_at_the_test_set(tmp_path):
   assert "best by validation" in (tmp_path / "report.md").read_text()
 
 
-def test_final_variables_reproduce_the_reported_accuracy(finished):
-  from smskd_jax import data
-  from smskd_jax.data.augment import normalize
-  from smskd_jax.models import MODELS
+def select(chosen):
+  """A stage of several epochs, at a rate that makes them go up and down."""
+  config = runs.tiny(data={"source": "digits", "validation": 0.2})
+  (first, *_) = config.stages
+  first.update(epochs=4, select=chosen)
+  first.optimizer.learning_rate, first.schedule.name = 1.0, "constant"
+  config.stages = (first,)
+  return config
 
+
+def test_a_stage_may_end_with_its_best_epoch(tmp_path, monkeypatch):
+  last, best = (
+    experiment.run(select(how), tmp_path / how, cpu_devices=2)["stages"][0] for how in ("last", "validation")
+  )
+  chosen = best["metrics"]["best_by_validation"]
+  assert chosen == last["metrics"]["best_by_validation"] and chosen["epoch"] < 4
+  finals = [
+    checkpoint.load_variables(tmp_path / how / "store" / s["key"] / "final")
+    for how, s in (("last", last), ("validation", best))
+  ]
+  assert checkpoint.digest(finals[0]) != checkpoint.digest(finals[1])
+  assert accuracy_of(finals[1], select("last"), "validation") == pytest.approx(
+    chosen["validation/accuracy"], abs=1e-6
+  )
+  assert not (tmp_path / "validation" / "store" / best["key"] / "best").exists()
+  with monkeypatch.context() as patch, pytest.raises(Crash):
+    crash_after(patch, 20)
+    experiment.run(select("validation"), tmp_path / "crashed", cpu_devices=2)
+  experiment.run(select("validation"), tmp_path / "crashed", cpu_devices=2)
+  assert runs.left_by(tmp_path / "crashed") == runs.left_by(tmp_path / "validation")
+
+
+def accuracy_of(variables, config, split):
+  """Of the first network, by its variables alone."""
+  of_data = config.data
+  digits = data.load(of_data.source, validation=of_data.validation)
+  held_out, width = getattr(digits, split), config.networks.teacher.width
+  image = normalize(held_out.image, digits.mean, digits.std)
+  logits = tiny.Small(num_classes=10, width=width).apply(variables, image).logits
+  return np.mean(np.argmax(logits, -1) == held_out.label)
+
+
+def test_images_without_labels_parts_of_the_images_and_further_test_sets(tmp_path):
+  of_data = {
+    "source": "digits",
+    "unlabeled": "fashion_mnist_small",
+    "extra_tests": ("contrast:1", "contrast:5"),
+  }
+  config = runs.tiny(data=of_data)
+  _, with_others, alone = config.stages
+  with_others.update(max_images=512, unlabeled_batch_size=64, methods=config.stages[2].methods)
+  alone.update(images="unlabeled", task_weight=0.0, epochs=1, max_images=1024)
+  result = experiment.run(config, tmp_path, cpu_devices=2)
+  teacher, with_others, alone = result["stages"]
+  assert (with_others["steps"], alone["steps"]) == (512 // 128, 1024 // 128)
+  assert with_others["forward_passes"]["teachers"] == 4 * (128 + 64)
+  lines = read_metrics(tmp_path / "store" / alone["key"] / "metrics.jsonl")
+  assert all(
+    line["train/task"] == 0 and line["train/distill/kd"] > 0 for line in lines if "train/task" in line
+  )
+  assert set(teacher["extra_tests"]) == {"contrast:1", "contrast:5"}
+  assert teacher["extra_tests"]["contrast:1"] > teacher["extra_tests"]["contrast:5"]
+  assert "contrast" in (tmp_path / "report.md").read_text()
+  again = runs.tiny(data=of_data | {"extra_tests": ()})
+  again.stages = config.stages
+  keys = [
+    s["key"]
+    for s in experiment.run(again, tmp_path / "again", store=tmp_path / "store", cpu_devices=2)["stages"]
+  ]
+  assert keys == [s["key"] for s in result["stages"]]  # what is tested on trains nothing
+
+
+def test_keys_know_the_images_without_labels_where_they_are_seen(finished):
+  from smskd_jax import config, data, plan
+
+  def keys(unlabeled, size):
+    made = runs.tiny(data={"source": "digits", "unlabeled": unlabeled})
+    made.stages[2].unlabeled_batch_size = size
+    of_data = {"source": "digits", "unlabeled": unlabeled}
+    return [p.key for p in plan.make_plans(config.resolve(made), data.load(**of_data))]
+
+  known = [s["key"] for s in finished[1]["stages"]]
+  assert keys("fashion_mnist_small", 0) == known
+  some, others = keys("fashion_mnist_small", 32), keys("digits", 32)
+  assert some[:2] == others[:2] == known[:2]
+  assert len({some[2], others[2], known[2]}) == 3
+
+
+def test_final_variables_reproduce_the_reported_accuracy(finished):
   workdir, result = finished
   digits = data.load("digits")
-  variables = checkpoint.load_variables(workdir / "store" / result["stages"][2]["key"] / "final")
-  image = normalize(digits.test.image, digits.mean, digits.std)
-  logits = MODELS["resnet8"](num_classes=10, width=0.125).apply(variables, image).logits
+  logits = outputs_of(workdir, result["stages"][2], digits).logits
   accuracy = np.mean(np.argmax(logits, -1) == digits.test.label)
   np.testing.assert_allclose(
     accuracy, result["stages"][2]["metrics"]["last"]["test/accuracy"], atol=1.5 / 359
@@ -212,6 +393,15 @@ def test_final_variables_reproduce_the_reported_accuracy(finished):
       "5, but the data has 10",
     ),
     ({"stages": (stage("student", batch_size=5000),)}, "only 1438 training images"),
+    (
+      {"stages": (stage("student", max_images=2),)},
+      r"stages\[0\].max_images: 2 leaves class 0 without an image",
+    ),
+    ({"stages": (stage("student", max_images=5000),)}, r"max_images: 5000, but there are only 1438"),
+    (
+      {"data": {"source": "digits", "extra_tests": ("cifar10.1",), "folder": "/nowhere"}},
+      "config.data.extra_tests: /nowhere/cifar10.1_v6_data.npy is missing",
+    ),
     ({"stages": (stage("student", batch_size=63),)}, "63 images do not divide over 2 devices; .*: 62 or 64"),
     (
       {

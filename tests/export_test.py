@@ -9,8 +9,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from smskd_jax import data, experiment, export, import_torch
 from smskd_jax.exchange import runs as runs_lib
 from smskd_jax.exchange import safetensors_file, variables
@@ -26,7 +26,7 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("export") / "run"
   teacher, *_, student = runs.tiny().stages
   student.reference.stage = "none"
-  experiment.run(runs.tiny(stages=(teacher, student)), folder, cpu_devices=2)
+  experiment.run(runs.tiny("resnet8", stages=(teacher, student)), folder, cpu_devices=2)
   return folder
 
 

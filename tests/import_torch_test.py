@@ -4,17 +4,17 @@ import json
 import subprocess
 import sys
 
-import golden
 import jax
 import numpy as np
 import pytest
-import runs
-import torch_files
 
+import golden
+import runs
 from smskd_jax import import_torch
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.exchange import variables
 from smskd_jax.models import MODELS, torch_weights
+import torch_files
 
 
 def tensors(name="resnet8", width=0.125, num_classes=10, channels=1, prefix=""):
@@ -138,7 +138,7 @@ def test_the_command(checkpoint, tmp_path):
 
 
 def student_of(folder, **teacher):
-  common = {"batch_size": 128, "augment": {"padding": 1, "flip": False}}
+  common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
   return experiment(
     data={"source": "digits"},
     networks={

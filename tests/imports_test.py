@@ -24,20 +24,33 @@ MAY_IMPORT = {
   "__init__": "state losses models training",
   "exchange": "state errors filling models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
-  "checks": "errors filling losses models training",
+  "checks": "errors filling losses models data training",
   "filling": "errors",
-  "config": "checks filling errors losses models training",
-  "plan": "config filling errors losses models data training training.loop exchange.variables runtime.store state",
+  "config": "checks filling errors losses models data training",
+  "build": "config filling errors losses models data training",
+  "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
   "overview": "plan models data runtime training",
-  "runner": "plan overview state models data exchange.variables runtime training training.loop",
-  "analysis": "runtime.store runtime.writer runtime.console training.evaluate training.metrics",
-  "experiment": (
-    "state errors losses models data exchange runtime training training.loop checks config plan overview runner "
+  "literature": "config errors",
+  "keeping": "build plan state errors losses models data runtime training",
+  "recall": "plan state losses data runtime training",
+  "heldout": "plan recall data runtime training",
+  "runner": "plan overview heldout keeping recall state models data exchange.variables runtime training training.loop",
+  "analysis": (
+    "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
+    "training.evaluate training.metrics"
+  ),
+  "report": "errors analysis runtime.workdir studies.table",
+  "compare": "errors analysis studies.table",
+  "experiment": "errors filling data exchange runtime config build plan keeping overview runner analysis",
+  "studies": (
+    "config literature losses errors filling data build plan overview models training exchange runtime experiment "
     "analysis"
   ),
   "import_torch": "errors filling models exchange runtime",
   "export": "errors models exchange exchange.runs runtime",
-  "main": "errors experiment runtime.interrupt",
+  "command": "errors runtime.interrupt runtime.programs",
+  "main": "command experiment",
+  "study": "command studies",
 }
 
 

@@ -11,6 +11,7 @@ from smskd_jax.training import optimizer
 from smskd_jax.training.initial import init_state, init_variables
 from smskd_jax.training.reference import Reference
 from smskd_jax.training.stage import Stage, Term
+import tiny
 
 NUM_CLASSES = 10
 # For programs that run once or twice on little data, where compiling is what takes time.
@@ -32,11 +33,12 @@ def batch_of(step, size=16, shape=(8, 8, 1), dtype=np.float32):
   return Batch(image, label, rng.permutation(NUM_EXAMPLES)[:size].astype(np.int32))
 
 
-def make_stage(*methods, reference=None, model="resnet8", width=0.25, learning_rate=0.05):
+def make_stage(*methods, reference=None, model="small", width=0.25, learning_rate=0.05):
   """A stage of a thin student and a wider teacher."""
-  teacher = (MODELS["resnet8"](num_classes=NUM_CLASSES, width=0.5),) if methods else ()
+  of = {**MODELS, **tiny.MODELS}[model]
+  teacher = (of(num_classes=NUM_CLASSES, width=0.5),) if methods else ()
   return Stage(
-    learner=MODELS[model](num_classes=NUM_CLASSES, width=width),
+    learner=of(num_classes=NUM_CLASSES, width=width),
     optimizer=optimizer.sgd(learning_rate),
     teachers=teacher,
     terms=tuple(Term(name, weight, METHODS[name]()) for name, weight in methods),

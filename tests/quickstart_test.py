@@ -4,8 +4,8 @@ import importlib.util
 
 import numpy as np
 import pytest
-import runs
 
+import runs
 from smskd_jax import experiment
 
 

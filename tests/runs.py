@@ -1,5 +1,6 @@
 """Small whole runs, and what must be equal in two of them."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -8,19 +9,20 @@ import sys
 
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.runtime import checkpoint
+from tiny import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
-SMOKE = ("--config=configs/smoke.py", "--cpu_devices=2")
+SMOKE = ("--config=tests/smoke.py", "--cpu_devices=2")
 
 
-def tiny(**fields):
+def tiny(model=SMALL, **fields):
   """A teacher and two student stages on scikit-learn's digits, of a few steps each."""
-  common = {"batch_size": 128, "augment": {"padding": 1, "flip": False}}
+  common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
   student = {"learner": "student", "teachers": ("teacher",), **common}
   return experiment(
     **{
       "data": {"source": "digits"},
-      "networks": {"teacher": network("resnet8", width=0.25), "student": network("resnet8", width=0.125)},
+      "networks": {"teacher": network(model, width=0.25), "student": network(model, width=0.125)},
       "stages": (
         stage("teacher", epochs=2, **common),
         stage(name="fitnet", methods=(method("fitnet"),), **student),
@@ -33,10 +35,19 @@ def tiny(**fields):
   )
 
 
-def start(workdir, *flags):
-  """The main program in a process of its own."""
-  command = [sys.executable, "-m", "smskd_jax.main", f"--workdir={workdir}", *flags]
-  environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+def module(path):
+  """A config's file, as a module."""
+  spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+  loaded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(loaded)
+  return loaded
+
+
+def start(workdir, *flags, module="main"):
+  """The main program, or another, in a process of its own."""
+  command = [sys.executable, "-m", f"smskd_jax.{module}", f"--workdir={workdir}", *flags]
+  path = os.pathsep.join((str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))  # for `tiny.SMALL`
+  environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
   return subprocess.Popen(
     command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
   )
@@ -44,7 +55,12 @@ def start(workdir, *flags):
 
 def main(workdir, *flags):
   """(exit status, stdout, stderr) of the main program."""
-  process = start(workdir, *flags)
+  return program("main", workdir, *flags)
+
+
+def program(module, workdir, *flags):
+  """(exit status, stdout, stderr) of a program that takes a config."""
+  process = start(workdir, *flags, module=module)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
 

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smskd_jax.analysis import figures
+from smskd_jax.analysis import figures, tables
+from smskd_jax.analysis.page import markdown_table
+from smskd_jax.analysis.tables import percent
 from smskd_jax.runtime import console
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import read_metrics
@@ -29,9 +31,11 @@ def _text(result: Mapping[str, Any]) -> str:
   versions = result["versions"]
   parts = [
     f"# {result['data']}, seed {result['seed']}",
-    "Held-out numbers of the network that each stage ends with. The test set selects nothing.",
+    "Held-out numbers of the network that each stage ends with. The test set selects nothing; `oracle` is what it "
+    "would have selected: the best epoch by the test set itself.",
     *_given_table(result.get("given", ())),
     _accuracy_table(stages),
+    *_extra_table(stages),
     _budget_table(stages),
     "![Test accuracy and forgetting along the stages](figures/stages.png)",
     f"{result['devices']['count']} x {result['devices']['kind']}, jax {versions['jax']}, flax {versions['flax']}, "
@@ -43,7 +47,7 @@ def _text(result: Mapping[str, Any]) -> str:
 def _given_table(given: Sequence[Mapping[str, Any]]) -> Sequence[str]:
   """The networks that came with their variables, if any did."""
   rows = [
-    [one["network"], _percent(one["metrics"]["test/accuracy"]), one["key"], one["source"]] for one in given
+    [one["network"], percent(one["metrics"]["test/accuracy"]), one["key"], one["source"]] for one in given
   ]
   return [markdown_table(["given network", "test", "key", "from"], rows)] if rows else []
 
@@ -63,6 +67,7 @@ def _accuracy_table(stages: Sequence[Stage]) -> str:
   with_validation = any(stage["metrics"]["best_by_validation"] for stage in stages)
   if with_validation:
     header += ["test, best by validation", "at epoch"]
+  header.append("oracle")
   rows = []
   for stage in stages:
     last, best = stage["metrics"]["last"], stage["metrics"]["best_by_validation"]
@@ -70,15 +75,21 @@ def _accuracy_table(stages: Sequence[Stage]) -> str:
       stage["name"],
       stage["network"],
       stage["model"],
-      _percent(last["test/accuracy"]),
-      _percent(last[top]),
+      percent(last["test/accuracy"]),
+      percent(last[top]),
     ]
     row += [f"{last['test/nll']:.3f}", f"{last['test/ece']:.3f}"]
-    row += [_percent(last.get(f"test/{role}_agreement")) for role in ("teacher", "reference")]
+    row += [percent(last.get(f"test/{role}_agreement")) for role in ("teacher", "reference")]
     if with_validation:
-      row += [_percent(best["test/accuracy"]), f"{best['epoch']:g}"]
-    rows.append(row)
+      row += [percent(best["test/accuracy"]), f"{best['epoch']:g}"]
+    rows.append([*row, percent(stage["metrics"]["oracle"]["test/accuracy"])])
   return markdown_table(header, rows)
+
+
+def _extra_table(stages: Sequence[Stage]) -> Sequence[str]:
+  """Accuracy on further test sets, if there are any; of a corruption, the mean over its severities."""
+  table = tables.further(stages)
+  return [markdown_table(table.header, table.rows)] if table else []
 
 
 def _budget_table(stages: Sequence[Stage]) -> str:
@@ -101,15 +112,3 @@ def _budget_table(stages: Sequence[Stage]) -> str:
       + [console.duration(stage["seconds"]), f"`{stage['key']}`"]
     )
   return markdown_table([*header, "time", "key"], rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table whose columns line up in plain text too; the first is text, the others numbers."""
-  widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-  line = lambda row: "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-  rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-  return "\n".join((line(header), rule, *map(line, rows)))
-
-
-def _percent(share: float | None) -> str:
-  return "-" if share is None else f"{100 * share:.2f} %"

@@ -13,7 +13,7 @@ tfds:NAME            a data set that TensorFlow Datasets has prepared in data.fo
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from smskd_jax.data import cifar, cifar_jpeg, digits, holdout, idx, image_folder, npz, tfds
+from smskd_jax.data import cifar, cifar_jpeg, digits, holdout, idx, image_folder, npz, resize, tfds
 from smskd_jax.data.dataset import Arrays, Dataset, Split, build
 from smskd_jax.errors import UserError, unknown
 
@@ -35,7 +35,15 @@ SOURCES: Mapping[str, Callable[[str, str], Arrays]] = MappingProxyType(
 )
 
 
-def load(source: str, *, folder: str = "", validation: float = 0.0, split_seed: int = 0) -> Dataset:
+def load(
+  source: str,
+  *,
+  folder: str = "",
+  validation: float = 0.0,
+  split_seed: int = 0,
+  image_size: int = 0,
+  unlabeled: str = "",
+) -> Dataset:
   """Reads a data set into memory.
 
   Args:
@@ -43,6 +51,9 @@ def load(source: str, *, folder: str = "", validation: float = 0.0, split_seed: 
     folder: where the files are, for sources that look for files of a fixed name; "" for the default place.
     validation: the fraction of each training class to hold out, 0 <= fraction < 1; 0 for no validation split.
     split_seed: which examples that holds out.
+    image_size: the side of the square that every image is resized to; 0 leaves them as they are.
+    unlabeled: another source, in the same folder where it needs one, whose training images come without their labels,
+      resized to the shape of the others; "" for none.
 
   Returns:
     The data set. Its mean, std and fingerprint do not depend on what is held out.
@@ -51,9 +62,27 @@ def load(source: str, *, folder: str = "", validation: float = 0.0, split_seed: 
     UserError: in one line, the field, its value and what to do.
   """
   holdout.check(validation, split_seed)
+  if image_size and image_size < 8:
+    raise UserError(
+      f"data.image_size: {image_size} is too small; the networks need at least 8, or 0 for no change"
+    )
+  dataset = _read("data.source", source, folder)
+  if image_size:
+    dataset = resize.resize(dataset, image_size)
+  if unlabeled:
+    images = _read("data.unlabeled", unlabeled, folder).train.image
+    dataset = dataset._replace(unlabeled=resize.to_shape(images, dataset.image_shape))
+  return holdout.hold_out(dataset, validation, split_seed)
+
+
+def _read(field: str, source: str, folder: str) -> Dataset:
+  """A source's data set; what its reader has to say of `data.source` is said of the field."""
   head, colon, argument = source.partition(":")
   if head + colon not in SOURCES:
-    raise unknown("data.source", source, SOURCES)
+    raise unknown(field, source, SOURCES)
   if colon and not argument:
-    raise UserError(f"data.source: {source!r} lacks what follows the colon; see smskd_jax/data/__init__.py")
-  return holdout.hold_out(build(source, SOURCES[head + colon](argument, folder)), validation, split_seed)
+    raise UserError(f"{field}: {source!r} lacks what follows the colon; see smskd_jax/data/__init__.py")
+  try:
+    return build(source, SOURCES[head + colon](argument, folder))
+  except UserError as error:
+    raise UserError(str(error).replace("data.source", field, 1)) from error

@@ -58,11 +58,26 @@ def crop_flip(key: jax.Array, image: jax.Array, index: jax.Array, *, padding: in
   """
   chex.assert_rank([image, index], [4, 1])
   chex.assert_equal_shape_prefix([image, index], 1)
-  corner, flipped = draw(key, index, padding)
+  return crop(image, *draw(key, index, padding), padding=padding, flip=flip)
+
+
+def crop(image: jax.Array, corner: jax.Array, flipped: jax.Array, *, padding: int, flip: bool) -> jax.Array:
+  """What `draw` has drawn, done.
+
+  Args:
+    image: [b, h, w, c], uint8.
+    corner: [b, 2], int32, in the padded image.
+    flipped: [b], bool; without `flip` of no effect.
+    padding: pixels of zeros on each side.
+    flip: whether images may be mirrored.
+
+  Returns:
+    [b, h, w, c], uint8.
+  """
   if padding:
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    crop = lambda padded, at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), image.shape[1:])
-    image = jax.vmap(crop)(jnp.pad(image, border), corner)
+    cut = lambda padded, at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), image.shape[1:])
+    image = jax.vmap(cut)(jnp.pad(image, border), corner)
   if flip:
     image = jnp.where(flipped[:, None, None, None], image[:, :, ::-1], image)
   return image

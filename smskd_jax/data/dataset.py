@@ -44,6 +44,7 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str  # of the source's arrays, before validation was held out
+  unlabeled: np.ndarray | None = None  # [m, h, w, c], uint8: images of another source, without their labels
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -5,12 +5,13 @@ NAME:SEVERITY     a corruption of `corruptions.py`, severity 1 to 5
 corruptions:S     all of them at severity S; corruptions: all of them at all severities
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import pathlib
 
 import numpy as np
 
-from smskd_jax.data import corruptions
+from smskd_jax.data import corruptions, resize
 from smskd_jax.data.dataset import Dataset, Split
 from smskd_jax.errors import UserError, unknown
 
@@ -59,6 +60,22 @@ def load(field: str, name: str, dataset: Dataset, folder: str) -> Split:
   return dataset.test._replace(image=corruptions.corrupt(dataset.test.image, corruption, int(severity)))
 
 
+def prepare(
+  field: str, asked: tuple[str, ...], dataset: Dataset, folder: str
+) -> Mapping[str, Callable[[], Split]]:
+  """The sets by name, each to be made when it is needed. Files are read once now, so that a mistake shows at once.
+
+  Raises:
+    UserError: as `names` and `load`.
+  """
+  sets: dict[str, Callable[[], Split]] = {}
+  for name in names(field, asked):
+    sets[name] = functools.partial(load, field, name, dataset, folder)
+    if name == _CIFAR_10_1:
+      sets[name]()
+  return sets
+
+
 def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
   """Recht, Roelofs, Schmidt, Shankar, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018, arXiv 1806.00451.
 
@@ -77,7 +94,7 @@ def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
     except (OSError, ValueError) as error:
       raise UserError(f"{field}: {path} cannot be read ({error}); get it again") from error
   image, label = arrays
-  of_cifar = dataset.image_shape == (32, 32, 3) and len(dataset.class_names) == 10
+  of_cifar = dataset.image_shape[2] == 3 and len(dataset.class_names) == 10
   if not of_cifar:
     raise UserError(
       f"{field}: {_CIFAR_10_1!r} tests networks for CIFAR-10, and {dataset.name!r} is another data set"
@@ -87,4 +104,4 @@ def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
     raise UserError(
       f"{field}: {folder} holds other arrays than CIFAR-10.1's {image.shape} {label.shape}; get them again"
     )
-  return Split(image, label.astype(np.int32))
+  return Split(resize.to_shape(image, dataset.image_shape), label.astype(np.int32))

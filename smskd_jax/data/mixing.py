@@ -8,6 +8,9 @@ place in that batch, and so, unlike in the other views, on what it lies beside.
 The share of the partner is one number a batch, as in the papers' code.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 
@@ -103,3 +106,16 @@ def _partners(key, image, target, axis_name):
     order = jax.random.permutation(key, len(image))
     order = jax.lax.dynamic_slice_in_dim(order, b * jax.lax.axis_index(axis_name), b)
   return image[order], target[order]
+
+
+def none(
+  key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """No mixture."""
+  del key, axis_name
+  return image, target
+
+
+MIXES: Mapping[str, Callable[..., tuple[jax.Array, jax.Array]]] = MappingProxyType(
+  {"none": none, "mixup": mixup, "cutmix": cutmix}
+)

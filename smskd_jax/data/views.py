@@ -1,13 +1,14 @@
 """Views by name: chains of augmentations of uint8 images, made on the device inside the compiled step. Pure.
 
 plain            the image as it is
-crop_flip        a random crop of the zero-padded image, mirrored half the time: padding, flip
+crop_flip        a random crop of the zero-padded image, mirrored half the time: padding, flip, views (0: all there are)
 autoaugment      the CIFAR-10 policy of AutoAugment: fill
 randaugment      operations of one magnitude: num_ops, magnitude, fill
 trivialaugment   one operation of any magnitude: fill
 fixmatch         two operations of any magnitude and a square: fill
 cutout           a square in one colour: size, fill
 random_erasing   a rectangle of random levels: probability, min_area, max_area, min_aspect, fill
+noise            standard normal noise in the place of the image, as floats that are normalized already; it stands alone
 
 A `+` joins them: "crop_flip+randaugment+cutout". b batch, h w c image.
 """
@@ -18,10 +19,11 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from smskd_jax.data import augment, erasing, policies
+from smskd_jax.data import augment, erasing, finite, policies
 
-# (key, image [b, h, w, c], uint8, index [b], integers) -> [b, h, w, c], uint8.
+# (key, image [b, h, w, c], uint8, index [b], integers) -> [b, h, w, c], uint8; or float32, normalized already.
 View = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -32,10 +34,25 @@ def plain(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def crop_flip(
-  key: jax.Array, image: jax.Array, index: jax.Array, *, padding: int = 4, flip: bool = True
+  key: jax.Array,
+  image: jax.Array,
+  index: jax.Array,
+  *,
+  padding: int = 4,
+  flip: bool = True,
+  views: int = 0,
 ) -> jax.Array:
-  """`augment.crop_flip`, with the usual options for CIFAR."""
-  return augment.crop_flip(key, image, index, padding=padding, flip=flip)
+  """`augment.crop_flip`, with the usual options for CIFAR; with `views` only so many of each image, see `finite`."""
+  if not views:
+    return augment.crop_flip(key, image, index, padding=padding, flip=flip)
+  of = finite.crop_flip(padding=padding, flip=flip, views=views)
+  return of.show(image, index, of.number(key, index))
+
+
+def noise(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
+  """Noise for each example, of mean 0 and deviation 1 as normalized images have them: [b, h, w, c], float32."""
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), image.shape[1:], jnp.float32)
+  return jax.vmap(draw)(index)
 
 
 # Each is a View that also takes options by name, with defaults.
@@ -49,6 +66,7 @@ VIEWS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     "fixmatch": policies.fixmatch,
     "cutout": erasing.cutout,
     "random_erasing": erasing.random_erasing,
+    "noise": noise,
   }
 )
 
@@ -63,9 +81,9 @@ def make_view(name: str, options: Mapping[str, Mapping[str, Any]] = MappingProxy
     options: those of each part, by its name, as {"crop_flip": {"padding": 2}}; of other parts too, which are ignored.
 
   Returns:
-    (key, image [b, h, w, c], index [b]) -> image, all uint8. The key already holds the stage, the step and, where an
-    image is seen in several views, which of them this is. What becomes of an example depends on the key and on its
-    own index alone.
+    (key, image [b, h, w, c], index [b]) -> image, uint8 but for noise. The key already holds the stage, the step and,
+    where an image is seen in several views, which of them this is. What becomes of an example depends on the key and on
+    its own index alone.
 
   Raises:
     ValueError: an unknown part, or an option that a part does not have. A bad value is refused where the view is first
@@ -100,6 +118,8 @@ def view_options(name: str) -> dict[str, dict[str, Any]]:
   for part in parts:
     if part not in VIEWS:
       raise ValueError(f"view {name!r}: unknown part {part!r}; known: {', '.join(VIEWS)}")
+  if "noise" in parts and len(parts) > 1:
+    raise ValueError(f"view {name!r}: 'noise' leaves nothing of the image for other parts; use it alone")
   return {part: _defaults(part) for part in parts}
 
 

@@ -12,6 +12,12 @@ the Euclidean distance, and the mean over channels that of the sum, which the no
 takes powers of |f|, that code of f itself, which differs for odd p on maps with negative values; ours are of f. A
 map of zeros has the attention zero. The larger of two maps is averaged down to the smaller, as in that code. The
 published weight of 1000 is for these means.
+
+The attention term of the survey "The State of Knowledge Distillation for Classification" (Ruffy, Chahal, 2019,
+https://arxiv.org/abs/1912.10850) is this one with p = 2 on the maps of all stages without the stem, the default taps;
+its weight of 50 is ours, unchanged. The survey's code computes it beside RKD, and never adds it to what it minimises.
+Its last version pairs each stage with the teacher's next one, whose map has another size, and ends there in an error;
+the versions before pair equal stages, as here.
 """
 
 import chex

@@ -99,7 +99,7 @@ def _logits(learner: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array,
 
 
 def _divided(networks: tuple[Outputs, ...], by: jax.Array | float) -> tuple[Outputs, ...]:
-  return tuple(network._replace(logits=numerics.widen(network.logits) / by) for network in networks)
+  return _method.map_logits(lambda logits: numerics.widen(logits) / by, networks)
 
 
 def method(
@@ -141,4 +141,4 @@ def method(
     )
     return jnp.square(jnp.ravel(t) if per_instance else t) * loss, state
 
-  return _method.make(init, apply, wrapped.adopt)
+  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)

@@ -2,53 +2,119 @@
 
 Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
 
-  L_i = mean_m L_i(student, teacher_m)
+  L_i = sum_m w_im L_i(student, teacher_m),    sum_m w_im = 1
+  w_im = 1 / M                                 (weighting "equal")
+  w_im = a_m / sum_l a_l                       (weighting "accuracy")
+  w_im = p_m,i[y_i] / sum_l p_l,i[y_i]         (weighting "tcp")
 
-A plug-in, for methods that take one teacher. Around KD it is the survey's "MKD", whose public code averages the
-divergences from the softened probabilities of the teachers. Their gradient is that of the divergence from the mean of
-these probabilities, as in distilling an ensemble.
+A plug-in, for methods that take one teacher. M is the number of teachers. Around KD, with equal weights, it is the
+survey's "MKD", whose public code averages the divergences from the softened probabilities of the teachers. Their
+gradient is that of the divergence from the mean of these probabilities, as in distilling an ensemble.
 
-Differences: the survey does this for KD alone. Around a method that learns or remembers, every teacher has parts of
-its own (regressors, memory banks), initialised with a key of its own. All teachers count the same. A method that
-takes over a part of its teacher before the first step is refused with more than one teacher.
+The other weights are ours, and so is using the plug-in around anything but KD. a_m is how often teacher m is right, of
+the images of the batch on all devices that have a label; equal weights, if none ever is. p_m,i is its softmax at
+T = 1, y_i the label; an image without a label (-1) has equal weights. Of a mixed image y_i is the label of its larger
+part. Weights are constants: no gradient flows through them. `weights` gives those of each teacher outright, in any
+unit, as (2.0, 1.0), with weighting "equal". A method that takes all views of a stage at once has one weight for all:
+that of the first.
+
+Differences: around a method that learns or remembers, every teacher has parts of its own (regressors, memory banks),
+initialised with a key of its own. A method that takes over a part of its teacher before the first step is refused with
+more than one teacher. Published close to "tcp" is Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge
+Distillation", ICASSP 2022, https://arxiv.org/abs/2201.00007, with w_im = (1 - p_m,i[y_i]^-1 / sum_l p_l,i[y_i]^-1) /
+(M - 1), which is the same for two teachers and never above 1 / (M - 1) for more.
 """
 
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from smskd_jax.losses import checks, numerics
 from smskd_jax.losses import method as _method
-from smskd_jax.state import Aux
+from smskd_jax.state import Aux, Outputs
+
+WEIGHTINGS = ("equal", "accuracy", "tcp")
 
 
-def mean(losses: Sequence[jax.Array]) -> jax.Array:
+def mean(losses: Sequence[jax.Array], weights: jax.Array | None = None) -> jax.Array:
   """The mean over teachers.
 
   Args:
-    losses: at least one, each [b].
+    losses: m of them, at least one, each [b].
+    weights: of each teacher, [m, 1], or of each teacher for each example, [m, b]; they sum to 1 over teachers. None
+      for equal ones.
 
   Returns:
     [b].
   """
-  return jnp.mean(jnp.stack(losses), axis=0)
+  rows = jnp.stack(losses)
+  if weights is None:
+    return jnp.mean(rows, axis=0)
+  chex.assert_equal_rank([rows, weights])
+  return jnp.sum(weights.astype(rows.dtype) * rows, axis=0)
 
 
-def method(wrapped: _method.Method, /) -> _method.Method:
+def by_accuracy(
+  teacher_logits: Sequence[jax.Array], labels: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+  """Weights in proportion to how often each teacher is right on the batch of all devices.
+
+  Args:
+    teacher_logits: of each of m teachers, [b, k].
+    labels: [b]; -1 where there is none, which no teacher can say.
+    axis_name: the axis of devices that the batch is spread over.
+
+  Returns:
+    [m, 1]; equal ones if no teacher is right once.
+  """
+  dtype = numerics.widen(teacher_logits[0]).dtype
+  of_each = [jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=dtype) for logits in teacher_logits]
+  right = _method.mean(jnp.stack(of_each), axis_name)
+  total = jnp.sum(right)
+  return jnp.where(total == 0, 1 / len(of_each), numerics.divide(right, total))[:, None]
+
+
+def by_tcp(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+  """Weights in proportion to each teacher's probability of the true class, for each example.
+
+  Args:
+    teacher_logits: of each of m teachers, [b, k].
+    labels: [b]; -1 where there is none.
+
+  Returns:
+    [m, b]; equal ones for an example without a label.
+  """
+  known = jnp.maximum(labels, 0)
+  of_each = [
+    numerics.of_label(jax.nn.log_softmax(numerics.widen(logits)), known) for logits in teacher_logits
+  ]
+  # As a softmax over teachers no probability is too small to be shared out.
+  return jnp.where(labels[None, :] < 0, 1 / len(of_each), jax.nn.softmax(jnp.stack(of_each), axis=0))
+
+
+def method(
+  wrapped: _method.Method, /, *, weighting: str = "equal", weights: tuple[float, ...] = ()
+) -> _method.Method:
   """The mean of the wrapped method's losses over the teachers; its Aux holds one entry a teacher."""
+  _check_weights(weighting, weights)
 
   def init(key, learner, teachers, labels):
-    if not teachers:
-      raise ValueError("every_teacher: needs at least one teacher, got 0; name it in the stage's teachers")
-    if wrapped.adopt is not None and len(teachers) > 1:
-      raise ValueError(
-        f"every_teacher: the wrapped method takes over a part of its teacher and needs exactly one, got {len(teachers)}"
-      )
+    _check_teachers(wrapped, weighting, weights, learner, teachers)
     of_each = [
       wrapped.init(jax.random.fold_in(key, i), learner, (teacher,), labels)
       for i, teacher in enumerate(teachers)
     ]
     return Aux(params=tuple(aux.params for aux in of_each), state=tuple(aux.state for aux in of_each))
+
+  def weigh(teachers, batch, axis_name):
+    said = [teacher.logits for teacher in teachers]
+    if weighting == "accuracy":
+      return by_accuracy(said, batch.label, axis_name=axis_name)
+    if weighting == "tcp":
+      return by_tcp(said, batch.label)
+    return jnp.array([[weight / sum(weights)] for weight in weights]) if weights else None
 
   def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
     of_each = [
@@ -66,6 +132,42 @@ def method(wrapped: _method.Method, /) -> _method.Method:
       for i, teacher in enumerate(teachers)
     ]
     losses, states = zip(*of_each, strict=True)
-    return mean(losses), states
+    return mean(losses, jax.lax.stop_gradient(weigh(teachers, batch, axis_name))), states
 
-  return _method.make(init, apply, wrapped.adopt)
+  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)
+
+
+def _check_weights(weighting: str, weights: tuple[float, ...]) -> None:
+  """Refuses what cannot weight teachers."""
+  checks.one_of("every_teacher", "weighting", weighting, WEIGHTINGS)
+  if not isinstance(weights, tuple):
+    raise ValueError(f"every_teacher: weights must be a tuple of numbers, one a teacher, got {weights!r}")
+  for weight in weights:
+    checks.non_negative("every_teacher", "weights", weight)
+  if weights and not any(weights):
+    raise ValueError("every_teacher: weights must not all be zero")
+  if weights and weighting != "equal":
+    raise ValueError(
+      f"every_teacher: weights and weighting={weighting!r} contradict each other; leave one out"
+    )
+
+
+def _check_teachers(
+  wrapped: _method.Method,
+  weighting: str,
+  weights: tuple[float, ...],
+  learner: Outputs,
+  teachers: tuple[Outputs, ...],
+) -> None:
+  """Refuses teachers that the method or its weights are not made for."""
+  if not teachers:
+    raise ValueError("every_teacher: needs at least one teacher, got 0; name it in the stage's teachers")
+  if wrapped.adopt is not None and len(teachers) > 1:
+    raise ValueError(
+      f"every_teacher: the wrapped method takes over a part of its teacher and needs exactly one, got {len(teachers)}"
+    )
+  if weights and len(weights) != len(teachers):
+    raise ValueError(f"every_teacher: weights must be one a teacher, got {len(weights)} for {len(teachers)}")
+  if weighting != "equal":
+    for teacher in teachers:
+      checks.same_classes("every_teacher", learner, teacher)

@@ -52,7 +52,7 @@ def method(wrapped: _method.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> _
   checks.non_negative("logit_standardization", "eps", eps)
 
   def standardized(networks: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
-    return tuple(n._replace(logits=standardize(n.logits, ddof=ddof, eps=eps)) for n in networks)
+    return _method.map_logits(lambda logits: standardize(logits, ddof=ddof, eps=eps), networks)
 
   def init(key, learner, teachers, labels):
     for network in (learner, *teachers):
@@ -68,4 +68,4 @@ def method(wrapped: _method.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> _
     learner, *teachers = standardized((learner, *teachers))
     return wrapped.apply(params, state, learner, tuple(teachers), batch, key, epoch, axis_name, freeze=False)
 
-  return _method.make(init, apply, wrapped.adopt)
+  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)

@@ -12,9 +12,9 @@ third the k x k products between classes, P' being P transposed. It belongs to t
 for each of its examples.
 
 The second view is strongly augmented: RandAugment of two operations in the authors' code, against the usual crop and
-flip of the first. The published numbers depend on it, and on a learning rate of 0.025 over 240 epochs (480 in the
-rerun by the code of "Logit Standardization in Knowledge Distillation"). The stages of this package make one view of
-each image, so that `method` has the terms of the first view alone.
+flip of the first: a stage with views=('crop_flip', 'crop_flip+fixmatch') here; with a single view the last term is left
+out, and several strong views are averaged. The published numbers depend on it, and on a learning rate of 0.025 over 240
+epochs (480 in the rerun by the code of "Logit Standardization in Knowledge Distillation").
 
 Differences: the factor T^2, the mean over examples in the first term and the division by n and by k in the others
 are those of the authors' code. Neither Gram matrix is divided by the number of terms in its entries, so that the
@@ -27,6 +27,8 @@ that are means already. That multiplies the terms of the first view by the share
 term) or classes (third term), about 1/2, and selects nothing. And its KL of the second view takes the first view at
 T = 2 and T = 6. The published numbers are of that code.
 """
+
+import functools
 
 import chex
 import jax
@@ -159,7 +161,7 @@ def _selected(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Arr
 def method(
   *, temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), public_code: bool = False
 ) -> _method.Method:
-  """Multi-level logit distillation from a single teacher, on the one view that a stage makes.
+  """Multi-level logit distillation from a single teacher, on the views that the stage makes.
 
   On one view `public_code` is the factor of about 1/2 alone.
   """
@@ -175,12 +177,17 @@ def method(
   def of_outputs(learner, teachers, batch, axis_name):
     del batch
     (teacher,) = teachers
-    return loss(
+    of_views = functools.partial(
+      loss,
       learner.logits,
       teacher.logits,
       temperatures=temperatures,
       public_code=public_code,
       axis_name=axis_name,
     )
+    if not learner.other_views:
+      return of_views()
+    pairs = zip(learner.other_views, teacher.other_views, strict=True)
+    return jnp.mean(jnp.stack([of_views(student.logits, strong.logits) for student, strong in pairs]), axis=0)
 
-  return _method.stateless(of_outputs, check)
+  return _method.stateless(of_outputs, check, needs_views=True)

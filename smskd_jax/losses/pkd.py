@@ -11,9 +11,11 @@ Chahal, 2019, https://arxiv.org/abs/1912.10850) carried it over to images, with 
 knowledge distillation, which here is a second method of the stage.
 
 Differences: the paper compares the hidden states of a language model's first token, layer by layer and each of unit
-length; the survey's code compares whole maps, and does not normalise. That code needs equal shapes. Here the larger
-map of a pair is averaged down to the smaller one and, only where the channels differ, a learned 1x1 convolution takes
-the student's to the teacher's.
+length; the survey's code compares whole maps, and does not normalise. Between networks of equal shapes there is no
+difference from that code: its mean over all numbers and images of the squared differences is the mean of L_i, and its
+maps are the outputs of the stages after their activation, without the stem's, as by default here. It needs equal
+shapes. Here the larger map of a pair is averaged down to the smaller one and, only where the channels differ, a learned
+1x1 convolution takes the student's to the teacher's.
 """
 
 from collections.abc import Sequence

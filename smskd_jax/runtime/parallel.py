@@ -8,6 +8,7 @@ be the same on all, that is, computed from replicated values or been through a c
 from collections.abc import Callable, Sequence
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -80,9 +81,25 @@ def compile_step(step: Callable, devices: Devices) -> Callable:
   )
 
 
+def compile_probe(probe: Callable, devices: Devices) -> Callable:
+  """(state, frozen, batch) -> metrics over the devices; nothing is given away."""
+  return jax.pmap(probe, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+
 def compile_predict(predict: Callable, devices: Devices) -> Callable:
   """(variables, batch split over devices) -> output split over devices."""
   return jax.pmap(predict, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+
+
+def free_bytes(devices: Devices) -> int | None:
+  """The memory that is free on the fullest device; on a CPU its share of what the machine has. None: not known."""
+  stats = [device.memory_stats() for device in devices]
+  if all(of and "bytes_limit" in of for of in stats):
+    return min(of["bytes_limit"] - of["bytes_in_use"] for of in stats)
+  if devices[0].platform == "cpu" and Path("/proc/meminfo").is_file():
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 // len(devices)
+  return None
 
 
 def replicate(tree: Any, devices: Devices) -> Any:

@@ -14,6 +14,8 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+import numpy as np
+
 from smskd_jax.errors import UserError
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
@@ -35,7 +37,11 @@ class Entry:
     self.folder = store / key
     self.checkpoints = self.folder / "checkpoints"
     self.metrics = self.folder / "metrics.jsonl"
+    self.choices = self.folder / "choices.npz"
+    self.answers = self.folder / "answers.npz"
+    self.lesson = self.folder / "lesson.npz"
     self.final = self.folder / "final"
+    self.best = self.folder / "best"  # where a stage ends with its best state: that of so far
 
   def result(self) -> dict[str, Any] | None:
     """What the finished stage left, or None if it is not finished.
@@ -59,7 +65,8 @@ class Entry:
   def finish(self, result: Mapping[str, Any]) -> None:
     """Marks the stage as finished: the last thing written. The checkpoints have served."""
     write_json(self.folder / "result.json", result)
-    shutil.rmtree(self.checkpoints, ignore_errors=True)
+    for folder in (self.checkpoints, self.best):
+      shutil.rmtree(folder, ignore_errors=True)
 
   @contextlib.contextmanager
   def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -83,6 +90,21 @@ def write_json(path: Path, value: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a file of arrays atomically: it is there whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "wb") as file:
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+  temporary.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+  """The arrays of a file by their names."""
+  with np.load(path) as file:
+    return dict(file)
 
 
 def _read_json(path: Path) -> Any:

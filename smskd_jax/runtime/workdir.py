@@ -10,6 +10,7 @@ import subprocess
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import store
@@ -56,6 +57,22 @@ def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, d
   """Writes config.json: the resolved config, where its stages lie, and what it ran on."""
   where = {"store": str(store_folder.absolute())}
   store.write_json(workdir / "config.json", {"config": config, **where, **environment(devices)})
+
+
+def write_labels(workdir: Path, labels: Mapping[str, np.ndarray]) -> None:
+  """Writes labels.npz, the labels of the held-out sets: what is read later needs no data set."""
+  store.write_arrays(workdir / "labels.npz", labels)
+
+
+def read_labels(workdir: Path) -> dict[str, np.ndarray]:
+  """The labels of the held-out sets by their names; none if the folder has none."""
+  path = workdir / "labels.npz"
+  return store.read_arrays(path) if path.is_file() else {}
+
+
+def given_answers(workdir: Path, network: str) -> Path:
+  """Where the answers of a network that came with its variables are kept: no stage has an entry for them."""
+  return workdir / "given" / f"{network}.npz"
 
 
 class Run(NamedTuple):

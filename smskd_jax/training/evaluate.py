@@ -7,10 +7,10 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from smskd_jax.training import metrics
+from smskd_jax.training import metrics, similarity
 from smskd_jax.training.stage import outputs
 
-Predict = Callable[[Any, jax.Array], jax.Array]
+Predict = Callable[[Any, jax.Array], Any]
 
 
 def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> Predict:
@@ -22,21 +22,44 @@ def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]
   return predict
 
 
-def logits_of(predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray, batch_size: int) -> np.ndarray:
-  """The logits of all images, [n, k], in batches of one size: the last is filled up with zeros, and cut.
+def make_features(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> Predict:
+  """The pure function (variables, images as stored [b, h, w, c]) -> features, to be compiled by the caller.
+
+  They are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over their positions, the stem's first, and
+  'pooled' [b, d], the embedding; in float32 at least.
+  """
+
+  def features(variables, image):
+    said = outputs(network, variables, normalize(image))
+    named = {f"tap_{i}": of_tap for i, of_tap in enumerate(said.features)} | {"pooled": said.pooled}
+    return {name: similarity.vectors(of) for name, of in named.items()}
+
+  return features
+
+
+def in_batches(predict: Callable[[np.ndarray], Any], image: np.ndarray, batch_size: int) -> Any:
+  """What is said of all images, in batches of one size: the last is filled up with zeros, and cut.
 
   Args:
-    predict: images [batch_size, h, w, c] -> logits [batch_size, k].
-    image: [n, h, w, c], of any n.
+    predict: images [batch_size, h, w, c] -> a tree of arrays [batch_size, ...].
+    image: [n, h, w, c], of any n of 1 or more.
     batch_size: of every call.
+
+  Returns:
+    The tree, of arrays [n, ...] on the host.
   """
   pieces = []
   for start in range(0, len(image), batch_size):
     piece = image[start : start + batch_size]
     missing = batch_size - len(piece)
     padded = np.pad(piece, ((0, missing), *((0, 0),) * (image.ndim - 1)))
-    pieces.append(np.asarray(predict(padded))[: len(piece)])
-  return np.concatenate(pieces)
+    pieces.append(jax.device_get(predict(padded)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(image)], *pieces)
+
+
+def evenly(count: int, of: int) -> np.ndarray:
+  """The places of `count` examples spread evenly over so many, or of all if there are no more: [m], int32."""
+  return np.unique(np.linspace(0, of - 1, min(count, of)).astype(np.int32))
 
 
 def evaluate(
@@ -48,11 +71,12 @@ def evaluate(
     logits: [n, k].
     label: [n].
     others: logits [n, k] of networks to compare with, by role ('teacher', 'reference').
-    bins: of the calibration error.
+    bins: of the calibration errors.
 
   Returns:
-    'accuracy', 'top5' (top2 of two classes: as many as there are), 'nll', 'ece', and for each other network
-    '<role>_agreement' and '<role>_kl', the divergence of the network from it.
+    'accuracy', 'top5' (top2 of two classes: as many as there are), 'nll', 'ece', 'ace', 'brier', and for each other
+    network '<role>_agreement', '<role>_kl', the divergence of the network from it, and the shares of examples on which
+    it is right and the network wrong, '<role>_lost', and the other way round, '<role>_won'.
   """
   k = min(5, logits.shape[-1])
   values = {
@@ -60,8 +84,33 @@ def evaluate(
     f"top{k}": metrics.top_k_accuracy(logits, label, k),
     "nll": metrics.negative_log_likelihood(logits, label),
     "ece": metrics.expected_calibration_error(logits, label, bins),
+    "ace": metrics.adaptive_calibration_error(logits, label, bins),
+    "brier": metrics.brier(logits, label),
   }
   for role, other in (others or {}).items():
     values[f"{role}_agreement"] = metrics.agreement(logits, other)
     values[f"{role}_kl"] = metrics.kl_divergence(logits, other)
+    flips = metrics.flips(logits, other, label)
+    values[f"{role}_lost"] = flips.lost / len(label)
+    values[f"{role}_won"] = flips.won / len(label)
   return values
+
+
+def by_class(
+  logits: np.ndarray, label: np.ndarray, others: Mapping[str, np.ndarray] | None = None
+) -> dict[str, list[float | None]]:
+  """What is reported of a network on each class, for files.
+
+  Args:
+    logits: [n, k].
+    label: [n].
+    others: logits [n, k] of networks to compare with, by role ('teacher', 'reference').
+
+  Returns:
+    'accuracy' and for each other network '<role>_change', by how much the accuracy is above that network's; each of
+    length k. None where a class has no example: JSON has no NaN, and `np.array(values, float)` makes one of it.
+  """
+  values = {"accuracy": metrics.class_accuracy(logits, label)}
+  for role, other in (others or {}).items():
+    values[f"{role}_change"] = metrics.class_change(logits, other, label)
+  return {name: [None if np.isnan(x) else float(x) for x in of] for name, of in values.items()}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from smskd_jax.state import Aux, Outputs, TrainState
 from smskd_jax.training import reference as anchor
+from smskd_jax.training import trainable
 from smskd_jax.training.stage import Stage, outputs
 
 
@@ -40,8 +41,10 @@ def init_state(
     labels: [n], int32, of the whole training set.
 
   Raises:
-    ValueError: a method is not defined for these networks.
+    ValueError: a method is not defined for these networks, or the learner has no classifier to train alone.
   """
+  if stage.trains == "head":
+    trainable.head(stage.learner, variables, image)  # or its error, before any training
   learner_spec = output_spec(stage.learner, variables, image)
   teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
   aux: list[Aux] = [
@@ -52,6 +55,8 @@ def init_state(
     variables = adopt(variables, tuple(map(_constants, stage.teachers, teachers, itertools.repeat(image))))
   model_state = {name: tree for name, tree in variables.items() if name != "params"}
   params = {"learner": variables["params"], "aux": tuple(a.params for a in aux)}
+  if of_anchor := anchor.init_params(stage.reference):
+    params["reference"] = of_anchor
   params, model_state = anchor.snapshot((params, model_state))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -59,6 +64,7 @@ def init_state(
     model_state=model_state,
     aux_state=tuple(a.state for a in aux),
     opt_state=stage.optimizer.init(params),
+    average=anchor.snapshot({"params": params["learner"], **model_state}) if stage.average else (),
   )
 
 

@@ -4,15 +4,13 @@ All that happens beside the step happens at steps that the config alone decides,
 over from one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import math
 import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from smskd_jax.data.dataset import Split
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, interrupt, parallel
 from smskd_jax.state import Batch, Frozen, TrainState
@@ -28,11 +26,12 @@ class Budget(NamedTuple):
   """How long a stage trains and when it looks up."""
 
   epochs: int
-  batch_size: int
-  steps_per_epoch: int  # an epoch's last images, fewer than a batch, are left out
+  batch_size: int  # images of a step, with and without labels
+  steps_per_epoch: int
   evaluate_every_epochs: int
   checkpoint_every_steps: int
   log_every_steps: int
+  probe_every_steps: int = 0  # 0: never
 
   @property
   def steps(self) -> int:
@@ -42,6 +41,10 @@ class Budget(NamedTuple):
   def logs(self, step: int) -> bool:
     """Whether training metrics are written after so many steps."""
     return step % self.log_every_steps == 0 or step % self.steps_per_epoch == 0
+
+  def probes(self, step: int) -> bool:
+    """Whether it is looked at, before this step, what pulls on the learner."""
+    return bool(self.probe_every_steps) and (step - 1) % self.probe_every_steps == 0
 
   def evaluates(self, step: int) -> bool:
     """Whether the learner is evaluated after so many steps: at epochs' ends, and always at the last."""
@@ -57,7 +60,7 @@ class Hooks(NamedTuple):
   """What the loop calls, and does not know."""
 
   batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
-  evaluate: Callable[[Any], dict[str, float]]  # the learner's variables -> numbers by name
+  evaluate: Callable[[int, Any], dict[str, float]]  # (steps done, the learner's variables) -> numbers by name
   write: Callable[[dict[str, Any]], None]  # a line of metrics
   progress: Callable[[int], None]  # so many steps are done
 
@@ -145,15 +148,22 @@ def run(
   """
   step_of = parallel.compile_step(stage_lib.make_train_step(stage, parallel.AXIS), devices)
   window, began = Window(note.get("window")), time.monotonic() - note.get("seconds", 0.0)
+  probe = parallel.compile_probe(
+    stage_lib.make_probe(stage, parallel.AXIS), devices
+  )  # compiled when it is called
   first = int(state.step)
   for step, batch in enumerate(hooks.batches(first), start=first + 1):
-    state, metrics = step_of(state, frozen, parallel.split(batch, devices))
+    batch = parallel.split(batch, devices)
+    pulls = probe(state, frozen, batch) if budget.probes(step) else {}
+    state, metrics = step_of(state, frozen, batch)
+    if pulls:
+      hooks.write(_stamp(budget, step) | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
     window.add(metrics)
     if budget.logs(step):
       hooks.write(_stamp(budget, step) | window.means(step))
     hooks.progress(step)
     if budget.evaluates(step):
-      hooks.write(_stamp(budget, step) | hooks.evaluate(stage_lib.learner_variables(state)))
+      hooks.write(_stamp(budget, step) | hooks.evaluate(step, stage_lib.learner_variables(state)))
     stopping = bool(stop)  # read once: a signal that comes later waits for the next step, and so for its save
     if budget.saves(step) or stopping:
       # Fetching first: what is not finite must not replace the last good checkpoint.
@@ -164,16 +174,6 @@ def run(
       raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
   jax.block_until_ready(state)
   return state, time.monotonic() - began
-
-
-def batches(train: Split, key: jax.Array, budget: Budget, first: int) -> Iterator[Batch]:
-  """The batches of images in memory from step `first` on. Each epoch has an order of its own, drawn from the key."""
-  for epoch in range(first // budget.steps_per_epoch, budget.epochs):
-    drawn = jax.random.permutation(jax.random.fold_in(key, epoch), len(train.label))
-    order = np.asarray(drawn, np.int32)[: budget.steps_per_epoch * budget.batch_size]
-    done = max(0, first - epoch * budget.steps_per_epoch)
-    for index in order.reshape(-1, budget.batch_size)[done:]:
-      yield Batch(train.image[index], train.label[index], index)  # type: ignore[arg-type]  # host arrays
 
 
 def _stamp(budget: Budget, step: int) -> dict[str, Any]:

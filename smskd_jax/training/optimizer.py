@@ -1,12 +1,14 @@
-"""Optimisers and learning-rate schedules by name: optax, with the conventions of the KD literature."""
+"""Optimisers by name: optax, with the conventions of the KD literature."""
 
 from collections.abc import Callable, Mapping
-import math
 from types import MappingProxyType
+from typing import Any
 
+import jax
 import optax
 
 from smskd_jax.training.dot import scale_by_dot
+from smskd_jax.training.schedule import not_negative
 
 
 def sgd(
@@ -16,9 +18,8 @@ def sgd(
 
   Batch norm's scales and offsets and the methods' own parameters are decayed too, as in all public KD code.
   """
-  if not 0 <= momentum < 1:
-    raise ValueError(f"momentum: {momentum} is not in [0, 1)")
-  _not_negative(weight_decay=weight_decay)
+  _shares(momentum=momentum)
+  not_negative(weight_decay=weight_decay)
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
     optax.trace(decay=momentum, nesterov=nesterov),
@@ -35,11 +36,78 @@ def adamw(
   weight_decay: float = 1e-2,
 ) -> optax.GradientTransformation:
   """Adam with decoupled weight decay on every parameter: `optax.adamw`."""
-  for name, value in (("b1", b1), ("b2", b2)):
+  _shares(b1=b1, b2=b2)
+  not_negative(eps=eps, weight_decay=weight_decay)
+  return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def adam(
+  schedule: optax.Schedule,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+  """Adam, with decay added to the gradient as PyTorch's `Adam` has it."""
+  _shares(b1=b1, b2=b2)
+  not_negative(eps=eps, weight_decay=weight_decay)
+  return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule, b1=b1, b2=b2, eps=eps))
+
+
+def lars(
+  schedule: optax.Schedule,
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 5e-4,
+  trust_coefficient: float = 0.001,
+) -> optax.GradientTransformation:
+  """SGD for large batches, each layer at a rate of its own: `optax.lars`.
+
+  You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, https://arxiv.org/abs/1708.03888.
+  Biases and batch norm's parameters have neither decay nor a rate of their own, as is usual.
+  """
+  _shares(momentum=momentum)
+  not_negative(weight_decay=weight_decay, trust_coefficient=trust_coefficient)
+  return optax.lars(
+    schedule,
+    weight_decay=weight_decay,
+    weight_decay_mask=_matrices,
+    trust_coefficient=trust_coefficient,
+    trust_ratio_mask=_matrices,
+    momentum=momentum,
+    nesterov=nesterov,
+  )
+
+
+def lamb(
+  schedule: optax.Schedule,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-6,
+  weight_decay: float = 1e-2,
+) -> optax.GradientTransformation:
+  """Adam for large batches, each layer at a rate of its own: `optax.lamb`; decay of weights and kernels alone.
+
+  You et al., "Large Batch Optimization for Deep Learning", ICLR 2020, https://arxiv.org/abs/1904.00962
+  """
+  _shares(b1=b1, b2=b2)
+  not_negative(eps=eps, weight_decay=weight_decay)
+  return optax.lamb(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_matrices)
+
+
+def _shares(**values: float) -> None:
+  """Refuses what is not at least 0 and less than 1, by its name."""
+  for name, value in values.items():
     if not 0 <= value < 1:
       raise ValueError(f"{name}: {value} is not in [0, 1)")
-  _not_negative(eps=eps, weight_decay=weight_decay)
-  return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def _matrices(params: optax.Params) -> Any:
+  """True of weights and kernels, False of biases and of what belongs to batch norm."""
+  return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def dot(
@@ -52,79 +120,49 @@ def dot(
   """
   if not (0 <= delta <= momentum and momentum + delta < 1):
     raise ValueError(f"delta: {delta} must keep momentum - delta and momentum + delta in [0, 1)")
-  _not_negative(weight_decay=weight_decay)
+  not_negative(weight_decay=weight_decay)
   return optax.chain(scale_by_dot(momentum, delta, weight_decay), optax.scale_by_learning_rate(schedule))
 
 
-def constant(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
-  """The same rate throughout."""
-  del epochs
-  return _warmed_up(optax.constant_schedule(peak), peak, steps_per_epoch, warmup_epochs)
-
-
-def cosine(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
-  """Half a cosine from the peak to zero, step by step, after the warm-up."""
-  steps = epochs * steps_per_epoch - round(warmup_epochs * steps_per_epoch)
-  if steps <= 0:
-    raise ValueError(f"warmup_epochs: {warmup_epochs} leaves nothing of {epochs} epochs")
-  return _warmed_up(optax.cosine_decay_schedule(peak, steps), peak, steps_per_epoch, warmup_epochs)
-
-
-def multistep(
-  peak: float,
-  steps_per_epoch: int,
-  epochs: int,
-  *,
-  milestones: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240),
-  factor: float = 0.1,
-  warmup_epochs: float = 0.0,
-) -> optax.Schedule:
-  """Multiplies the rate by `factor` at each milestone.
-
-  Args:
-    peak: the rate before the first milestone.
-    steps_per_epoch: to convert epochs.
-    epochs: of the whole stage.
-    milestones: ascending shares of `epochs`, each rounded to a whole epoch, after which the rate drops. The
-      defaults are the 150, 180 and 210 of 240 of the CRD recipe, whatever the length of the stage.
-    factor: in (0, 1].
-    warmup_epochs: of linear warm-up. Milestones count from the stage's start.
-  """
-  if not all(0 < m <= 1 for m in milestones) or list(milestones) != sorted(milestones):
-    raise ValueError(f"milestones: {milestones} are not ascending shares of the epochs, in (0, 1]")
-  if not 0 < factor <= 1:
-    raise ValueError(f"factor: {factor} is not in (0, 1]")
-  warmup = round(warmup_epochs * steps_per_epoch)
-  # Milestones that round to the same epoch multiply, as a dict of boundaries would not.
-  boundaries: dict[int, float] = {}
-  for share in milestones:
-    step = round(share * epochs) * steps_per_epoch - warmup
-    boundaries[step] = boundaries.get(step, 1.0) * factor
-  return _warmed_up(optax.piecewise_constant_schedule(peak, boundaries), peak, steps_per_epoch, warmup_epochs)
-
-
-def _warmed_up(
-  schedule: optax.Schedule, peak: float, steps_per_epoch: int, warmup_epochs: float
-) -> optax.Schedule:
-  """Linear from 0 to the peak, then the schedule from its own start."""
-  _not_negative(warmup_epochs=warmup_epochs)
-  steps = round(warmup_epochs * steps_per_epoch)
-  if steps == 0:
-    return schedule
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), schedule], [steps])
-
-
-def _not_negative(**values: float) -> None:
-  for name, value in values.items():
-    if not (value >= 0 and math.isfinite(value)):
-      raise ValueError(f"{name}: {value} is not a number of 0 or more")
-
-
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingProxyType(
-  {"adamw": adamw, "dot": dot, "sgd": sgd}
+  {"adam": adam, "adamw": adamw, "dot": dot, "lamb": lamb, "lars": lars, "sgd": sgd}
 )
 # Those whose `update` takes the gradient of the task and, as `distill`, that of all other terms.
 OF_TWO_GRADIENTS = frozenset({"dot"})
-SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
-  {"constant": constant, "cosine": cosine, "multistep": multistep}
-)
+
+
+def make(
+  name: str,
+  schedule: optax.Schedule,
+  *,
+  clip_norm: float = 0.0,
+  accumulate_steps: int = 1,
+  **options: Any,
+) -> optax.GradientTransformation:
+  """An optimiser of the table, with what any of them may have.
+
+  Args:
+    name: of `OPTIMIZERS`.
+    schedule: the rate by step of the stage.
+    clip_norm: the greatest norm of the whole gradient; 0 for no bound.
+    accumulate_steps: how many steps give one update, by the mean of their gradients. Batch norm sees each by itself.
+    **options: the optimiser's own.
+
+  Raises:
+    ValueError: a bad option, or one that the optimiser cannot have.
+  """
+  not_negative(clip_norm=clip_norm)
+  if accumulate_steps < 1:
+    raise ValueError(f"accumulate_steps: {accumulate_steps} is not 1 or more")
+  if name in OF_TWO_GRADIENTS and (clip_norm or accumulate_steps > 1):
+    raise ValueError(
+      f"{name!r} has two gradients, which are neither clipped nor accumulated; leave both fields out"
+    )
+  # The rate goes by steps of the stage, of which an update takes several.
+  rate = schedule if accumulate_steps == 1 else lambda count: schedule(count * accumulate_steps)
+  made = OPTIMIZERS[name](rate, **options)
+  if clip_norm:
+    made = optax.chain(optax.clip_by_global_norm(clip_norm), made)
+  if accumulate_steps == 1:
+    return made
+  return optax.MultiSteps(made, accumulate_steps).gradient_transformation()

@@ -12,8 +12,7 @@ sample by the teacher's true-class probability, and third parties report that co
 teacher is sure, the student is free to move; where it is not, it keeps what it had.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 
 from smskd_jax.losses import kd
 from smskd_jax.losses.method import mean
+from smskd_jax.training.weighting import WEIGHTINGS, Evidence
 
 
 class Reference(NamedTuple):
@@ -29,20 +29,26 @@ class Reference(NamedTuple):
 
   weight: float = 1.0  # lambda_r
   temperature: float = 4.0  # tau
-  weighting: str = "one_minus_tcp"  # a name of WEIGHTINGS
+  weighting: str = "one_minus_tcp"  # a name of training/weighting.py
   tcp_temperature: float = 1.0
   normalize: bool = False  # divide the weights by their mean over the global batch
 
 
-def true_class_probability(logits: jax.Array, label: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-  """The probability that logits give to the label.
+def true_class_probability(
+  logits: jax.Array, label: jax.Array, *, target: jax.Array | None = None, temperature: float = 1.0
+) -> jax.Array:
+  """The probability that logits give to what is right.
+
+  That is the label. Of a mixed image it is the mean over its classes, by their shares; of an image without a label, the
+  probability of the class that the logits put first. Both are our reading: the paper knows neither.
 
   Corbiere et al., "Addressing Failure Prediction by Learning Model Confidence", NeurIPS 2019,
   https://arxiv.org/abs/1910.04851
 
   Args:
     logits: [b, k].
-    label: [b], int.
+    label: [b], int; -1 where there is none.
+    target: [b, k], the shares of the classes in mixed images, or None.
     temperature: of the softmax.
 
   Returns:
@@ -50,36 +56,95 @@ def true_class_probability(logits: jax.Array, label: jax.Array, *, temperature: 
   """
   chex.assert_rank([logits, label], [2, 1])
   probabilities = jax.nn.softmax(logits / temperature)
-  return jnp.take_along_axis(probabilities, label[:, None], axis=-1)[:, 0]
+  if target is not None:
+    return jnp.sum(target * probabilities, axis=-1)
+  right = jnp.where(label < 0, jnp.argmax(logits, axis=-1), label)
+  return jnp.take_along_axis(probabilities, right[:, None], axis=-1)[:, 0]
 
 
-WEIGHTINGS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-  {
-    "constant": jnp.ones_like,
-    "one_minus_tcp": lambda tcp: 1 - tcp,
-    "tcp": lambda tcp: tcp,
-  }
-)
+def gather_evidence(
+  settings: Reference,
+  teachers: Sequence[jax.Array],
+  reference: jax.Array,
+  label: jax.Array,
+  target: jax.Array | None,
+  key: jax.Array,
+  axis_name: str | None = None,
+) -> Evidence:
+  """What weights may depend on; XLA drops what the weighting does not read.
+
+  Args:
+    settings: of the stage.
+    teachers: the logits of each, [b, k]; of several the means of TCP and of probabilities count. Without any, the
+      reference stands in: no weighting that is allowed then reads it.
+    reference: its logits, [b, k].
+    label: [b].
+    target: [b, k], of mixed images, or None.
+    key: the step's, the same on all devices.
+    axis_name: the axis over which the batch is split.
+  """
+  temperature = settings.tcp_temperature
+  tcp = lambda logits: true_class_probability(logits, label, target=target, temperature=temperature)
+  of_each = teachers or (reference,)
+  mean_of = lambda values: jnp.mean(jnp.stack(values), axis=0)
+  return Evidence(
+    tcp=mean_of([tcp(logits) for logits in of_each]),
+    own_tcp=tcp(reference),
+    teacher=mean_of([jax.nn.softmax(logits / temperature) for logits in of_each]),
+    reference=jax.nn.softmax(reference / temperature),
+    key=key,
+    axis_name=axis_name,
+  )
 
 
 def sample_weights(
-  tcp: jax.Array, *, weighting: str = "one_minus_tcp", normalize: bool = False, axis_name: str | None = None
+  evidence: Evidence, *, weighting: str = "one_minus_tcp", normalize: bool = False
 ) -> jax.Array:
   """The weight of each example in the reference term.
 
   Args:
-    tcp: [b], the teacher's true-class probability.
+    evidence: of the batch.
     weighting: a name of `WEIGHTINGS`.
     normalize: divide by the mean over the batch, so that it is 1. A batch of zero weights stays zero.
-    axis_name: the axis over which the batch is split.
 
   Returns:
     [b].
   """
-  weights = WEIGHTINGS[weighting](tcp)
+  weights = WEIGHTINGS[weighting](evidence)
   if not normalize:
     return weights
-  return weights / jnp.maximum(mean(jnp.mean(weights), axis_name), jnp.finfo(weights.dtype).tiny)
+  return weights / jnp.maximum(mean(jnp.mean(weights), evidence.axis_name), jnp.finfo(weights.dtype).tiny)
+
+
+def init_params(settings: Reference | None) -> dict[str, jax.Array]:
+  """What the weighting learns: nothing, but for `learned`, which starts at weight 1."""
+  if settings is None or settings.weighting != "learned":
+    return {}
+  return {"a": jnp.zeros(()), "b": jnp.zeros(())}
+
+
+def term(
+  settings: Reference,
+  params: Mapping[str, jax.Array],
+  student: jax.Array,
+  reference: jax.Array,
+  evidence: Evidence,
+) -> tuple[jax.Array, jax.Array]:
+  """The reference term and its weights, each [b].
+
+  Args:
+    settings: of the stage.
+    params: of `init_params`, as they are now.
+    student: logits, [b, k].
+    reference: logits, [b, k].
+    evidence: of the batch.
+  """
+  if settings.weighting != "learned":
+    weights = sample_weights(evidence, weighting=settings.weighting, normalize=settings.normalize)
+    return loss(student, reference, weights, temperature=settings.temperature), weights
+  log_scale = params["a"] + params["b"] * evidence.tcp
+  weights = jnp.exp(-log_scale)
+  return loss(student, reference, weights, temperature=settings.temperature) + log_scale, weights
 
 
 def loss(

@@ -2,10 +2,12 @@
 
   L = lambda_c CE + sum_j weight_j L_j + lambda_r mean_i w_i tau^2 KL(p_ref,i || p_student,i)
 
-Every term of the objective is written once, in `objective`; the last is `training/reference.py`.
+The terms are in `training/objective.py`; the last is `training/reference.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
+import itertools
 from typing import Any, NamedTuple, cast
 
 from flax import linen as nn
@@ -13,19 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smskd_jax.losses.method import Method, mean
+from smskd_jax.losses.method import mean
 from smskd_jax.state import Batch, Frozen, Outputs, TrainState
-from smskd_jax.training import reference as anchor
+from smskd_jax.training import objective as objective_lib
+from smskd_jax.training import task, trainable, views
+from smskd_jax.training.kept import look_up
+from smskd_jax.training.objective import Metrics, Parts, Term
 from smskd_jax.training.reference import Reference
+from smskd_jax.training.task import Answer
 
-
-class Term(NamedTuple):
-  """One distillation term of the objective."""
-
-  name: str  # how metrics call it
-  weight: float
-  method: Method
-  warmup_epochs: float = 0.0  # the weight grows linearly, epoch by epoch: 1/n of it in the first of n epochs
+MIX = 1 << 16  # the stream of a view's key from which mixing draws: far from the numbers of views
 
 
 class Stage(NamedTuple):
@@ -36,15 +35,25 @@ class Stage(NamedTuple):
   teachers: tuple[nn.Module, ...] = ()
   terms: tuple[Term, ...] = ()
   task_weight: float = 1.0
+  label_smoothing: float = 0.0
   reference: Reference | None = None
   steps_per_epoch: int = 1  # for all that is scheduled in epochs
   # whether the optimiser is given the gradient of the task and, as `distill`, that of all other terms
   two_gradients: bool = False
-  # (key, batch) -> what the networks see, [b, h, w, c] of floats
-  view: Callable[[jax.Array, Batch], jax.Array] = lambda key, batch: batch.image
+  # each (key, batch) -> what the networks see, [b, h, w, c] of floats; every term is the mean over them
+  views: tuple[Callable[[jax.Array, Batch], jax.Array], ...] = (lambda key, batch: batch.image,)
+  # (key, images, labels [b], axis_name) -> mixed images, what is right for them
+  mix: Callable[..., tuple[jax.Array, Answer]] | None = None
+  average: float = 0.0  # the decay of the learner's moving average; 0: there is none
+  trains: str = "all"  # of the learner: "all", or its linear classifier alone, its "head"
+  teacher_statistics: str = "running"  # of their batch norm; or those of the "batch"
+  # (key, batch) -> which of its finitely many views an image is seen in, [b], the same for all of `views`: the teachers
+  # are then looked up, as `Kept` in `Frozen`, and never run
+  number: Callable[[jax.Array, Batch], jax.Array] | None = None
+  all_labeled: bool = False  # every image is known to have a label: the devices need not count them each step
+  alternate_epochs: int = 0  # after so many the terms take turns; 0: all at once
 
 
-Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
 
 
@@ -53,8 +62,17 @@ def outputs(network: nn.Module, variables: Any, image: Any) -> Outputs:
   return cast(Outputs, network.apply(variables, image))
 
 
+def outputs_by_batch(network: nn.Module, variables: Any, image: Any, axis_name: str | None) -> Outputs:
+  """What a frozen network says by the statistics of the batch, as if it trained; what it would remember is dropped."""
+  collections = [name for name in variables if name != "params"]
+  said, _ = network.apply(variables, image, train=True, axis_name=axis_name, mutable=collections)
+  return cast(Outputs, said)
+
+
 def learner_variables(state: TrainState) -> Any:
   """The learner's variables alone: what a stage leaves to the next, and to the world."""
+  if state.average:
+    return state.average
   return {"params": state.params["learner"], **state.model_state}
 
 
@@ -68,118 +86,118 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
 
   Returns:
     (state, frozen, batch) -> (new state, metrics), metrics being scalars by name: 'loss', its terms before their
-    weights ('task', 'distill/NAME', 'reference'), 'accuracy', 'gradient_norm', and with a reference 'tcp' and
-    'reference_weight', the means of what weights it.
+    weights ('task', 'distill/NAME', 'reference'), 'accuracy', 'gradient_norm', and with a reference the means of what
+    weights it: 'tcp', 'reference_weight', 'reference_weight_of_right' (where the learner is wrong, zero is counted) and
+    'reference_weight_share/I', the share of weights in the I-th tenth from 0 to 1.
   """
 
   def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
-    view_key, key = jax.random.split(jax.random.fold_in(frozen.key, state.step))
-    image = stage.view(view_key, batch)
-    teachers = tuple(
-      network.apply(variables, image)
-      for network, variables in zip(stage.teachers, frozen.teachers, strict=True)
+    objective, seen = _objective(stage, state, frozen, batch, axis_name)
+    gradients, (metrics, model_state, aux_state) = _gradients(
+      objective, state.params, TASK_AND_REST if stage.two_gradients else ALL
     )
-    reference = None if stage.reference is None else outputs(stage.learner, frozen.reference, image)
-
-    def objective(params):
-      return _objective(stage, params, state, teachers, reference, image, batch, key, axis_name)
-
-    gradients, (metrics, model_state, aux_state) = _gradients(objective, state.params, stage.two_gradients)
     gradients, metrics = mean((gradients, metrics), axis_name)
+    if stage.trains == "head":
+      of_head = trainable.head(
+        stage.learner, {"params": state.params["learner"], **state.model_state}, seen[0].image
+      )
+      gradients = tuple(trainable.only(of_head, one) for one in gradients)
     first, *others = gradients
     apart = {"distill": others[0]} if others else {}
     updates, opt_state = stage.optimizer.update(first, state.opt_state, state.params, **apart)
+    if stage.trains == "head":
+      updates = trainable.only(of_head, updates)  # again: decay does not ask for gradients
     new_state = TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       model_state=model_state,
       aux_state=aux_state,
       opt_state=opt_state,
+      average=state.average,
     )
+    if stage.average:
+      new_state = new_state._replace(average=_averaged(stage.average, new_state))
     gradient = optax.tree.add(*gradients) if others else first
     return new_state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 
   return step
 
 
-def _gradients(objective: Callable[[Any], Any], params: Any, two: bool) -> tuple[tuple[Any, ...], Any]:
-  """The gradient of the sum of both parts of the objective, or of each of the two; and what it says besides."""
-  (task, rest), pull_back, besides = jax.vjp(objective, params, has_aux=True)
-  one, zero = jnp.ones_like(task), jnp.zeros_like(task)
-  parts = ((one, zero), (zero, one)) if two else ((one, one),)
-  return tuple(pull_back(part)[0] for part in parts), besides
+def make_probe(stage: Stage, axis_name: str | None = None) -> Callable[..., Metrics]:
+  """What pulls on the learner: (state, frozen, batch) -> scalars by name, to be compiled by the caller.
+
+  Of the batch of a step, before it: the norms of the gradients of the learner's parameters by each part of the
+  objective that the stage has, with its weights ('gradient_norm/task', '/distill', '/reference'), and the cosines
+  between them ('gradient_cosine/task_distill', ...). It costs one forward pass of all networks and as many backward
+  passes as there are parts.
+  """
+  names = ("task", *(("distill",) if stage.terms else ()), *(("reference",) if stage.reference else ()))
+  counted = [tuple(int(part == name) for part in Parts._fields) for name in names]
+
+  def probe(state: TrainState, frozen: Frozen, batch: Batch) -> Metrics:
+    objective, _ = _objective(stage, state, frozen, batch, axis_name)
+    gradients, _ = _gradients(objective, state.params, counted)
+    of_learner = mean(tuple(gradient["learner"] for gradient in gradients), axis_name)
+    norms = [optax.tree.norm(gradient) for gradient in of_learner]
+    metrics = {f"gradient_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
+    for i, j in itertools.combinations(range(len(names)), 2):
+      size = jnp.maximum(norms[i] * norms[j], jnp.finfo(norms[i].dtype).tiny)
+      cosine = optax.tree.vdot(of_learner[i], of_learner[j]) / size
+      metrics[f"gradient_cosine/{names[i]}_{names[j]}"] = cosine
+    return metrics
+
+  return probe
 
 
-def _objective(stage, params, state, teachers, reference, image, batch, key, axis_name):
-  """This device's share of the loss as (task, all else), and (metrics, new model state, new aux state)."""
-  learner, model_state = stage.learner.apply(
-    {"params": params["learner"], **state.model_state},
-    image,
-    train=True,
-    axis_name=axis_name,
-    mutable=list(state.model_state),
-  )
-  # The networks of a cohort all learn the task.
-  task = sum(_cross_entropy(network.logits, batch.label) for network in (learner, *learner.peers))
-  epoch = state.step / stage.steps_per_epoch
-  metrics = {
-    "task": task,
-    "accuracy": jnp.mean(jnp.argmax(learner.logits, -1) == batch.label, dtype=task.dtype),
-  }
-  of_task, rest = stage.task_weight * task, jnp.zeros_like(task)
-  aux_states = []
-  for i, term in enumerate(stage.terms):
-    values, aux_state = term.method.apply(
-      params["aux"][i],
-      state.aux_state[i],
-      learner,
-      teachers,
-      batch,
-      jax.random.fold_in(key, i),
-      epoch,
-      axis_name,
-    )
-    metrics[f"distill/{term.name}"] = distill = jnp.mean(values)
-    rest = rest + term.weight * (warm_up(term, epoch) * distill)
-    aux_states.append(aux_state)
-  if stage.reference is not None:
-    anchored, of_reference = _reference_term(stage.reference, learner, reference, teachers, batch, axis_name)
-    rest = rest + stage.reference.weight * anchored
-    metrics |= of_reference
-  return (of_task, rest), (metrics | {"loss": of_task + rest}, model_state, tuple(aux_states))
+def _objective(stage, state, frozen, batch, axis_name):
+  """The objective of a step as a function of the parameters, and the views that it sees."""
+  view_key, key = jax.random.split(jax.random.fold_in(frozen.key, state.step))
+  keys = [view_key if i == 0 else jax.random.fold_in(view_key, i) for i in range(len(stage.views))]
+  seen = tuple(_look(stage, frozen, *pair, batch, axis_name) for pair in zip(stage.views, keys, strict=True))
+
+  def objective(params):
+    return objective_lib.evaluate(stage, params, state, seen, batch, key, axis_name)
+
+  return objective, seen
 
 
-def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+def _look(stage, frozen, view, key, batch, axis_name) -> views.Seen:
+  """A view of the batch, what is right for it, and what the frozen networks say of it."""
+  image, answer = view(key, batch), Answer(batch.label)
+  if stage.mix is not None:
+    image, answer = stage.mix(jax.random.fold_in(key, MIX), image, batch.label, axis_name)
+  teachers = _ask(stage, frozen, key, image, batch, axis_name)
+  reference = None if stage.reference is None else outputs(stage.learner, frozen.reference, image)
+  labeled = jnp.ones(()) if stage.all_labeled else task.labeled_share(answer.label, axis_name)
+  return views.Seen(image, answer, teachers, reference, labeled)
 
 
-def warm_up(term: Term, epoch: jax.Array) -> jax.Array | float:
-  """The share of a term's weight; it stays the same within an epoch, as in the public code of DKD and ReviewKD."""
-  if not term.warmup_epochs:
-    return 1.0
-  return jnp.minimum((jnp.floor(epoch) + 1) / term.warmup_epochs, 1.0)
+def _ask(stage, frozen, key, image, batch, axis_name) -> tuple[Outputs, ...]:
+  """What the teachers say of the image that a view has made with a key."""
+  if stage.number is not None:
+    number = stage.number(key, batch)
+    return tuple(look_up(of_teacher, batch.index, number) for of_teacher in frozen.teachers)
+  said = outputs
+  if stage.teacher_statistics == "batch":
+    said = functools.partial(outputs_by_batch, axis_name=axis_name)
+  return tuple(map(functools.partial(said, image=image), stage.teachers, frozen.teachers))
 
 
-def _reference_term(
-  settings: Reference,
-  learner: Outputs,
-  reference: Outputs,
-  teachers: tuple[Outputs, ...],
-  batch: Batch,
-  axis_name: str | None,
-) -> tuple[jax.Array, Metrics]:
-  """The mean of the weighted reference loss, and the metrics of it. Several teachers: the mean of their TCP."""
-  metrics = {}
-  weights = jnp.ones_like(learner.logits[:, 0])
-  if settings.weighting != "constant":
-    temperature = settings.tcp_temperature
-    of_each = [
-      anchor.true_class_probability(t.logits, batch.label, temperature=temperature) for t in teachers
-    ]
-    tcp = jnp.mean(jnp.stack(of_each), axis=0)
-    weights = anchor.sample_weights(
-      tcp, weighting=settings.weighting, normalize=settings.normalize, axis_name=axis_name
-    )
-    metrics["tcp"] = jnp.mean(tcp)
-  values = anchor.loss(learner.logits, reference.logits, weights, temperature=settings.temperature)
-  return jnp.mean(values), metrics | {"reference": jnp.mean(values), "reference_weight": jnp.mean(weights)}
+def _averaged(decay: float, state: TrainState) -> Any:
+  """The moving average after a step: of the parameters and of what batch norm remembers."""
+  now = {"params": state.params["learner"], **state.model_state}
+  return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, now)
+
+
+# What of the objective counts in each gradient of a step, in the order of its parts.
+ALL = ((1, 1, 1),)
+TASK_AND_REST = ((1, 0, 0), (0, 1, 1))
+
+
+def _gradients(
+  objective: Callable[[Any], tuple[Parts, Any]], params: Any, counted: Sequence[tuple[int, ...]]
+) -> tuple[tuple[Any, ...], Any]:
+  """The gradient of each sum of parts of the objective, and what it says besides."""
+  parts, pull_back, besides = jax.vjp(objective, params, has_aux=True)
+  weigh = lambda counts: Parts(*(jnp.full_like(part, c) for part, c in zip(parts, counts, strict=True)))
+  return tuple(pull_back(weigh(counts))[0] for counts in counted), besides

@@ -25,7 +25,11 @@ def stage(name, accuracy, *, validation=None, **metrics):
     "steps": 10,
     "seconds": 75.0,
     "forward_passes": {"learner": 1280, "teachers": 1280 if name == "joint" else 0, "reference": 0},
-    "metrics": {"last": last | metrics, "best_by_validation": validation and last | validation},
+    "metrics": {
+      "last": last | metrics,
+      "best_by_validation": validation and last | validation,
+      "oracle": last | {"test/accuracy": accuracy + 0.01},
+    },
   }
 
 
@@ -65,8 +69,9 @@ def test_tables_and_figure(tmp_path):
     "0.020",
     "-",
     "-",
+    "82.25 %",
   ]
-  assert row(text, "joint", 0)[-2:] == ["95.50 %", "-"]
+  assert row(text, "joint", 0)[-3:] == ["95.50 %", "-", "91.00 %"]
   assert row(text, "joint", 1) == [
     *("joint", "kd + rkd", "2", "10", "1,280", "1,280", "-", "1 min 15 s", "`key-joint`"),
   ]
@@ -77,4 +82,11 @@ def test_tables_and_figure(tmp_path):
 def test_best_by_validation_has_its_columns(tmp_path):
   best = {"epoch": 1.0, "test/accuracy": 0.7}
   text = write(tmp_path, stage("alone", 0.8, validation=best))
-  assert row(text, "alone", 0)[-2:] == ["70.00 %", "1"]
+  assert row(text, "alone", 0)[-3:] == ["70.00 %", "1", "81.00 %"]
+
+
+def test_further_test_sets_have_a_table_with_corruptions_over_their_severities(tmp_path):
+  accuracies = {"cifar10.1": 0.5, "contrast:1": 0.8, "contrast:2": 0.7, "fog:3": 0.25}
+  text = write(tmp_path, stage("alone", 0.8) | {"extra_tests": accuracies})
+  assert row(text, "stage", 1) == ["stage", "cifar10.1", "contrast", "fog"]
+  assert row(text, "alone", 1) == ["alone", "50.00 %", "75.00 %", "25.00 %"]

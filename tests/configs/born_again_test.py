@@ -3,8 +3,8 @@
 import importlib.util
 
 import pytest
-import runs
 
+import runs
 from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
 
@@ -33,6 +33,7 @@ def test_refuses(arg):
     get_config(arg)
 
 
+@pytest.mark.slow
 def test_runs_from_the_command_line(tmp_path):
   arguments = "dataset=digits,model=resnet8,width=0.125,generations=2,epochs=1,batch_size=128,padding=1"
   status, out, err = runs.main(tmp_path, f"--config=configs/born_again.py:{arguments}", "--cpu_devices=2")

@@ -1,14 +1,13 @@
 """Tests of configs/cifar.py: what a line of arguments becomes."""
 
-import csv
 import importlib.util
 
 import pytest
-import runs
 
+import runs
+from smskd_jax import literature
 from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
-from smskd_jax.losses import METHODS
 
 
 def load():
@@ -33,12 +32,14 @@ def test_the_recipe_of_crd():
   assert teacher["optimizer"] == {
     "name": "sgd",
     "learning_rate": 0.05,
+    "clip_norm": 0.0,
+    "accumulate_steps": 1,
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 5e-4,
   }
   assert teacher["schedule"]["milestones"] == (150 / 240, 180 / 240, 210 / 240)
-  assert teacher["augment"] == {"padding": 4, "flip": True}
+  assert teacher["augment"] == {"crop_flip": {"padding": 4, "flip": True, "views": 0}}
   assert (fitnet["methods"][0]["weight"], fitnet["task_weight"]) == (100.0, 1.0)
   assert (kd["methods"][0]["weight"], kd["methods"][0]["temperature"], kd["task_weight"]) == (0.9, 4.0, 0.1)
   assert fitnet["reference"]["stage"] == "none" and kd["reference"]["stage"] == "previous"
@@ -64,36 +65,12 @@ def test_joint_is_one_stage_of_all_methods_without_a_reference():
   assert joint["reference"]["stage"] == "none"
 
 
-def rows():
-  with (runs.ROOT / "configs" / "literature.csv").open(newline="") as file:
-    return list(csv.DictReader(file))
-
-
-RECIPES = sorted({row["recipe"] for row in rows()})
-
-
-def test_the_table_has_every_method_and_a_source_for_each_row():
-  of_plugins = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
-  assert {of_plugins.get(recipe, recipe) for recipe in RECIPES} == set(METHODS)
-  assert all(row["source"] and None not in row for row in rows())
-  pairs = [(row["recipe"], row["teacher"], row["student"]) for row in rows()]
-  assert len(set(pairs)) == len(pairs)
-  assert all((recipe, "", "") in pairs for recipe in RECIPES)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_is_a_config(recipe):
-  _, student = get_config(f"stages={recipe}")["stages"]
-  of_pairs = {(r["teacher"], r["student"]): r for r in rows() if r["recipe"] == recipe}
-  row = of_pairs.get(("resnet56", "resnet20"), of_pairs["", ""])
-  assert student["methods"][0]["weight"] == float(row["weight"])
-  assert student["task_weight"] == float(row["task_weight"])
-
-
-def test_rows_of_other_pairs_fit_their_methods():
-  module = load()
-  for row in rows():
-    module.term(row)
+@pytest.mark.parametrize("name", literature.names())
+def test_every_recipe_is_a_config(name):
+  _, student = get_config(f"stages={name}")["stages"]
+  published = literature.recipe(name, "resnet56", "resnet20")
+  assert student["methods"][0]["weight"] == published.term.weight
+  assert student["task_weight"] == published.task_weight
 
 
 def test_a_pair_has_its_own_weight():

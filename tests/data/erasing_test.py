@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-import photographs
 import pytest
 
+import photographs
 from smskd_jax.data import augment, erasing
 
 KEY = jax.random.key(3)

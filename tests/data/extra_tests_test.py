@@ -43,6 +43,21 @@ def test_corrupted_copies_keep_their_labels():
   np.testing.assert_array_equal(found.image, corruptions.corrupt(digits.test.image, "contrast", 4))
 
 
+def test_sets_are_made_when_they_are_needed_but_files_are_read_at_once(like_cifar, tmp_path):
+  sets = extra_tests.prepare("f", ("contrast:4", "contrast:2"), like_cifar, "")
+  assert list(sets) == ["contrast:4", "contrast:2"]
+  expected = corruptions.corrupt(like_cifar.test.image, "contrast", 2)
+  np.testing.assert_array_equal(sets["contrast:2"]().image, expected)
+  with pytest.raises(UserError, match=r"cifar10.1_v6_data.npy is missing"):
+    extra_tests.prepare("f", ("cifar10.1",), like_cifar, str(tmp_path))
+
+
+def test_cifar_10_1_comes_in_the_size_of_the_data(like_cifar, tmp_path):
+  write(tmp_path, np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 9, 3, 3], np.uint8))
+  small = like_cifar._replace(train=like_cifar.train._replace(image=like_cifar.train.image[:, ::2, ::2]))
+  assert extra_tests.load("f", "cifar10.1", small, str(tmp_path)).image.shape == (4, 16, 16, 3)
+
+
 def write(folder, image, label):
   np.save(folder / "cifar10.1_v6_data.npy", image)
   np.save(folder / "cifar10.1_v6_labels.npy", label)

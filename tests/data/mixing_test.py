@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import photographs
 import pytest
 
+import photographs
 from smskd_jax.data import mixing
 
 KEYS = [jax.random.key(seed) for seed in range(8)]

@@ -4,10 +4,10 @@ import platform
 
 import jax
 import numpy as np
-from operations_by_pillow import FILL, by_pillow
-import photographs
 import pytest
 
+from operations_by_pillow import FILL, by_pillow
+import photographs
 from smskd_jax.data import blends, lookups, operations
 
 MAGNITUDES = {

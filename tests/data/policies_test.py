@@ -2,10 +2,10 @@
 
 import jax
 import numpy as np
-from operations_by_pillow import by_pillow
-import photographs
 import pytest
 
+from operations_by_pillow import by_pillow
+import photographs
 from smskd_jax.data import policies
 
 KEY = jax.random.key(11)

@@ -4,9 +4,9 @@ import functools
 
 import jax
 import numpy as np
-import photographs
 import pytest
 
+import photographs
 from smskd_jax.data import augment, erasing
 from smskd_jax.data.views import VIEWS, make_view, view_options
 
@@ -20,7 +20,7 @@ def compiled(name):
   return jax.jit(make_view(name))
 
 
-@pytest.mark.parametrize("name", [*VIEWS, CHAIN])
+@pytest.mark.parametrize("name", [*(name for name in VIEWS if name != "noise"), CHAIN])
 def test_an_example_depends_on_key_and_index_alone(name):
   image = photographs.rgb()
   whole = np.asarray(compiled(name)(KEY, image, INDEX))
@@ -29,6 +29,16 @@ def test_an_example_depends_on_key_and_index_alone(name):
   order = np.random.default_rng(0).permutation(24)[:16].repeat([2] * 8 + [1] * 8)
   others = np.asarray(compiled(name)(KEY, image[order], INDEX[order]))
   np.testing.assert_array_equal(others, whole[order])
+
+
+def test_noise_is_standard_normal_and_of_key_and_index_alone():
+  image = photographs.rgb()
+  noise = np.asarray(make_view("noise")(KEY, image, INDEX))
+  assert noise.dtype == np.float32 and noise.shape == image.shape
+  n = noise.size
+  assert abs(noise.mean()) < 5 / np.sqrt(n) and abs(noise.std() - 1) < 5 / np.sqrt(2 * n)
+  others = np.asarray(make_view("noise")(KEY, image[::-1], INDEX[::-1]))
+  np.testing.assert_array_equal(others[::-1], noise)
 
 
 def test_one_device_equals_eight():
@@ -43,7 +53,8 @@ def test_one_device_equals_eight():
 def test_any_size_under_strict_promotion(name, channels):
   image = jax.ShapeDtypeStruct((2, 8, 11, channels), np.uint8)
   with jax.numpy_dtype_promotion("strict"):
-    assert jax.eval_shape(make_view(name), KEY, image, INDEX[:2]) == image
+    seen = jax.eval_shape(make_view(name), KEY, image, INDEX[:2])
+  assert seen.shape == image.shape and seen.dtype == (np.float32 if name == "noise" else np.uint8)
 
 
 def test_another_key_and_another_index_give_another_view():
@@ -77,7 +88,7 @@ def test_a_chain_applies_its_parts_in_order_with_keys_of_their_own():
 
 def test_options_are_those_of_a_part():
   known = {
-    "crop_flip": {"padding": 4, "flip": True},
+    "crop_flip": {"padding": 4, "flip": True, "views": 0},
     "randaugment": {"num_ops": 2, "magnitude": 9, "fill": 0},
     "cutout": {"size": 16, "fill": 128},
   }
@@ -107,6 +118,7 @@ def test_policies_fill_with_a_colour():
     ("crop_flip + cutout", {}, r"unknown part 'crop_flip '"),
     ("cutout", {"magnitude": 3}, r"view 'cutout' has no option 'magnitude'; it has: size, fill"),
     ("plain", {"fill": 3}, r"it has: none"),
+    ("noise+crop_flip", {}, r"'noise' leaves nothing of the image for other parts; use it alone"),
   ],
 )
 def test_refuses_what_it_does_not_know(name, options, message):

@@ -7,8 +7,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-import runs
 
+import marks
+import runs
 from smskd_jax.exchange import safetensors_file, stablehlo_file
 from smskd_jax.exchange.trained import Trained
 from smskd_jax.models import spec
@@ -63,7 +64,9 @@ def close(found, wanted):
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["vgg8", "ShuffleV1", "imagenet_resnet18", "vit_tiny"])
+@pytest.mark.parametrize(
+  "name", marks.quick(["vgg8", "ShuffleV1", "imagenet_resnet18", "vit_tiny"], ["vgg8"])
+)
 def test_stablehlo(name, networks, images, expected, tmp_path):
   stablehlo_file.write(networks[name], tmp_path / "program")
   exported = jax.export.deserialize(bytearray((tmp_path / "program").read_bytes()))
@@ -78,6 +81,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
 """
 
 
+@pytest.mark.slow  # tests/export_test.py has one network
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
 def test_onnx(networks, images, expected, tmp_path):
   import onnxruntime

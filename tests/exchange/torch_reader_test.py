@@ -10,10 +10,10 @@ import textwrap
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_files
 
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import torch_reader
+import torch_files
 
 
 def arrays():

@@ -80,6 +80,24 @@ def test_reads_all_stages_or_the_named_taps():
   np.testing.assert_allclose(of_taps, loss((student[0],), (teacher[-1],), p=4))
 
 
+def test_equals_the_term_of_the_survey():
+  """In NumPy: positions in a row, rows of length 1, the mean over positions and images at once, the sum over stages."""
+  shapes = [(8, 8, 16), (4, 4, 32), (2, 2, 64)]
+  stem, *student = [np.asarray(arrays(i, 5, *shape)) for i, shape in enumerate([(8, 8, 64), *shapes])]
+  other_stem, *teacher = [
+    np.asarray(arrays(9 + i, 5, *shape)) for i, shape in enumerate([(8, 8, 64), *shapes])
+  ]
+
+  def attention(feature):
+    q = (feature**2).mean(3).reshape(5, -1)
+    return q / np.linalg.norm(q, axis=1, keepdims=True)
+
+  pairs = list(zip(student, teacher, strict=True))
+  expected = sum(50 * ((attention(s) - attention(t)) ** 2).mean() for s, t in pairs)
+  rows = run(at.method(), outputs(stem, *student), outputs(other_stem, *teacher))
+  np.testing.assert_allclose(50 * rows.mean(), expected)
+
+
 @pytest.mark.parametrize(
   "hyper_parameters, message",
   [

@@ -4,12 +4,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 
-from smskd_jax.losses import METHODS, WITHOUT_TEACHER
-from smskd_jax.losses.method import mean
+import marks
+import networks
+from smskd_jax.losses import (
+  FAMILIES,
+  METHODS,
+  OF_EMBEDDINGS,
+  OF_LOGITS_ALONE,
+  OF_SEVERAL_VIEWS,
+  READS_LABELS,
+  WITHOUT_TEACHER,
+)
+from smskd_jax.losses.method import map_logits, mean
 from smskd_jax.state import Batch, Head, Norm, Outputs
 
 NAMES = sorted(METHODS)
@@ -17,9 +26,25 @@ NUM_EXAMPLES = 50
 
 # Losses of neighbours in the batch: another order is another loss.
 OF_NEIGHBOURS = {"cc"}
+# Methods that relate examples, or remember something of all: the others say of each device's share what they say of it.
+OVER_DEVICES = sorted({*FAMILIES["relation"], "ctkd", "kdsvd", "mlkd", "ofd", "vid"} & set(NAMES))
+# Methods of whose gradient there are no golden vectors.
+WITHOUT_GOLDEN = [
+  "afd",
+  "catkd",
+  "crd_in_batch",
+  "ickd",
+  "irg",
+  "logits_cosine",
+  "logits_mse",
+  "nkd",
+  "simkd",
+  "srrl",
+  "ttm",
+]
 # Methods that take something of the student as given, so that differences of their loss are not their gradient; each
 # has a test of its gradient of its own.
-PARTLY_CONSTANT = {"dml", "ft", "wsld"}
+PARTLY_CONSTANT = {"dml", "ft", "uda", "wsld"}
 # The fields of Outputs that hold parameters and not a row an example.
 PARAMETERS = ("head", "norms")
 
@@ -45,14 +70,21 @@ def training_labels(k=5):
   return np.random.default_rng(1).integers(0, k, NUM_EXAMPLES).astype(np.int32)
 
 
-def example(b=8, k=5, dtype=np.float32):
-  """(learner, teachers, batch): a student, with a peer, and a teacher with more channels and one more map."""
+def example(name, b=8, k=5, dtype=np.float32):
+  """(learner, teachers, batch): a student, with a peer, and a teacher with more channels and one more map.
+
+  For methods that take all views at once, what both say of a second view.
+  """
   rng = np.random.default_rng(0)
   learner = network(rng, b, k, (3, 4, 6), (8, 8, 4))
   learner = learner._replace(peers=(network(rng, b, k, (2,), (4,)),))
   teacher = network(rng, b, k, (5, 7, 9, 8), (8, 4, 4, 2))
-  learner, teacher = jax.tree.map(lambda x: jnp.asarray(x, dtype), (learner, teacher))
   index = rng.permutation(NUM_EXAMPLES)[:b].astype(np.int32)
+  if METHODS[name]().needs_views:
+    # Some of the first view's answers have to be sure: uda learns from no others.
+    learner = learner._replace(logits=4 * learner.logits, other_views=(network(rng, b, k, (2,), (4,)),))
+    teacher = teacher._replace(other_views=(network(rng, b, k, (2,), (4,)),))
+  learner, teacher = jax.tree.map(lambda x: jnp.asarray(x, dtype), (learner, teacher))
   batch = Batch(
     jnp.zeros((b, 8, 8, 3), jnp.uint8), jnp.asarray(training_labels(k)[index]), jnp.asarray(index)
   )
@@ -124,7 +156,7 @@ def test_the_table_is_sorted_and_cannot_be_changed():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_loss_an_example_and_one_compilation(name):
-  learner, teachers, batch = example()
+  learner, teachers, batch = example(name)
   _, aux = started(name, learner, teachers)
   for step in range(3):
     traces = len(TRACED)
@@ -138,11 +170,11 @@ def test_one_loss_an_example_and_one_compilation(name):
   assert not any(np.any(x) for x in jax.tree.leaves(by_teachers))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - PARTLY_CONSTANT))
+@pytest.mark.parametrize("name", marks.quick(sorted(set(NAMES) - PARTLY_CONSTANT), WITHOUT_GOLDEN))
 def test_gradient(name):
   """Against differences of the mean loss along three directions, in a second step: crd fixes its Z in the first."""
   with jax.enable_x64(True):
-    learner, teachers, batch = example(dtype=np.float64)
+    learner, teachers, batch = example(name, dtype=np.float64)
     _, aux = started(name, learner, teachers)
     (_, state), _ = program(name)(aux, learner, teachers, batch)
     aux = aux._replace(state=state)
@@ -168,7 +200,7 @@ def test_gradient(name):
 def test_the_order_of_the_batch_does_not_matter(name):
   order = np.random.default_rng(1).permutation(8)
   with jax.enable_x64(True):
-    everything = example(dtype=np.float64)
+    everything = example(name, dtype=np.float64)
     _, aux = started(name, *everything[:2])
     (loss, state), _ = program(name)(aux, *everything)
     (shuffled, shuffled_state), _ = program(name)(aux, *of_rows(lambda x: x[order], everything))
@@ -177,7 +209,7 @@ def test_the_order_of_the_batch_does_not_matter(name):
 
 
 EXTREMES = {
-  "huge logits": lambda x: x._replace(logits=jnp.where(x.logits > 0, 1e4, -1e4).astype(x.logits.dtype)),
+  "huge logits": lambda x: map_logits(lambda z: jnp.where(z > 0, 1e4, -1e4).astype(z.dtype), (x,))[0],
   "identical rows": lambda x: of_rows(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), x),
   "zero maps": lambda x: x._replace(features=jax.tree.map(jnp.zeros_like, x.features)),
   "zeros": lambda x: jax.tree.map(jnp.zeros_like, x),
@@ -188,7 +220,7 @@ EXTREMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_finite_at_extremes(name):
-  learner, teachers, batch = example()
+  learner, teachers, batch = example(name)
   _, aux = started(name, learner, teachers)
   run = lambda learner, teachers: program(name)(aux, learner, teachers, batch)
   for extreme in EXTREMES.values():
@@ -197,12 +229,11 @@ def test_finite_at_extremes(name):
     assert_finite(run(extreme(learner), tuple(map(extreme, teachers))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-  "b, dtype", [(8, jnp.bfloat16), pytest.param(1, jnp.float32, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("b, dtype", [(8, jnp.bfloat16), (1, jnp.float32)])
 def test_finite_in_half_precision_for_two_classes_and_for_one_example(name, b, dtype):
-  learner, teachers, batch = example(b, 2, dtype)
+  learner, teachers, batch = example(name, b, 2, dtype)
   _, aux = started(name, learner, teachers, 2)
   (loss, state), gradients = program(name)(aux, learner, teachers, batch)
   assert loss.shape == (b,) and loss.dtype == jnp.float32
@@ -210,19 +241,21 @@ def test_finite_in_half_precision_for_two_classes_and_for_one_example(name, b, d
   assert_finite((loss, state, gradients))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", marks.quick(NAMES, OVER_DEVICES))
 def test_one_device_equals_four(name):
   devices = 4
   if jax.device_count() < devices:
     pytest.skip(f"needs {devices} devices")
   with jax.enable_x64(True):
-    everything = example(dtype=np.float64)
+    everything = example(name, dtype=np.float64)
     method, aux = started(name, *everything[:2])
 
     def parted(results, axis_name=None):
       (loss, state), (by_params, by_learner, _) = results
       parameters = mean((by_params, by_learner.head, by_learner.norms), axis_name)
-      return (loss, by_learner._replace(head=None, norms=(), peers=())), (state, parameters)
+      views = tuple(view._replace(head=None, norms=()) for view in by_learner.other_views)
+      by_rows = by_learner._replace(head=None, norms=(), peers=(), other_views=views)
+      return (loss, by_rows), (state, parameters)
 
     (loss, by_learner), of_all = parted(program(name)(aux, *everything))
     split = lambda x: x.reshape(devices, -1, *x.shape[1:])
@@ -241,9 +274,59 @@ def test_one_device_equals_four(name):
     assert_close(replicas, jax.tree.map(on_each, of_all), 1e-10)
 
 
+@pytest.mark.parametrize("name", sorted((OF_LOGITS_ALONE | OF_EMBEDDINGS) - WITHOUT_TEACHER))
+def test_reads_of_its_teacher_only_what_it_says(name):
+  learner, (teacher,), batch = example(name)
+  _, aux = started(name, learner, (teacher,))
+  (loss, _), _ = program(name)(aux, learner, (teacher,), batch)
+
+  def known(said):
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), said)
+    others = tuple(map(known, said.other_views))
+    nothing = nothing._replace(logits=said.logits, other_views=others)
+    return nothing._replace(pooled=said.pooled) if name in OF_EMBEDDINGS else nothing
+
+  (same, _), _ = program(name)(aux, learner, (known(teacher),), batch)
+  np.testing.assert_array_equal(same, loss)
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - WITHOUT_TEACHER))
 def test_refuses_any_other_number_of_teachers(name):
-  learner, (teacher,), _ = example()
+  learner, (teacher,), _ = example(name)
   for teachers in ((), (teacher, teacher)):
     with pytest.raises(ValueError, match=f"{name}: needs exactly one teacher, got {len(teachers)}"):
       started(name, learner, teachers)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if METHODS[name]().needs_views))
+def test_a_stage_of_one_view_will_do_or_is_refused(name):
+  learner, teachers, batch = example(name)
+  method, aux = started(name, learner, teachers)
+  first = lambda network: network._replace(other_views=())
+  run = lambda: apply(method, aux, first(learner), tuple(map(first, teachers)), batch)
+  if name in OF_SEVERAL_VIEWS:
+    with pytest.raises(ValueError, match=f"{name}: needs a stage of two views or more"):
+      run()
+  else:
+    assert np.any(run()[0])
+
+
+def test_what_reads_labels_or_views_is_a_method():
+  assert set(METHODS) >= READS_LABELS | OF_SEVERAL_VIEWS
+  assert all(METHODS[name]().needs_views for name in OF_SEVERAL_VIEWS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_labels_or_places_only_where_it_says_so(name):
+  """Other labels, other places: another loss, state or gradient, or the same."""
+  learner, teachers, batch = example(name)
+  _, aux = started(name, learner, teachers)
+  run = lambda batch: jax.tree.leaves(program(name)(aux, learner, teachers, batch))
+  # Not only other names for the classes: crd_in_batch asks no more than which images are of one.
+  others = (
+    batch._replace(label=(batch.label + jnp.arange(8)) % 5),
+    batch._replace(index=(batch.index + 1) % NUM_EXAMPLES),
+  )
+  results = run(batch)
+  is_same = [all(map(np.array_equal, run(other), results)) for other in others]
+  assert all(is_same) == (name not in READS_LABELS)

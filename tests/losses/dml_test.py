@@ -4,18 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
-import tiny
 
+import networks
 from smskd_jax.losses import dml
 from smskd_jax.models import cohort
 from smskd_jax.runtime import parallel
 from smskd_jax.state import Outputs
 from smskd_jax.training import optimizer
 from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+import tiny
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.losses import ctkd, every_teacher, fitnet, kd
+from smskd_jax.losses import ctkd, every_teacher, fitnet, kd, mlkd
 from smskd_jax.losses import method as _method
-from smskd_jax.state import Aux, Outputs
+from smskd_jax.state import Aux, Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -158,3 +158,158 @@ def test_adoption_needs_a_single_teacher():
 def test_refuses_no_teacher():
   with pytest.raises(ValueError, match="every_teacher: needs at least one teacher, got 0"):
     start(every_teacher.method(kd.method()), outputs(0), ())
+
+
+def logits_of(*probabilities):
+  """Logits [b, k] of a teacher with these softmax probabilities."""
+  return np.log(np.array(probabilities))
+
+
+# Three examples, the last one without a label, which its teachers' answers of class 0 must not make right.
+LABELS = np.array([1, 0, -1])
+TEACHERS = (
+  logits_of([0.2, 0.8], [0.6, 0.4], [0.9, 0.1]),  # right twice
+  logits_of([0.6, 0.4], [0.9, 0.1], [0.9, 0.1]),  # once
+  logits_of([0.8, 0.2], [0.4, 0.6], [0.9, 0.1]),  # never
+)
+BY_ACCURACY = np.array([[2 / 3], [1 / 3], [0.0]])
+BY_TCP = np.array(
+  [[0.8 / 1.4, 0.6 / 1.9, 1 / 3], [0.4 / 1.4, 0.9 / 1.9, 1 / 3], [0.2 / 1.4, 0.4 / 1.9, 1 / 3]]
+)
+
+
+def test_weights_worked_by_hand():
+  np.testing.assert_allclose(every_teacher.by_accuracy(TEACHERS, LABELS), BY_ACCURACY)
+  np.testing.assert_allclose(every_teacher.by_tcp(TEACHERS, LABELS), BY_TCP)
+  losses = [np.array([1.0, 2.0]), np.array([3.0, 0.0])]
+  np.testing.assert_allclose(every_teacher.mean(losses, np.array([[0.75], [0.25]])), [1.5, 1.5])
+  np.testing.assert_allclose(every_teacher.mean(losses, np.array([[0.5, 1.0], [0.5, 0.0]])), [2.0, 2.0])
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [-1, -1, -1]])
+def test_teachers_that_are_never_right_count_the_same(labels):
+  wrong = (logits_of([0.2, 0.8], [0.2, 0.8], [0.2, 0.8]),) * 2
+  np.testing.assert_array_equal(every_teacher.by_accuracy(wrong, np.array(labels)), [[0.5], [0.5]])
+
+
+def test_no_probability_is_too_small_to_be_shared_out():
+  # Both are zero in floating point; they differ by a factor of e.
+  sure = tuple(np.array([[0.0, 1e4 + i]]) for i in range(2))
+  weights = every_teacher.by_tcp(sure, np.array([0]))
+  np.testing.assert_allclose(weights[:, 0], np.array([1, np.exp(-1)]) / (1 + np.exp(-1)))
+
+
+@pytest.mark.parametrize(
+  "options, weights",
+  [
+    ({}, np.full((3, 1), 1 / 3)),
+    ({"weighting": "accuracy"}, BY_ACCURACY),
+    ({"weighting": "tcp"}, BY_TCP),
+    ({"weights": (1.0, 3, 0.0)}, np.array([[0.25], [0.75], [0.0]])),
+  ],
+)
+def test_weighted_kd_in_numpy(options, weights):
+  learner = outputs(0, b=3, k=2)
+  teachers = tuple(outputs(1, b=3, k=2)._replace(logits=logits) for logits in TEACHERS)
+  method = every_teacher.method(kd.method(temperature=4.0), **options)
+  batch = Batch(None, LABELS, np.arange(3))
+  run = lambda logits: method.apply(
+    *start(method, learner, teachers),
+    learner._replace(logits=logits),
+    teachers,
+    batch,
+    jax.random.key(1),
+    0.0,
+  )[0]
+  of_each = [kd.loss(learner.logits, logits, temperature=4.0) for logits in TEACHERS]
+  np.testing.assert_allclose(jax.jit(run)(learner.logits), (weights * of_each).sum(0))
+  mixed = (weights[..., None] * [jax.nn.softmax(logits / 4.0) for logits in TEACHERS]).sum(0)
+  gradient = jax.jit(jax.grad(lambda logits: run(logits).sum()))(learner.logits)
+  np.testing.assert_allclose(gradient, 4.0 * (jax.nn.softmax(learner.logits / 4.0) - mixed), atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["accuracy", "tcp"])
+def test_weights_span_devices(weighting):
+  learner, teachers = outputs(0), (outputs(1), outputs(2), outputs(3))
+  method = every_teacher.method(kd.method(), weighting=weighting)
+  batch = Batch(None, np.array([0, 1, 2, -1, 4, 0, -1, 1]), np.arange(8))
+  right = [(t.logits.argmax(1) == batch.label).reshape(4, 2).sum(1) for t in teachers]
+  assert any(len(set(counts)) > 1 for counts in right), "every device would say the same"
+
+  def loss(learner, teachers, batch, axis_name=None):
+    empty = ((),) * 3
+    return method.apply(empty, empty, learner, teachers, batch, jax.random.key(1), 0.0, axis_name)[0]
+
+  split = lambda tree: jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
+  on_four = jax.pmap(lambda *share: loss(*share, "batch"), "batch", devices=jax.devices()[:4])
+  rows = on_four(*split((learner, teachers, batch)))
+  np.testing.assert_allclose(rows.reshape(8), jax.jit(loss)(learner, teachers, batch), rtol=1e-10)
+
+
+def test_no_gradient_flows_through_the_weights():
+  """Inside ctkd what the teachers say is divided by a temperature that learns, and the weights change with it."""
+  learner, teachers = outputs(0), (outputs(1), outputs(2))
+  batch = Batch(None, np.array([0, 1, 2, 3, 4, 0, -1, 1]), np.arange(8))
+
+  def slope(of_weights, of_losses):
+    weights = every_teacher.by_tcp([t.logits / of_weights for t in teachers], batch.label)
+    losses = [kd.loss(learner.logits / of_losses, t.logits / of_losses, temperature=1.0) for t in teachers]
+    return (of_losses**2 * every_teacher.mean(losses, weights)).mean()
+
+  method = ctkd.method(every_teacher.method(kd.method(temperature=1.0), weighting="tcp"))
+  aux = start(method, learner, teachers)
+  loss = lambda params: method.apply(params, aux.state, learner, teachers, batch, jax.random.key(1), 1e3)[
+    0
+  ].mean()
+  value, gradient = jax.jit(jax.value_and_grad(loss))(aux.params)
+  t, by_theta = jax.value_and_grad(ctkd.temperature)(aux.params["theta"])
+  expected, by_t = jax.value_and_grad(slope, argnums=1)(t, t)
+  np.testing.assert_allclose(value, expected)
+  np.testing.assert_allclose(gradient["theta"], -by_t * by_theta)  # reversed, as ctkd does
+
+
+def test_a_method_of_all_views_is_weighted_by_the_first():
+  views = lambda seed: outputs(seed)._replace(other_views=(outputs(10 + seed),))
+  learner, teachers = views(0), (views(1), views(2))
+  batch = Batch(None, np.arange(8) % 5, np.arange(8))
+  wrapped = mlkd.method(temperatures=(4.0,))
+  method = every_teacher.method(wrapped, weighting="tcp")
+  assert method.needs_views
+  run = lambda method, teachers: jax.jit(method.apply)(
+    *start(method, learner, teachers), learner, teachers, batch, jax.random.key(1), 0.0
+  )[0]
+  weights = every_teacher.by_tcp([t.logits for t in teachers], batch.label)
+  expected = sum(w * run(wrapped, (t,)) for w, t in zip(weights, teachers, strict=True))
+  np.testing.assert_allclose(run(method, teachers), expected)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"weighting": "best"}, "weighting must be one of equal, accuracy, tcp, got 'best'"),
+    ({"weights": [1.0, 1.0]}, "weights must be a tuple of numbers, one a teacher, got "),
+    ({"weights": (1.0, -1.0)}, "weights must be a number >= 0, got -1.0"),
+    ({"weights": (1.0, float("nan"))}, "weights must be a number >= 0, got nan"),
+    ({"weights": ("1",)}, "weights must be a number >= 0, got '1'"),
+    ({"weights": (0.0, 0)}, "weights must not all be zero"),
+    ({"weights": (1.0, 2.0), "weighting": "tcp"}, "weights and weighting='tcp' contradict each other"),
+  ],
+)
+def test_refuses_weights(options, message):
+  with pytest.raises(ValueError, match=f"every_teacher: {message}"):
+    every_teacher.method(kd.method(), **options)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_refuses_another_number_of_weights_than_teachers(count):
+  method = every_teacher.method(kd.method(), weights=(2.0, 1.0))
+  with pytest.raises(ValueError, match=f"every_teacher: weights must be one a teacher, got 2 for {count}"):
+    start(method, outputs(0), (outputs(1),) * count)
+
+
+@pytest.mark.parametrize("weighting", ["accuracy", "tcp"])
+def test_refuses_to_weight_teachers_of_another_task(weighting):
+  method = every_teacher.method(HINT, weighting=weighting)
+  with pytest.raises(ValueError, match="every_teacher: the student has 5 classes, the teacher 7"):
+    start(method, outputs(0), (outputs(1), outputs(2, k=7)))
+  start(every_teacher.method(HINT), outputs(0), (outputs(1), outputs(2, k=7)))

@@ -3,11 +3,11 @@
 import importlib
 import json
 
-import golden
 import jax
 import numpy as np
 import pytest
 
+import golden
 from smskd_jax.losses import METHODS
 
 CASES = golden.params((case["file"], case) for case in golden.index("losses").get("cases", []))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.losses import mlkd
+from smskd_jax.losses import kd, mlkd
+from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -89,6 +90,51 @@ def test_half_precision_is_computed_in_single():
   rows = loss(*half, public_code=True)
   assert rows.dtype == jnp.float32
   np.testing.assert_allclose(rows, loss(*half.astype(float), public_code=True), rtol=1e-4)
+
+
+def outputs(first, *others):
+  return Outputs(first, None, (), (), other_views=tuple(Outputs(other, None, (), ()) for other in others))
+
+
+def run(learner, teacher, **options):
+  method = mlkd.method(**options)
+  assert method.needs_views
+  aux = method.init(jax.random.key(0), learner, (teacher,), None)
+  return jax.jit(method.apply)(*aux, learner, (teacher,), None, None, 0.0)[0]
+
+
+def test_the_method_on_two_views_worked_by_hand():
+  # As above with T = 2; the networks agree on the first view, and on the second (3/4, 1/4) teaches (1/2, 1/2).
+  first, strong = np.array([[1.0, 2.0]]), np.zeros((1, 2))
+  teacher_strong = 2 * np.log([[3.0, 1.0]])
+  expected = 2**2 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+  options = {"temperatures": (2.0,)}
+  np.testing.assert_allclose(
+    run(outputs(first, strong), outputs(first, teacher_strong), **options), [expected]
+  )
+  np.testing.assert_allclose(run(outputs(first), outputs(first), **options), [0.0], atol=1e-12)
+  # The authors' code takes the first view at T = 2 again, where they agree.
+  same = run(outputs(first, strong), outputs(first, teacher_strong), public_code=True, **options)
+  np.testing.assert_allclose(same, [0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("public_code", [False, True])
+def test_the_method_gives_the_loss_its_views(public_code):
+  student, teacher, student_strong, teacher_strong = logits(0)
+  two = run(outputs(student, student_strong), outputs(teacher, teacher_strong), public_code=public_code)
+  np.testing.assert_allclose(two.mean(), numpy_loss(*logits(0), public_code))
+  one = run(outputs(student), outputs(teacher), public_code=public_code)
+  np.testing.assert_allclose(one, loss(student, teacher, public_code=public_code))
+
+
+def test_several_strong_views_are_averaged():
+  (student, teacher, *first), (*_, second_student, second_teacher) = logits(0), logits(1)
+  three = run(outputs(student, first[0], second_student), outputs(teacher, first[1], second_teacher))
+  strong = (
+    sum(kd.loss(s, t, temperature=x) for x in TEMPERATURES)
+    for s, t in (first, (second_student, second_teacher))
+  )
+  np.testing.assert_allclose(three, loss(student, teacher) + sum(strong) / 2)
 
 
 @pytest.mark.parametrize("temperatures", [(), 4.0, [2.0], (2.0, 0.0), (2.0, -1.0), ("4",), (float("inf"),)])

@@ -47,6 +47,19 @@ def test_method_in_numpy_and_projections_only_where_channels_differ():
   np.testing.assert_allclose(loss, expected)
 
 
+def test_the_mean_is_that_of_the_survey():
+  """10 times one mean over images and numbers of all stages laid end to end, the stem's map left out."""
+  shapes = (8, 8, 7), (8, 8, 2), (4, 4, 3), (2, 2, 5)
+  student, teacher = ([maps(10 * who + i, 3, *shape) for i, shape in enumerate(shapes)] for who in range(2))
+  laid_out = [np.concatenate([x.reshape(3, -1) for x in each[1:]], axis=1) for each in (student, teacher)]
+  of = lambda features: Outputs(None, None, tuple(features), (None,) * 4)
+  method = pkd.method()
+  aux = method.init(jax.random.key(0), of(student), (of(teacher),), None)
+  assert not jax.tree.leaves(aux)
+  rows, _ = method.apply(*aux, of(student), (of(teacher),), None, None, 0.0)
+  np.testing.assert_allclose(rows.mean(), 10 * ((laid_out[0] - laid_out[1]) ** 2).mean())
+
+
 def test_nothing_is_learned_between_maps_of_equal_channels():
   method = pkd.method(student_taps=(1,), teacher_taps=(-2,))
   aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)

@@ -4,11 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
-import tiny
 
+import networks
 from smskd_jax.losses import simkd
 from smskd_jax.models import MODELS, reuse
 from smskd_jax.runtime import parallel
@@ -16,6 +15,7 @@ from smskd_jax.state import Head, Outputs, Reused
 from smskd_jax.training import optimizer
 from smskd_jax.training.initial import init_state
 from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+import tiny
 
 pytestmark = pytest.mark.usefixtures("float64")
 

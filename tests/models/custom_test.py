@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-import runs
 
+import runs
 from smskd_jax import config as config_lib
-from smskd_jax import data, experiment, plan
+from smskd_jax import data, experiment, filling, plan
 from smskd_jax.config import method, network, stage
 from smskd_jax.errors import UserError
 from smskd_jax.models import custom
@@ -78,7 +78,7 @@ def my_networks(tmp_path, monkeypatch):
 
 
 def alone(model, **options):
-  common = {"batch_size": 128, "augment": {"padding": 1, "flip": False}}
+  common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
   return runs.tiny(
     networks={"student": network(model, **options)}, stages=(stage("student", epochs=1, **common),)
   )
@@ -86,7 +86,7 @@ def alone(model, **options):
 
 def plans(config):
   resolved = config_lib.resolve(config)
-  return plan.make_plans(resolved, data.load(**resolved["data"]))
+  return plan.make_plans(resolved, data.load(**filling.options(resolved["data"], "extra_tests")))
 
 
 def test_a_class_and_a_function_have_their_options():
@@ -100,7 +100,7 @@ def test_a_class_and_a_function_have_their_options():
 
 def test_trains_as_a_student_and_teaches(tmp_path):
   mine = network("custom:my_networks:Net", channels=4)
-  common = {"batch_size": 128, "augment": {"padding": 1, "flip": False}}
+  common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
   stages = (
     stage("mine", epochs=1, **common),
     stage(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import marks
 from smskd_jax.models import MODELS
 from smskd_jax.state import Outputs
 
@@ -30,6 +31,7 @@ STRIDES = {
   "vit_tiny": 4,
   "mixer_tiny": 4,
 }
+QUICK = ["resnet14", "vgg8", "wrn_16_2", "ShuffleV2", "MobileNetV2", "vit_tiny"]  # one of each kind of block
 TOKENS = ["vit_tiny", "mixer_tiny"]  # have neither batch norm nor free image sizes
 
 
@@ -55,7 +57,7 @@ def test_the_table_cannot_be_changed():
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (28, 28, 1), (33, 33, 3), (9, 17, 1)])
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", marks.quick(STRIDES, QUICK))
 def test_any_image(name, shape):
   network = MODELS[name](num_classes=5)
   image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -75,7 +77,7 @@ def test_any_image(name, shape):
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(outputs))
 
 
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", marks.quick(STRIDES, QUICK))
 def test_bfloat16_is_what_maps_are_computed_in_and_nothing_is_kept_in(name):
   network = MODELS[name](num_classes=5, dtype="bfloat16")
   outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images(2))
@@ -86,7 +88,7 @@ def test_bfloat16_is_what_maps_are_computed_in_and_nothing_is_kept_in(name):
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vit_tiny"])
+@pytest.mark.parametrize("name", marks.quick(["resnet8", "vit_tiny"], ["resnet8"]))
 def test_bfloat16_says_nearly_the_same(name):
   network, variables = network_and_variables(name)
   half, _ = network_and_variables(name, dtype="bfloat16")
@@ -154,7 +156,7 @@ def test_training_remembers_statistics_and_evaluation_does_not(name):
     assert (np.asarray(before) != np.asarray(moved)).any()
 
 
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", marks.quick(STRIDES, QUICK))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
   # Even where float64 is allowed; and bfloat16 images are computed in the parameters' type.

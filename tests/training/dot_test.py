@@ -1,11 +1,11 @@
 """Tests of training/dot.py, and of the step that gives it both gradients."""
 
 import jax
-import networks
 import numpy as np
 import optax
 import pytest
 
+import networks
 from smskd_jax.training import optimizer
 from smskd_jax.training.stage import Stage, learner_variables, make_train_step
 

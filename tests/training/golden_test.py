@@ -1,18 +1,18 @@
 """Whole training runs of PyTorch, reproduced: losses, per-sample weights and the final student; golden/README.md."""
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden
 from smskd_jax.losses import kd
 from smskd_jax.models import MODELS
 from smskd_jax.models.torch_weights import from_torch, to_torch
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
 from smskd_jax.training.initial import init_state
-from smskd_jax.training.reference import Reference, sample_weights, true_class_probability
+from smskd_jax.training.reference import Reference, gather_evidence, sample_weights
 from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
 
 INDEX = golden.index("training")
@@ -68,8 +68,9 @@ def test_equals_pytorch(case, float64):
     if case["reference"] is not None:
       names["reference"] = "reference"
       settings = stage.reference
-      tcp = true_class_probability(teach(batch.image), batch.label, temperature=settings.tcp_temperature)
-      weights = sample_weights(tcp, weighting=settings.weighting, normalize=settings.normalize)
+      taught, key = teach(batch.image), jax.random.key(0)
+      evidence = gather_evidence(settings, [taught], taught, batch.label, None, key)
+      weights = sample_weights(evidence, weighting=settings.weighting, normalize=settings.normalize)
       np.testing.assert_allclose(weights, expected["tcp_weight"][i], rtol=1e-6)
     for theirs, ours in names.items():
       np.testing.assert_allclose(metrics[ours], expected[theirs][i], rtol=1e-6, err_msg=f"{theirs}, step {i}")

@@ -1,11 +1,9 @@
-"""Tests of training/loop.py: when what happens, and which images a step sees. Whole runs are in experiment_test.py."""
+"""Tests of training/loop.py: when what happens. Whole runs are in experiment_test.py."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.data.dataset import Split
 from smskd_jax.training import loop
 
 BUDGET = loop.Budget(
@@ -16,7 +14,6 @@ BUDGET = loop.Budget(
   checkpoint_every_steps=4,
   log_every_steps=2,
 )
-TRAIN = Split(np.arange(17, dtype=np.uint8).reshape(17, 1, 1, 1), np.arange(17, dtype=np.int32) % 4)
 
 
 def test_when_what_happens():
@@ -24,25 +21,6 @@ def test_when_what_happens():
   assert [s for s in steps if BUDGET.evaluates(s)] == [15, 20]  # every third epoch, and the last
   assert [s for s in steps if BUDGET.saves(s)] == [4, 8, 12, 16]  # not at the end: the result is there then
   assert [s for s in steps if BUDGET.logs(s)] == [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]
-
-
-def test_an_epoch_sees_no_image_twice_and_the_next_another_order():
-  index = np.stack([b.index for b in loop.batches(TRAIN, jax.random.key(0), BUDGET, 0)]).reshape(4, 15)
-  assert all(len(set(epoch)) == 15 for epoch in index)
-  assert len({tuple(epoch) for epoch in index}) == 4
-
-
-def test_a_batch_holds_the_images_of_its_index():
-  for batch in loop.batches(TRAIN, jax.random.key(0), BUDGET, 0):
-    np.testing.assert_array_equal(batch.image.ravel(), batch.index)
-    np.testing.assert_array_equal(batch.label, batch.index % 4)
-
-
-@pytest.mark.parametrize("first", [1, 5, 7, 19, 20])
-def test_batches_from_any_step_are_those_of_the_whole(first):
-  whole = [b.index for b in loop.batches(TRAIN, jax.random.key(3), BUDGET, 0)]
-  rest = [b.index for b in loop.batches(TRAIN, jax.random.key(3), BUDGET, first)]
-  np.testing.assert_array_equal(np.reshape(rest, (-1, 3)), np.reshape(whole[first:], (-1, 3)))
 
 
 def test_a_window_that_was_saved_gives_the_same_means():

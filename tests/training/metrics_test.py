@@ -1,9 +1,10 @@
-"""Tests of training/metrics.py and evaluate.py, by hand."""
+"""Tests of training/metrics.py, by hand and against scikit-learn."""
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
-from smskd_jax.training import evaluate, metrics
+from smskd_jax.training import metrics
 
 P = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.45, 0.35, 0.2], [0.25, 0.6, 0.15]])
 LOGITS = np.log(P).astype(np.float32) + 5  # a shift says nothing
@@ -46,22 +47,145 @@ def test_an_ensemble_is_the_mean_of_probabilities():
   assert metrics.ensemble([LOGITS]) is LOGITS
 
 
-def test_extreme_logits_stay_finite():
-  logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
-  values = evaluate.evaluate(logits, np.array([0, 0]), {"teacher": logits})
-  assert all(np.isfinite(v) for v in values.values())
-  assert set(values) == {"accuracy", "top2", "nll", "ece", "teacher_agreement", "teacher_kl"}
+def drawn(n=600, k=5, seed=0):
+  """Logits [n, k] and labels [n] that they say something about; class k - 2 is rare and k - 1 has no example."""
+  rng = np.random.default_rng(seed)
+  label = np.minimum(rng.integers(0, 8 * k, n) // 8, k - 2)
+  label[label == k - 2] *= rng.integers(0, 2, np.sum(label == k - 2))
+  return 2 * rng.normal(size=(n, k)) + 2 * np.eye(k)[label], label
 
 
-@pytest.mark.parametrize("count", [1, 4, 7, 8])
-def test_predictions_do_not_depend_on_the_padding_of_the_last_batch(count):
-  image = np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2, 1)
-  sizes = []
+def test_adaptive_calibration_error_by_hand():
+  """Two ranges of two examples for each class, ranked by its probability: |sum of p - sum of labels| of each."""
+  of_class_0 = abs(0.1 + 0.25 - 0) + abs(0.45 + 0.7 - 1)
+  of_class_1 = abs(0.2 + 0.3 - 1) + abs(0.35 + 0.6 - 2)
+  of_class_2 = (0.1 + 0.15) + (0.2 + 0.6)
+  expected = (of_class_0 + of_class_1 + of_class_2) / (4 * 3)
+  assert metrics.adaptive_calibration_error(LOGITS, LABEL, bins=2) == pytest.approx(expected, abs=1e-6)
 
-  def predict(batch):
-    sizes.append(len(batch))
-    return batch.reshape(len(batch), -1)[:, :3]
 
-  logits = evaluate.logits_of(predict, image, 4)
-  np.testing.assert_array_equal(logits, image.reshape(count, -1)[:, :3])
-  assert set(sizes) == {4}
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_adaptive_calibration_error_is_the_papers_mean_over_classes_and_ranges(bins):
+  logits, label = drawn(n=60 * bins)
+  gaps = []
+  for c in range(5):
+    order = np.argsort(np.exp(metrics.log_softmax(logits))[:, c])
+    for piece in np.split(order, bins):
+      accuracy, confidence = (
+        np.mean(label[piece] == c),
+        np.mean(np.exp(metrics.log_softmax(logits))[piece, c]),
+      )
+      gaps.append(abs(accuracy - confidence))
+  assert metrics.adaptive_calibration_error(logits, label, bins) == pytest.approx(np.mean(gaps), rel=1e-9)
+
+
+def test_ranges_that_do_not_divide_differ_by_one_and_count_by_size():
+  """Five examples of two classes in two ranges, of two and of three; class 1 mirrors class 0."""
+  p = np.array([0.1, 0.3, 0.6, 0.7, 0.9])
+  logits = np.log(np.stack([p, 1 - p], axis=1))
+  label = np.array([1, 1, 0, 0, 1])
+  of_class_0 = abs(0.1 + 0.3 - 0) + abs(0.6 + 0.7 + 0.9 - 2)
+  of_class_1 = abs(0.1 + 0.3 - 1) + abs(0.4 + 0.7 + 0.9 - 2)
+  expected = (of_class_0 + of_class_1) / (5 * 2)
+  assert metrics.adaptive_calibration_error(logits, label, bins=2) == pytest.approx(expected)
+
+
+def test_with_more_ranges_than_examples_each_example_is_one():
+  expected = np.abs(P - np.eye(3)[LABEL]).mean()
+  assert metrics.adaptive_calibration_error(LOGITS, LABEL, bins=100) == pytest.approx(expected, abs=1e-6)
+  assert metrics.adaptive_calibration_error(LOGITS[:1], LABEL[:1]) == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_network_that_says_the_shares_of_the_labels_is_calibrated():
+  """All its probabilities are equal, and no cut between them may look at the order of the labels."""
+  label = np.repeat([0, 1, 2], [50, 30, 20])
+  logits = np.broadcast_to(np.log([0.5, 0.3, 0.2]), (100, 3))
+  assert metrics.adaptive_calibration_error(logits, label) == pytest.approx(0, abs=1e-12)
+  assert metrics.adaptive_calibration_error(logits[:, ::-1], label) == pytest.approx(0.2)
+
+
+def test_calibration_does_not_depend_on_the_order_of_examples():
+  logits, label = drawn()
+  logits = np.round(logits)  # many equal probabilities
+  order = np.random.default_rng(1).permutation(len(label))
+  expected = metrics.adaptive_calibration_error(logits, label)
+  assert metrics.adaptive_calibration_error(logits[order], label[order]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_labels_drawn_from_the_probabilities_are_calibrated_and_sharper_ones_are_not():
+  rng = np.random.default_rng(0)
+  logits = 2 * rng.normal(size=(20000, 4))
+  p = np.exp(metrics.log_softmax(logits))
+  label = np.sum(rng.random((20000, 1)) > np.cumsum(p, axis=1), axis=1)
+  assert metrics.adaptive_calibration_error(logits, label) < 0.012
+  assert metrics.adaptive_calibration_error(3 * logits, label) > 0.05
+
+
+def test_no_ranges_are_refused():
+  with pytest.raises(ValueError, match="at least 1"):
+    metrics.adaptive_calibration_error(LOGITS, LABEL, bins=0)
+
+
+def test_brier_by_hand():
+  expected = np.mean([0.3**2 + 0.2**2 + 0.1**2, 0.1**2 + 0.7**2 + 0.6**2, 0.45**2 + 0.65**2 + 0.2**2, 0.245])
+  assert metrics.brier(LOGITS, LABEL) == pytest.approx(expected, abs=1e-6)
+
+
+def test_brier_is_scikit_learns_summed_over_classes():
+  logits, label = drawn()
+  p = np.exp(metrics.log_softmax(logits))
+  one_class = [sklearn.metrics.brier_score_loss(label == c, p[:, c]) for c in range(4)]
+  expected = sum(one_class) + np.mean(np.square(p[:, 4]))  # it refuses a class without examples
+  assert metrics.brier(logits, label) == pytest.approx(expected, rel=1e-9)
+
+
+def test_brier_is_zero_at_best_and_two_at_worst():
+  assert metrics.brier(np.array([[1e4, 0.0]]), np.array([0])) == 0
+  assert metrics.brier(np.array([[1e4, 0.0]]), np.array([1])) == 2
+
+
+def test_class_accuracy_is_scikit_learns_recall():
+  logits, label = drawn()
+  expected = sklearn.metrics.recall_score(
+    label, np.argmax(logits, -1), average=None, labels=range(5), zero_division=np.nan
+  )
+  accuracy = metrics.class_accuracy(logits, label)
+  np.testing.assert_allclose(accuracy, expected)
+  assert np.isnan(accuracy[4]) and np.isfinite(accuracy[:4]).all()
+  weighted = np.nansum(accuracy * np.bincount(label, minlength=5)) / len(label)
+  assert weighted == pytest.approx(metrics.top_k_accuracy(logits, label, 1))
+
+
+def test_class_change_by_hand():
+  other = LOGITS[:, [1, 0, 2]]  # right on example 2 alone, which is of class 1
+  np.testing.assert_array_equal(metrics.class_accuracy(LOGITS, LABEL), [1, 1 / 3, np.nan])
+  np.testing.assert_array_equal(metrics.class_change(LOGITS, other, LABEL), [1, 0, np.nan])
+  np.testing.assert_array_equal(metrics.class_change(LOGITS, LOGITS, LABEL), [0, 0, np.nan])
+
+
+def test_flips_by_hand():
+  other = LOGITS[:, [1, 0, 2]]  # right on example 2 alone, where LOGITS are right on 0 and 3
+  assert metrics.flips(LOGITS, other, LABEL) == metrics.Flips(lost=1, won=2)
+  assert metrics.flips(other, LOGITS, LABEL) == metrics.Flips(lost=2, won=1)
+  assert metrics.flips(LOGITS, LOGITS, LABEL) == metrics.Flips(lost=0, won=0)
+
+
+def test_flips_are_the_corners_of_scikit_learns_confusion_matrix():
+  (logits, label), (noise, _) = drawn(), drawn(seed=1)
+  other = logits + noise
+  right, other_right = (np.argmax(each, -1) == label for each in (logits, other))
+  table = sklearn.metrics.confusion_matrix(other_right, right)
+  assert metrics.flips(logits, other, label) == (table[1, 0], table[0, 1])
+
+
+@pytest.mark.parametrize("of", [metrics.class_accuracy, lambda x, y: metrics.flips(x, x, y)])
+def test_labels_of_another_shape_are_refused(of):
+  with pytest.raises(ValueError, match="need labels of shape"):
+    of(LOGITS, LABEL[:, None])
+  with pytest.raises(ValueError, match="need labels of shape"):
+    of(LOGITS, LABEL[:1])
+
+
+def test_logits_of_other_examples_are_refused():
+  with pytest.raises(ValueError, match="need labels of shape"):
+    metrics.flips(LOGITS, LOGITS[:1], LABEL)

@@ -4,14 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import optax
 import pytest
 
+import networks
 from smskd_jax.losses import kd, rkd
 from smskd_jax.runtime import parallel
-from smskd_jax.training.stage import Term, learner_variables, make_train_step, warm_up
+from smskd_jax.training.objective import WEIGHT_BINS, share
+from smskd_jax.training.stage import learner_variables, make_probe, make_train_step
 
 ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
 
@@ -45,9 +46,12 @@ def test_objective_is_the_sum_of_its_terms_by_hand(float64):
     "reference": anchored,
     "tcp": 1 - weights.mean(),
     "reference_weight": weights.mean(),
+    "reference_weight_of_right": (weights * (p.argmax(-1) == batch.label)).mean(),
     "loss": 0.3 * task + 0.9 * of_kd + 2.0 * of_rkd + 0.7 * anchored,
     "accuracy": (p.argmax(-1) == batch.label).mean(),
   }
+  counts, _ = np.histogram(weights, WEIGHT_BINS, (0, 1))
+  expected |= {f"reference_weight_share/{i}": count / 16 for i, count in enumerate(counts)}
   assert set(metrics) == {*expected, "gradient_norm"}
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
@@ -193,10 +197,64 @@ def test_a_reference_survives_the_donation_of_the_state():
   )
 
 
-@pytest.mark.parametrize("step, share", [(0, 1 / 4), (9, 1 / 4), (10, 2 / 4), (39, 1), (100, 1)])
-def test_a_weight_warms_up_epoch_by_epoch(step, share):
-  term = Term("kd", 8.0, kd.method(), warmup_epochs=4.0)
-  np.testing.assert_allclose(warm_up(term, jnp.float32(step / 10)), share)
+@pytest.mark.parametrize("step, expected", [(0, 1 / 4), (9, 1 / 4), (10, 2 / 4), (39, 1), (100, 1)])
+def test_a_weight_warms_up_epoch_by_epoch(step, expected):
+  stage = networks.make_stage(("kd", 8.0))
+  stage = stage._replace(terms=(stage.terms[0]._replace(warmup_epochs=4.0),))
+  np.testing.assert_allclose(share(stage, 0, jnp.float32(step / 10)), expected)
+
+
+def test_terms_take_turns():
+  stage = networks.make_stage(("kd", 1.0), ("rkd", 1.0), ("logits_mse", 1.0))._replace(alternate_epochs=2)
+  turns = [
+    [float(share(stage, i, jnp.float32(epoch))) for i in range(3)] for epoch in (0, 1.9, 2, 3.5, 4, 5, 6)
+  ]
+  assert [turn.index(1.0) for turn in turns] == [0, 0, 1, 1, 2, 2, 0]
+  assert all(sum(turn) == 1 for turn in turns)
+
+
+def test_only_the_term_whose_turn_it_is_counts(float64):
+  stage = networks.make_stage(("kd", 0.9), ("logits_mse", 2.0))._replace(
+    alternate_epochs=1, steps_per_epoch=2
+  )
+  state, frozen = networks.begin(stage, dtype=np.float64)
+  step, batch = jax.jit(make_train_step(stage)), networks.batch_of(0, dtype=np.float64)
+  for i, name, weight in ((0, "kd", 0.9), (3, "logits_mse", 2.0), (4, "kd", 0.9)):
+    _, metrics = step(state._replace(step=jnp.int32(i)), frozen, batch)
+    expected = metrics["task"] + weight * metrics[f"distill/{name}"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
+
+
+def test_the_probe_tells_what_pulls_on_the_learner(float64):
+  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=ANCHORED)._replace(task_weight=0.3)
+  state, frozen = networks.begin(stage, dtype=np.float64)
+  batch = networks.batch_of(0, dtype=np.float64)
+  found = jax.jit(make_probe(stage))(state, frozen, batch)
+  gradients = {}
+  without = {"task": {"task_weight": 0.0}, "distill": {"terms": ()}, "reference": {"reference": None}}
+  for name in without:
+    others = [fields for other, fields in without.items() if other != name]
+    alone = stage._replace(**{field: value for fields in others for field, value in fields.items()})
+    params = state.params if name == "distill" else state.params | {"aux": ()}
+    own = frozen if name == "reference" else frozen._replace(reference=None)
+    at = state._replace(params=params, aux_state=() if name != "distill" else state.aux_state)
+    rate = optax.sgd(1.0)
+    made = alone._replace(optimizer=rate)
+    after, _ = jax.jit(make_train_step(made))(at._replace(opt_state=rate.init(params)), own, batch)
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    gradients[name] = flat(state.params["learner"]) - flat(after.params["learner"])
+  for name, gradient in gradients.items():
+    np.testing.assert_allclose(found[f"gradient_norm/{name}"], np.linalg.norm(gradient), rtol=1e-7)
+  for one, other in (("task", "distill"), ("task", "reference"), ("distill", "reference")):
+    a, b = gradients[one], gradients[other]
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    np.testing.assert_allclose(found[f"gradient_cosine/{one}_{other}"], cosine, rtol=1e-6)
+
+
+def test_the_probe_of_a_stage_with_nothing_but_labels():
+  stage = networks.make_stage()
+  state, frozen = networks.begin(stage)
+  assert set(jax.eval_shape(make_probe(stage), state, frozen, networks.batch_of(0))) == {"gradient_norm/task"}
 
 
 def test_the_warm_up_weighs_the_term(float64):
@@ -205,8 +263,8 @@ def test_the_warm_up_weighs_the_term(float64):
   warm = warm._replace(terms=(term._replace(warmup_epochs=4.0),), steps_per_epoch=2)
   state, frozen = networks.begin(warm, dtype=np.float64)
   step, batch = make_train_step(warm), networks.batch_of(0, dtype=np.float64)
-  for i, share in ((0, 1 / 4), (2, 2 / 4), (50, 1)):
+  for i, part in ((0, 1 / 4), (2, 2 / 4), (50, 1)):
     _, metrics = jax.jit(step)(state._replace(step=jnp.int32(i)), frozen, batch)
     np.testing.assert_allclose(
-      metrics["loss"], metrics["task"] + 0.9 * share * metrics["distill/kd"], rtol=1e-12
+      metrics["loss"], metrics["task"] + 0.9 * part * metrics["distill/kd"], rtol=1e-12
     )

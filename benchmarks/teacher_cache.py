@@ -1,0 +1,116 @@
+"""What `teacher_cache` saves: a study of several seeds and three stages on one teacher, with it and without.
+
+  python benchmarks/teacher_cache.py --workdir=runs/teacher_cache --out=benchmarks/results/teacher_cache.json
+
+Trains a student by KD, RKD and DKD, one a stage, the later ones anchored by the one before, once for each seed; and all
+of it again with the teacher's answers kept, in a store of its own. The two take turns seed by seed, in one process; the
+first of the cached runs computes the answers, and this counts. Compiled programs are kept in the workdir for both. The
+teacher is trained before, for an epoch, and not counted: what it knows does not change what it costs.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+import statistics
+import time
+
+from smskd_jax import data, experiment
+from smskd_jax.config import experiment as make_experiment
+from smskd_jax.config import method, network, stage
+from smskd_jax.runtime import parallel, programs
+from smskd_jax.runtime.store import write_json
+from smskd_jax.runtime.workdir import environment
+
+KINDS = ("off", "float32")
+METHODS = (("kd", 0.9), ("rkd", 0.1), ("dkd", 1.0))
+
+
+def config(args, **fields):
+  """An experiment on the chosen images."""
+  return make_experiment(
+    data={"source": args.data, "folder": args.folder, "image_size": args.image_size},
+    evaluate={"every_epochs": args.epochs, "earlier_images": 0},
+    **fields,
+  )
+
+
+def recipe(args):
+  """How every network is trained."""
+  return {
+    "batch_size": args.batch_size,
+    "augment": {"crop_flip": {"padding": args.padding, "views": args.views}},
+  }
+
+
+def run(args, seed, kind, teacher, load):
+  """One seed's run: seconds in all, and by stage."""
+  student = {"teachers": ("teacher",), "epochs": args.epochs, "max_images": args.images, **recipe(args)}
+  stages = [
+    stage(
+      "student",
+      methods=(method(name, weight=weight),),
+      teacher_cache=kind,
+      reference={"stage": "previous" if i else "none"},
+      **student,
+    )
+    for i, (name, weight) in enumerate(METHODS)
+  ]
+  networks = {"teacher": network(args.teacher, variables=str(teacher)), "student": network(args.student)}
+  began = time.monotonic()
+  result = experiment.run(
+    config(args, seed=seed, networks=networks, stages=tuple(stages)),
+    args.workdir / kind / f"seed{seed}",
+    store=args.workdir / kind / "store",
+    load=load,
+  )
+  of_stages = [one["seconds"] for one in result["stages"]]
+  passes = [one["forward_passes"]["teachers"] for one in result["stages"]]
+  return {"seconds": time.monotonic() - began, "stages": of_stages, "teacher_forward_passes": passes}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--folder", default="")
+  parser.add_argument("--image_size", type=int, default=0)
+  parser.add_argument("--padding", type=int, default=4)
+  parser.add_argument("--views", type=int, default=0, help="of each image, on both sides; 0: all")
+  parser.add_argument("--images", type=int, default=5000)
+  parser.add_argument("--epochs", type=int, default=30, help="of each stage")
+  parser.add_argument("--batch_size", type=int, default=64)
+  parser.add_argument("--teacher", default="resnet56")
+  parser.add_argument("--student", default="resnet8")
+  parser.add_argument("--seeds", type=int, default=5)
+  parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+  parser.add_argument("--out", type=Path, help="a JSON file for the result")
+  args = parser.parse_args()
+  if args.workdir.exists():
+    parser.error(f"--workdir: {args.workdir} is there already; what it holds would not be trained again")
+  programs.keep(str(args.workdir / "programs"))
+  load = functools.cache(data.load)  # read once for all runs
+  devices = parallel.select([args.batch_size])
+  teacher = args.workdir / "teacher"
+  stages = (stage("teacher", max_images=args.images, **recipe(args)),)
+  experiment.run(config(args, networks={"teacher": network(args.teacher)}, stages=stages), teacher, load=load)
+  found = {kind: [] for kind in KINDS}
+  for seed in range(args.seeds):
+    for kind in KINDS:
+      found[kind].append(run(args, seed, kind, teacher, load))
+  total = {kind: sum(one["seconds"] for one in runs) for kind, runs in found.items()}
+  later = [b["seconds"] / a["seconds"] for a, b in zip(found["off"][1:], found["float32"][1:], strict=True)]
+  table = {
+    "seconds": total,
+    "ratio": total["float32"] / total["off"],
+    "ratio_of_later_seeds": statistics.median(later) if later else None,
+    "runs": found,
+    "settings": {name: str(value) for name, value in vars(args).items() if name not in ("workdir", "out")},
+    **environment(devices),
+  }
+  print(json.dumps({name: table[name] for name in ("seconds", "ratio", "ratio_of_later_seeds")}, indent=2))
+  if args.out:
+    write_json(args.out, table)
+
+
+if __name__ == "__main__":
+  main()

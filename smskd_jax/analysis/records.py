@@ -1,0 +1,233 @@
+"""Finished runs as their folders and stores tell of them; what is not there is left empty."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+import operator
+from pathlib import Path
+from typing import Any, NamedTuple
+import zipfile
+
+import numpy as np
+
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import answers as answers_lib
+from smskd_jax.runtime import choices as choices_lib
+from smskd_jax.runtime import workdir
+from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.writer import read_metrics
+
+Stage = Mapping[str, Any]  # an item of result.json's 'stages'
+Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
+
+# What every version of this package has kept of a stage; all else may be missing.
+NEEDED = "network", "epochs", "steps", "forward_passes", "reads", "seconds"
+
+
+class Record(NamedTuple):
+  """A finished run, and by their names what its stages left in the store."""
+
+  run: workdir.Run
+  curves: dict[str, Lines]  # at least the last evaluation, if the store is gone
+  choices: dict[str, dict[str, np.ndarray]]
+  about: dict[str, dict[str, Any]]  # the software and devices that trained each
+  labels: dict[str, np.ndarray] = {}  # of the held-out images, by the name of their set; {}: not known
+  # Where what a network says of the held-out images lies, by the key of a stage or of a given network, if it is there:
+  # it is large, and few need it.
+  answers: dict[str, Path] = {}
+
+  @property
+  def stages(self) -> Sequence[Stage]:
+    """In the order in which they were trained."""
+    return self.run.result["stages"]
+
+  @property
+  def title(self) -> str:
+    """How a page calls it."""
+    return f"{self.run.folder.absolute().name}: {self.run.result.get('data', '?')}, seed {self.seed}"
+
+  @property
+  def seed(self) -> int:
+    """The run's."""
+    return self.run.result["seed"]
+
+
+def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
+  """Reads a finished run.
+
+  Args:
+    field: what named the folder, for messages.
+    folder: its workdir.
+    stores: where its stages may lie besides the store that it names and its own folder.
+
+  Raises:
+    UserError: it is no run, is not finished, or its files are damaged.
+  """
+  if not folder.is_dir():
+    raise UserError(f"{field}: there is no folder {folder}")
+  if not (folder / "config.json").is_file():
+    raise UserError(f"{field}: {folder} is of no run and no study: it has neither config.json nor study.json")
+  try:
+    run = workdir.read_run(field, folder)
+    named = json.loads((folder / "config.json").read_text()).get("store")
+    roots = [Path(named)] * bool(named) + [folder / "store", *stores]
+    entries, last = {}, {}
+    for stage in run.result["stages"]:
+      entries[stage["name"]] = _entry(roots, stage["key"])
+      last[stage["name"]] = stage["metrics"]["last"]
+      operator.itemgetter(*NEEDED)(stage)
+    return Record(
+      run,
+      {name: (entry and read_metrics(entry.metrics)) or [last[name]] for name, entry in entries.items()},
+      {name: choices_lib.read(e.choices) for name, e in entries.items() if e and e.choices.is_file()},
+      {name: _about(entry) for name, entry in entries.items() if entry},
+      workdir.read_labels(folder),
+      _answers(folder, roots, run.result),
+    )
+  except UserError:
+    raise
+  except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    words = f"{type(error).__name__} {' '.join(str(error).split())}"
+    raise UserError(f"{field}: the files of the run in {folder} are damaged: {words}") from None
+
+
+def _entry(roots: Iterable[Path], key: str) -> Entry | None:
+  """The key's place in the first store that has it."""
+  found = (Entry(root, key) for root in roots)
+  return next((entry for entry in found if entry.folder.is_dir()), None)
+
+
+def _answers(folder: Path, roots: Sequence[Path], result: Mapping[str, Any]) -> dict[str, Path]:
+  entries = {one["key"]: _entry(roots, one["key"]) for one in result["stages"]}
+  paths = {key: entry.answers for key, entry in entries.items() if entry}
+  paths |= {one["key"]: workdir.given_answers(folder, one["network"]) for one in result.get("given", ())}
+  return {key: path for key, path in paths.items() if path.is_file()}
+
+
+def read_answers(record: Record, key: str) -> answers_lib.Answers:
+  """Reads what the network of a key in `record.answers` says of the held-out images.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = record.answers[key]
+  try:
+    found = answers_lib.read(path)
+  except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    raise UserError(f"WORKDIR: {path} is damaged: {' '.join(str(error).split())}; remove it") from None
+  if "test/logits" not in found:
+    raise UserError(f"WORKDIR: {path} holds no test/logits; remove it")
+  return found
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+  path = entry.folder / "stage.json"
+  return json.loads(path.read_text()).get("about", {}) if path.is_file() else {}
+
+
+def teaching(stages: Sequence[Stage]) -> set[str]:
+  """The keys of those that others learn from."""
+  return {key for stage in stages for key in stage["reads"]["teachers"]}
+
+
+def by_network(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+  """The stages of each network."""
+  learners: dict[str, list[Stage]] = {}
+  for stage in stages:
+    learners.setdefault(stage["network"], []).append(stage)
+  return learners
+
+
+def students(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+  """The stages of each network that is nobody's teacher; of all networks if every one teaches."""
+  learners, teachers = by_network(stages), teaching(stages)
+  return {n: s for n, s in learners.items() if not any(stage["key"] in teachers for stage in s)} or learners
+
+
+def chosen(stages: Sequence[Stage], network: str) -> Stage:
+  """The network's last stage; of several that start afresh, the one best by validation."""
+  own = by_network(stages)[network]
+  afresh = [stage for stage in own if stage["reads"]["start"] is None]
+  validated = all("validation/accuracy" in stage["metrics"]["last"] for stage in own)
+  if len(afresh) < 2 or not validated:
+    return own[-1]
+  return max(own, key=lambda stage: stage["metrics"]["last"]["validation/accuracy"])
+
+
+def chain(stages: Sequence[Stage], last: Stage) -> list[Stage]:
+  """The stages that one goes on from, the first first, and itself: the i-th is what metrics call 'earlier_i'."""
+  by_key, found = {stage["key"]: stage for stage in stages}, [last]
+  while (start := found[0]["reads"]["start"]) in by_key:
+    found.insert(0, by_key[start])
+  return found
+
+
+def starts(own: Sequence[Stage]) -> dict[str, float]:
+  """By the names of a network's stages, the epochs it had been trained for before."""
+  found, start = {}, 0.0
+  for stage in own:
+    found[stage["name"]] = start
+    start += stage["epochs"]
+  return found
+
+
+def series(
+  own: Sequence[Stage], curves: Mapping[str, Lines], metric: str
+) -> dict[str, list[tuple[float, float]]]:
+  """By the names of those of a network's stages that have a metric: (epochs of its training, value).
+
+  What was measured at one step is where it was measured; means over steps are in their middle.
+  """
+  found = {}
+  for name, start in starts(own).items():
+    if metric.startswith("train/") and "/gradient_" not in metric:
+      points = windows(curves[name], metric)
+    else:
+      points = [(line["epoch"], line[metric]) for line in curves[name] if metric in line]
+    if points:
+      found[name] = [(start + epoch, value) for epoch, value in points]
+  return found
+
+
+def windows(lines: Lines, name: str) -> list[tuple[float, float]]:
+  """A training metric of one stage: (middle of the time it is the mean of, in epochs; value).
+
+  A line tells of the steps since the one before. Where an epoch's end makes these few, they are joined to those before:
+  the mean of a few steps would stand out for its noise.
+  """
+  found: list[list[float]] = []  # steps, their sum, begin and end in epochs
+  epoch = 0.0
+  told = [line for line in lines if name in line]
+  steps = np.diff([0, *(line["step"] for line in told)])
+  for line, of_line in zip(told, steps, strict=True):
+    if found and 2 * of_line < max(steps):
+      found[-1][0] += of_line
+      found[-1][1] += of_line * line[name]
+      found[-1][3] = line["epoch"]
+    else:
+      found.append([of_line, of_line * line[name], epoch, line["epoch"]])
+    epoch = line["epoch"]
+  return [((begin + end) / 2, total / n) for n, total, begin, end in found if n]
+
+
+def by_epoch(lines: Lines, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Training metrics averaged over the steps of each epoch.
+
+  Args:
+    lines: of one stage; each tells the means since the line before it.
+    names: of the metrics, all of which are in the same lines.
+
+  Returns:
+    The ends of the epochs [e], and by name the means [e].
+  """
+  sums: dict[int, np.ndarray] = {}
+  before = 0
+  for line in lines:
+    if all(name in line for name in names):
+      steps, before = line["step"] - before, line["step"]
+      # A line is written at every epoch's end, and so is of one epoch only; rounding must not make it the next.
+      epoch = int(np.ceil(line["epoch"] - 1e-9))
+      sums[epoch] = sums.get(epoch, 0.0) + steps * np.array([1.0, *(line[name] for name in names)])
+  totals = np.array([sums[epoch] for epoch in sorted(sums)]).reshape(len(sums), 1 + len(names))
+  return np.array(sorted(sums), float), {
+    name: totals[:, i + 1] / totals[:, 0] for i, name in enumerate(names)
+  }

@@ -1,0 +1,172 @@
+"""From the entries of a config to what they name: networks, methods, views, stages."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax import losses, models
+from smskd_jax.config import METHOD, NETWORK, PLUGIN
+from smskd_jax.data import augment, finite, mixing, views
+from smskd_jax.data.dataset import Dataset
+from smskd_jax.errors import UserError
+from smskd_jax.filling import options
+from smskd_jax.models import custom, spec
+from smskd_jax.training import optimizer, schedule, task
+from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.reference import Reference
+
+
+def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.Module]:
+  """The networks by name.
+
+  Raises:
+    UserError: one has another number of classes than the data.
+  """
+  networks = {}
+  for name, entry in config["networks"].items():
+    classes = entry["num_classes"] or num_classes
+    if classes != num_classes:
+      raise UserError(
+        f"config.networks.{name}.num_classes: {classes}, but the data has {num_classes} classes; "
+        "0 means as many as the data, and teachers and students must have the same"
+      )
+    networks[name] = make_network(entry, num_classes)
+  return networks
+
+
+def make_network(entry: Mapping[str, Any], num_classes: int) -> nn.Module:
+  """The network of a filled entry."""
+  return models.factory(entry["model"])(num_classes=num_classes, **options(entry, *NETWORK))
+
+
+def check_network(field: str, network: nn.Module, model: str, dataset: Dataset) -> None:
+  """Traces a network on the data set's images.
+
+  Raises:
+    UserError: it is not one for these images and classes, or keeps not to the contract of a network.
+  """
+  try:
+    spec.check_outputs(network, dataset.image_shape, len(dataset.class_names))
+  except Exception as error:
+    if not custom.is_custom(model) and not isinstance(error, ValueError):
+      raise
+    # A user's own code raises what it likes.
+    first = " ".join(str(error).split("\n\n")[0].split())
+    raise UserError(f"{field}: {model}: {first}") from error
+
+
+def make_stage(
+  field: str,
+  entry: Mapping[str, Any],
+  steps_per_epoch: int,
+  networks: Mapping[str, nn.Module],
+  dataset: Dataset,
+) -> stage_lib.Stage:
+  """The stage of a filled entry.
+
+  Args:
+    field: of the entry, for messages.
+    entry: the entry.
+    steps_per_epoch: for what is scheduled in epochs.
+    networks: by name.
+    dataset: whose images it sees.
+
+  Raises:
+    UserError: a view's option is bad.
+  """
+  anchor = options(entry["reference"], "stage")
+  of_rate, optimiser = entry["schedule"], entry["optimizer"]
+  rate = schedule.SCHEDULES[of_rate["name"]](
+    optimiser["learning_rate"], steps_per_epoch, entry["epochs"], **options(of_rate, "name")
+  )
+  return stage_lib.Stage(
+    learner=networks[entry["learner"]],
+    optimizer=optimizer.make(schedule=rate, **options(optimiser, "learning_rate")),
+    teachers=tuple(networks[name] for name in entry["teachers"]),
+    terms=_make_terms(entry["methods"]),
+    task_weight=entry["task_weight"],
+    label_smoothing=entry["label_smoothing"],
+    reference=None if entry["reference"]["stage"] == "none" else Reference(**anchor),
+    steps_per_epoch=steps_per_epoch,
+    two_gradients=optimiser["name"] in optimizer.OF_TWO_GRADIENTS,
+    views=tuple(_make_view(f"{field}.augment", v, entry["augment"], dataset) for v in entry["views"]),
+    mix=_make_mix(entry["mix"], len(dataset.class_names)),
+    average=entry["average"],
+    trains=entry["trains"],
+    alternate_epochs=entry["alternate_epochs"],
+    all_labeled=entry["images"] == "train" and not entry["unlabeled_batch_size"],
+    teacher_statistics=entry["teacher_statistics"],
+    number=_make_number(field, entry),
+  )
+
+
+def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
+  terms: list[stage_lib.Term] = []
+  for i, entry in enumerate(methods):
+    name, again = entry["name"], sum(earlier["name"] == entry["name"] for earlier in methods[:i])
+    label = f"{name}_{again + 1}" if again else name
+    terms.append(stage_lib.Term(label, entry["weight"], make_method(entry), entry["warmup_epochs"]))
+  return tuple(terms)
+
+
+def make_method(entry: Mapping[str, Any]) -> losses.Method:
+  """The method of a filled entry, inside its plug-ins."""
+  method = losses.METHODS[entry["name"]](**options(entry, *METHOD))
+  for plugin in reversed(entry["plugins"]):
+    method = losses.PLUGINS[plugin["name"]](method, **options(plugin, *PLUGIN))
+  return method
+
+
+def _make_view(field: str, name: str, settings: Mapping[str, Any], dataset: Dataset):
+  made = views.make_view(name, settings)
+  image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
+  try:  # a bad option shows where the view is traced
+    jax.eval_shape(lambda x, i: made(jax.random.key(0), x, i), image, jax.ShapeDtypeStruct((1,), jnp.int32))
+  except ValueError as error:
+    raise UserError(f"{field}: {error}") from error
+
+  def view(key, batch):
+    seen = made(key, batch.image, batch.index)
+    # What is not of whole numbers is not of pixels: noise, which needs no scale.
+    return augment.normalize(seen, dataset.mean, dataset.std) if seen.dtype == jnp.uint8 else seen
+
+  return view
+
+
+def _make_number(field: str, entry: Mapping[str, Any]):
+  """Which of its finitely many views an image is seen in, where the teachers' answers to them are kept; else None."""
+  if entry["teacher_cache"] == "off":
+    return None
+  of = finite_view(field, entry)
+  return lambda key, batch: of.number(key, batch.index)
+
+
+def finite_view(field: str, entry: Mapping[str, Any]) -> finite.Finite:
+  """The finitely many views of a stage whose teachers' answers are kept.
+
+  Raises:
+    UserError: an option of the view is bad.
+  """
+  name = entry["views"][0]
+  try:
+    return finite.FINITE[name](**entry["augment"].get(name, {}))
+  except ValueError as error:
+    raise UserError(f"{field}.augment: {error}") from error
+
+
+def _make_mix(entry: Mapping[str, Any], num_classes: int):
+  """What mixes the images of a view, or None."""
+  if entry["name"] == "none":
+    return None
+  mix = functools.partial(mixing.MIXES[entry["name"]], **options(entry, "name"))
+
+  def mixed(key, image, label, axis_name):
+    image, target = mix(key, image, task.shares(task.Answer(label), num_classes), axis_name=axis_name)
+    larger = jnp.where(jnp.sum(target, axis=-1) > 0, jnp.argmax(target, axis=-1), task.ABSENT)
+    return image, task.Answer(larger, target)
+
+  return mixed

@@ -1,0 +1,93 @@
+"""The command line of the programs that take a config: their flags, and one line for each mistake."""
+
+from collections.abc import Callable, Sequence
+import functools
+from pathlib import Path
+import signal
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from smskd_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A Python file with get_config, perhaps with :arguments."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same again goes on where it stopped.")
+STORE = flags.DEFINE_string("store", None, "Folder of stages that runs share; default: WORKDIR/store.")
+CPU_DEVICES = flags.DEFINE_integer(
+  "cpu_devices", None, "Virtual devices of a CPU; default: one per core, with at least 32 images each."
+)
+COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder of compiled programs, or 'off'; default: one in the user's cache folder."
+)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
+
+
+def start(about: str | None, run: Callable[[], int]) -> None:
+  """Parses the flags, runs the program and ends the process with its status.
+
+  Args:
+    about: what --help says of the program, before its flags.
+    run: the program, to be called when the flags are there.
+  """
+  app.run(functools.partial(main, run), flags_parser=functools.partial(parse_flags, about))
+
+
+def main(run: Callable[[], int], argv: Sequence[str]) -> int:
+  """Checks the flags that every program needs and runs it; returns the exit status."""
+  logging.set_verbosity(logging.ERROR)  # of the libraries: they tell of every file and of absent TPUs
+  try:
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    for flag in (CONFIG, WORKDIR):
+      if flag.value is None:
+        raise UserError(f"--{flag.name}: missing; see --help")
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not Path(path).is_file():
+      raise UserError(f"--config: there is no file {path}")
+    if not DRY_RUN.value:
+      from smskd_jax.runtime import programs
+
+      programs.keep(COMPILATION_CACHE.value)
+    return _until_stopped(run)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _until_stopped(run: Callable[[], int]) -> int:
+  from smskd_jax.runtime.interrupt import Interrupted  # after the flags: --help need not wait for JAX
+
+  try:
+    return run()
+  except Interrupted as stop:
+    print(f"{stop}; the same command goes on from there", file=sys.stderr)
+    return 0 if stop.signum == signal.SIGTERM else 128 + stop.signum
+
+
+def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
+  """Parses the command line; a mistake in it, or in the config file's own arguments, is one line and status 2."""
+  if any(arg in ("--help", "-help", "-h") for arg in argv[1:]):
+    own = flags.FLAGS.main_module_help()
+    shared = flags.FLAGS.module_help(__name__)
+    print(f"{about}\nflags:\n{own}\n{shared}" if own.strip() else f"{about}\nflags:\n{shared}")
+    sys.exit(0)
+  try:
+    return flags.FLAGS(list(argv))
+  except UserError as error:
+    message = str(error)
+  except flags.Error as error:
+    message = str(error)
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+  ) as error:  # what ml_collections makes of a bad override
+    message = f"an override names no field of the config: {error}"
+  except FileNotFoundError as error:
+    message = f"--config: {error}"
+  print("error: " + " ".join(message.replace("\\n", " ").split()), file=sys.stderr)
+  sys.exit(2)

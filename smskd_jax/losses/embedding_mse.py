@@ -1,0 +1,69 @@
+"""Regression of the embedding: what the student's classifier sees approaches what the teacher's sees.
+
+Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
+
+  L_i = mean_d (e_student,id - e_teacher,id)^2
+
+In the survey's public code this is the whole loss of the first half of "STL": the student is trained on images of
+another data set, which need no labels, and then its classifier alone on those that matter.
+
+Differences: none in the loss. That code compares networks of equal width; here, only where the widths differ, a learned
+linear layer takes the student's embedding to the teacher's.
+"""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.layers import basic
+from smskd_jax.losses import checks, modules, numerics
+from smskd_jax.losses import method as _method
+
+
+def loss(student_embedding: jax.Array, teacher_embedding: jax.Array) -> jax.Array:
+  """Mean squared error of the embeddings, per example.
+
+  Args:
+    student_embedding: [b, d].
+    teacher_embedding: [b, d].
+
+  Returns:
+    [b].
+  """
+  chex.assert_rank([student_embedding, teacher_embedding], 2)
+  chex.assert_equal_shape([student_embedding, teacher_embedding])
+  difference = numerics.widen(student_embedding) - numerics.widen(teacher_embedding)
+  return jnp.mean(jnp.square(difference), axis=-1)
+
+
+class Projection(nn.Module):
+  """The student's embedding in the teacher's width; one of that width passes unchanged."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, embedding: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """[b, width]."""
+    del axis_name
+    if embedding.shape[-1] == self.width:
+      return embedding
+    return basic.linear(self.width, embedding.shape[-1], name="projection")(embedding)
+
+
+def method() -> _method.Method:
+  """Regression of a single teacher's pooled embedding."""
+
+  def init(key, learner, teachers, labels):
+    del labels
+    teacher = checks.one_teacher("embedding_mse", teachers)
+    return modules.init(Projection(teacher.pooled.shape[-1]), key, learner.pooled)
+
+  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+    del batch, key, epoch
+    (teacher,) = teachers
+    projection, student = Projection(teacher.pooled.shape[-1]), numerics.widen(learner.pooled)
+    student, state = modules.apply(projection, params, state, student, axis_name=axis_name)
+    return loss(student, teacher.pooled), state
+
+  return _method.make(init, apply)

@@ -1,0 +1,104 @@
+"""The losses of a learner's earlier stages on held-out images: what a later stage keeps of them and what it loses."""
+
+from collections.abc import Callable, Mapping
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smskd_jax import losses
+from smskd_jax.data import augment
+from smskd_jax.data.dataset import Dataset
+from smskd_jax.plan import Plan, abstract_state
+from smskd_jax.runtime import checkpoint, parallel, store
+from smskd_jax.state import Batch, TrainState
+from smskd_jax.training import evaluate, lesson
+from smskd_jax.training.lesson import Lesson
+
+
+class Earlier(NamedTuple):
+  """An earlier stage, ready to be asked."""
+
+  losses: Callable[..., dict[str, jax.Array]]  # compiled: (learner's variables, lesson, batch)
+  lesson: Lesson  # on the devices
+  batches: list[Batch]  # split over the devices
+
+
+def keep(entry: store.Entry, state: TrainState) -> None:
+  """Writes what the methods of a stage have learned, for its losses to be computed again in later stages.
+
+  Where a stage ends with the state best by validation, this is of its last all the same.
+  """
+  leaves = jax.tree.leaves(_aux(state))
+  store.write_arrays(entry.lesson, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+
+
+class Recall:
+  """Computes earlier stages' losses; keeps their compiled programs and what they read."""
+
+  def __init__(self, dataset: Dataset, devices: parallel.Devices, settings: Mapping[str, Any], folder: Path):
+    """Takes the config's section `evaluate` and the store's folder; computes nothing yet."""
+    self._dataset, self._devices, self._store = dataset, devices, folder
+    self._index = evaluate.evenly(settings["earlier_images"], len(dataset.test.label))
+    self._normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
+    self._asked: dict[str, Earlier | None] = {}
+    self._teachers: dict[str, Any] = {}
+
+  def of_learner(self, plan: Plan, variables: Any) -> dict[str, float]:
+    """By 'test/earlier_I_loss/TERM', the mean losses of what a stage goes on from; the first of these is 1.
+
+    Left out are methods that know the training images alone or need several views, stages of which the store does
+    not have what their methods learned, and the last images, fewer than a batch of that stage.
+    """
+    found: dict[str, float] = {}
+    for i, earlier in enumerate(plan.earlier, start=1):
+      if earlier.key not in self._asked:
+        self._asked[earlier.key] = self._make(earlier)
+      asked = self._asked[earlier.key]
+      if asked is not None:
+        values = [jax.device_get(asked.losses(variables, asked.lesson, batch)) for batch in asked.batches]
+        mean = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+        found |= {f"test/earlier_{i}_loss/{name}": value for name, value in mean.items()}
+    return found
+
+  def _make(self, plan: Plan) -> Earlier | None:
+    entry = store.Entry(self._store, plan.key)
+    unknown = losses.OF_TRAINING_IMAGES | losses.OF_SEVERAL_VIEWS
+    terms = [i for i, of in enumerate(plan.config["methods"]) if of["name"] not in unknown]
+    batches = self._batches(plan.config["batch_size"])
+    if not terms or not batches or not entry.lesson.is_file():
+      return None
+    structure = jax.tree.structure(_aux(abstract_state(plan, self._dataset)))
+    kept = store.read_arrays(entry.lesson)
+    params, state = jax.tree.unflatten(structure, [kept[str(i)] for i in range(len(kept))])
+    params, state = parallel.replicate((params, state), self._devices)
+    pure = lesson.make_losses(plan.stage, terms, self._normalize, parallel.AXIS)
+    compiled = parallel.compile_probe(pure, self._devices)
+    return Earlier(compiled, Lesson(params, state, self._teachers_of(plan)), batches)
+
+  def _batches(self, size: int) -> list[Batch]:
+    """The images asked about, in batches as a stage had them."""
+    count, test = len(self._devices), self._dataset.test
+    size = min(size, len(self._index) // count * count)
+    if not size:
+      return []
+    pieces = np.split(self._index[: len(self._index) // size * size], len(self._index) // size)
+    return [
+      parallel.split(Batch(*jax.tree.map(jnp.asarray, (test.image[i], test.label[i], i))), self._devices)
+      for i in pieces
+    ]
+
+  def _teachers_of(self, plan: Plan) -> tuple[Any, ...]:
+    for key in plan.reads.teachers:
+      if key not in self._teachers:
+        variables = checkpoint.load_variables(store.Entry(self._store, key).final)
+        self._teachers[key] = parallel.replicate(variables, self._devices)
+    return tuple(self._teachers[key] for key in plan.reads.teachers)
+
+
+def _aux(state: TrainState) -> tuple[Any, Any]:
+  """What of a state belongs to the methods."""
+  return state.params["aux"], state.aux_state

@@ -1,0 +1,41 @@
+"""What a network says of the held-out images at its end: for pictures and comparisons that need no network.
+
+A file of arrays:
+
+  'SET/logits' [n, k], of each held-out set;
+  'index' [m], the places in the test set of the images of which features are kept;
+  'test/tap_0', 'test/tap_1', ... [m, c], the feature maps averaged over their positions, the stem's first;
+  'test/pooled' [m, d], the embedding that the classifier sees.
+
+Where no features are kept the last three are not there.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from smskd_jax.runtime import store
+
+Answers = dict[str, np.ndarray]
+
+
+def write(path: Path, answers: Answers) -> None:
+  """Writes the file; it is there whole or not at all."""
+  store.write_arrays(path, answers)
+
+
+def read(path: Path) -> Answers:
+  """The arrays of a file."""
+  return store.read_arrays(path)
+
+
+def logits(answers: Answers) -> dict[str, np.ndarray]:
+  """The logits [n, k] by the name of the set."""
+  return {name.rpartition("/")[0]: array for name, array in answers.items() if name.endswith("/logits")}
+
+
+def features(answers: Answers) -> dict[str, np.ndarray]:
+  """The features [m, c] of test images by their names, in the order of the network; none if none are kept."""
+  taps = [f"tap_{i}" for i in range(len(answers)) if f"test/tap_{i}" in answers]
+  names = [*taps, "pooled"] if "test/pooled" in answers else []
+  return {name: answers[f"test/{name}"] for name in names}

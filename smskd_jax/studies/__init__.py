@@ -1,0 +1,1 @@
+"""Studies: variants of an experiment times seeds, on one store, and what their differences say."""

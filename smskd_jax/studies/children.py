@@ -1,0 +1,103 @@
+"""Runs of a study in processes of their own, so many at once, each on its share of the cores."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import os
+from pathlib import Path
+import signal
+import subprocess
+import time
+from typing import NamedTuple, TypeVar
+
+from smskd_jax.runtime import console, interrupt
+
+T = TypeVar("T", bound=Hashable)
+
+
+class _Running(NamedTuple):
+  process: subprocess.Popen
+  cores: set[int]
+  began: float
+  log: Path
+
+
+def run(
+  units: Sequence[T], command_of: Callable[[T], Sequence[str]], log_of: Callable[[T], Path], jobs: int
+) -> Iterator[tuple[T, str | None]]:
+  """Runs the command of every unit; yields each with what went wrong, as they end.
+
+  Asked to stop, it asks the processes to stop, which save their state, and waits for them.
+
+  Args:
+    units: what is to be run.
+    command_of: the command of a unit.
+    log_of: where to append what it says.
+    jobs: how many at once.
+
+  Raises:
+    Interrupted: SIGTERM or Ctrl-C came.
+  """
+  waiting, running, free, told = list(units), dict[T, _Running](), shares(jobs), set[int]()
+  with interrupt.watch() as stop:
+    try:
+      while waiting or running:
+        while waiting and free and not stop:
+          unit = waiting.pop(0)
+          running[unit] = _start(command_of(unit), log_of(unit), free.pop(0))
+        ended = [unit for unit, child in running.items() if child.process.poll() is not None]
+        for unit in ended:
+          child = running.pop(unit)
+          free.append(child.cores)
+          console.say(f"{unit}: {console.duration(time.monotonic() - child.began)}")
+          if not stop:
+            yield unit, _error(child)
+        if stop:
+          if not running:
+            raise interrupt.Interrupted(stop.signum, "stopped")
+          _ask_to_stop(running.values(), told)
+        if not ended:
+          time.sleep(0.2)
+    finally:
+      _ask_to_stop(running.values(), told)
+
+
+def shares(jobs: int) -> list[set[int]]:
+  """The cores of this machine, dealt out; where there are fewer than jobs, all of them to each."""
+  cores = sorted(os.sched_getaffinity(0))
+  size = len(cores) // jobs
+  return [set(cores[i * size : (i + 1) * size]) or set(cores) for i in range(jobs)]
+
+
+def _start(command: Sequence[str], log: Path, cores: set[int]) -> _Running:
+  log.parent.mkdir(parents=True, exist_ok=True)
+  ours = os.sched_getaffinity(0)
+  os.sched_setaffinity(
+    0, cores
+  )  # the process inherits it; running code between fork and exec could deadlock JAX
+  try:
+    with open(log, "a") as file:
+      process = subprocess.Popen(
+        command,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the error would not be the last line
+      )
+  finally:
+    os.sched_setaffinity(0, ours)
+  return _Running(process, cores, time.monotonic(), log)
+
+
+def _ask_to_stop(children: Iterable[_Running], told: set[int]) -> None:
+  """Each once: the second signal would not wait."""
+  for child in children:
+    if child.process.poll() is None and child.process.pid not in told:
+      child.process.send_signal(signal.SIGTERM)
+      told.add(child.process.pid)
+
+
+def _error(child: _Running) -> str | None:
+  if not child.process.returncode:
+    return None
+  said = child.log.read_text().strip().splitlines()
+  last = said[-1].removeprefix("error: ") if said else "it said nothing"
+  return f"{last} (exit status {child.process.returncode}; {child.log})"

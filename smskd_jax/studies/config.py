@@ -1,0 +1,170 @@
+"""What a study's config may say. A config file builds it with `study`; `changed` makes variants of an experiment."""
+
+from collections.abc import Mapping
+import copy
+import re
+import types
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smskd_jax import config as config_lib
+from smskd_jax import filling
+from smskd_jax.errors import UserError, unknown
+
+STUDY: dict[str, Any] = {
+  "seeds": (0, 1, 2),
+  "teachers": {},  # an experiment(...) that is run once; its networks are given to those of the same name in variants
+  "variants": (),  # of {"name", "experiment"}, in order; each of `seeds` takes the place of the experiment's own
+  "control": "",  # the variant that the others are compared with; '': the first
+  "controls": (),  # of {"variant", "control"}: variants with another one; one that is its own is compared with none
+  "network": "student",  # whose last stage counts; of several that start afresh, the one best by validation
+  "published": (),  # of {"variant", "accuracy"}: test accuracy in percent that a paper reports, quoted as the paper's
+}
+
+
+def study(
+  *,
+  variants: Mapping[str, Any],
+  controls: Mapping[str, str] = types.MappingProxyType({}),
+  published: Mapping[str, float] = types.MappingProxyType({}),
+  **fields: Any,
+) -> ConfigDict:
+  """A whole study: the fields of `STUDY`.
+
+  Args:
+    variants: experiment(...) by the name of the variant, in the order of the table.
+    controls: the name of its control by that of the variant, where it is not the study's.
+    published: test accuracy in percent by the name of the variant, where a paper reports one.
+    **fields: the others.
+  """
+  listed = {
+    "variants": tuple({"name": name, "experiment": one} for name, one in variants.items()),
+    "controls": tuple({"variant": name, "control": control} for name, control in controls.items()),
+    "published": tuple({"variant": name, "accuracy": value} for name, value in published.items()),
+  }
+  return filling.overridable(_filled(listed | fields))
+
+
+def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """A copy of a config with some fields changed.
+
+  Args:
+    config: as `smskd_jax.config.experiment` makes it.
+    changes: value by field, as the command line names it: {"stages[1].reference.weight": 0.0}.
+
+  Raises:
+    UserError: there is no such field.
+  """
+  made = copy.deepcopy(config)
+  for path, value in changes.items():
+    _set(made, path, filling.overridable(filling.plain(value)))
+  return made
+
+
+def _set(config: Any, path: str, value: Any) -> None:
+  """Sets one field; tuples on the way are made anew, since they cannot be changed."""
+  *parents, last = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path.strip("]"))]
+  try:
+    for part in parents:
+      config = config[part]
+    if isinstance(config, tuple) or last not in config:
+      raise KeyError(last)
+  except (KeyError, IndexError, TypeError):
+    raise UserError(f"changes: the config has no field {path!r} to change") from None
+  with config.ignore_type():
+    config[last] = value
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+  """Checks a study and returns it as plain dicts, every experiment of it resolved.
+
+  Raises:
+    UserError: the first mistake found; it names the variant.
+  """
+  resolved = _filled(filling.plain(config))
+  resolved["variants"] = _by_name(resolved["variants"])
+  resolved["controls"] = {one["variant"]: one["control"] for one in resolved["controls"]}
+  resolved["published"] = {one["variant"]: float(one["accuracy"]) for one in resolved["published"]}
+  if not resolved["variants"]:
+    raise UserError("study.variants: there are none; add at least one, name: experiment(...)")
+  if not resolved["seeds"]:
+    raise UserError("study.seeds: there are none; name at least one, as (0, 1, 2)")
+  if len(set(resolved["seeds"])) < len(resolved["seeds"]):
+    raise UserError(f"study.seeds: {resolved['seeds']} names a seed twice")
+  resolved["control"] = resolved["control"] or next(iter(resolved["variants"]))
+  for field, name in (
+    ("control", resolved["control"]),
+    *(("controls", name) for both in resolved["controls"].items() for name in both),
+    *(("published", name) for name in resolved["published"]),
+  ):
+    if name not in resolved["variants"]:
+      raise unknown(f"study.{field}", name, resolved["variants"])
+  if resolved["teachers"]:
+    resolved["teachers"] = _experiment("study.teachers", resolved["teachers"])
+  for name, variant in resolved["variants"].items():
+    resolved["variants"][name] = _variant(name, variant, resolved)
+  return resolved
+
+
+def _by_name(variants: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for i, given in enumerate(variants):
+    entry = filling.fill(f"study.variants[{i}]", {"name": "", "experiment": {}}, given, leave=("experiment",))
+    if entry["name"] in found:
+      raise UserError(f"study.variants[{i}].name: {entry['name']!r} is the name of an earlier variant too")
+    found[entry["name"]] = entry["experiment"]
+  return found
+
+
+def _variant(name: str, variant: Mapping[str, Any], study_: Mapping[str, Any]) -> dict[str, Any]:
+  field = f"study.variants.{name}"
+  if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+    raise UserError(f"{field}: {name!r} is not a name of letters, digits and _ . + -")
+  given = teachers_of(study_)
+  networks = {
+    own: dict(entry) | ({"variables": GIVEN} if own in given else {})
+    for own, entry in variant.get("networks", {}).items()
+  }
+  resolved = _experiment(field, dict(variant) | {"networks": networks})
+  learners = [stage["learner"] for stage in resolved["stages"]]
+  if study_["network"] not in learners:
+    raise unknown(f"{field}: study.network", study_["network"], learners)
+  return resolved
+
+
+GIVEN = (
+  "(the study's teachers)"  # where the variables of such networks come from, until the teachers are trained
+)
+
+
+def teachers_of(study_: Mapping[str, Any]) -> list[str]:
+  """The names of the networks that are trained once for all variants."""
+  stages = study_["teachers"].get("stages", ()) if study_["teachers"] else ()
+  return list(dict.fromkeys(stage["learner"] for stage in stages))
+
+
+def of_seed(variant: Mapping[str, Any], seed: int, teachers: str) -> dict[str, Any]:
+  """A resolved variant with one seed, the networks of the study's teachers read from a folder."""
+  networks = {
+    name: entry | {"variables": teachers} if entry["variables"] == GIVEN else entry
+    for name, entry in variant["networks"].items()
+  }
+  return dict(variant) | {"seed": seed, "networks": networks}
+
+
+def _experiment(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  try:
+    return config_lib.resolve(given)
+  except UserError as error:
+    raise UserError(f"{field}: {error}") from error
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+  filled = filling.fill("study", STUDY, given, leave=("teachers",))
+  filled["teachers"] = filling.as_type_of({}, "study.teachers", filling.plain(given.get("teachers", {})))
+  for name in ("variants", "controls", "published", "seeds"):
+    filled[name] = filling.plain(filled[name])
+  for seed in filled["seeds"]:
+    filling.as_type_of(0, "study.seeds", seed)
+  return filled

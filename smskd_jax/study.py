@@ -1,0 +1,42 @@
+"""Runs a study: variants of an experiment times seeds, every stage trained once, and a table of what differs.
+
+  python -m smskd_jax.study --config=configs/studies/ablation.py --workdir=runs/ablation
+
+Variants share their teachers and every common beginning of their stages. The same command goes on where it was stopped;
+seeds may be added. --dry_run prints the tree of stages, what of it is in the store, and how long the rest will take.
+WORKDIR/report.md has the table.
+"""
+
+import sys
+
+from absl import flags
+
+from smskd_jax import command
+
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "How many runs at once, each on its share of the cores.", lower_bound=1
+)
+_ONLY = flags.DEFINE_string("only", "", "VARIANT:SEED: run that one, and write no report.")
+
+
+def run() -> int:
+  """Runs the study that the flags describe; returns the exit status."""
+  from smskd_jax.studies import execute  # after the flags: --help need not wait for JAX
+
+  failures = execute.run(
+    command.CONFIG.value,
+    str(command.WORKDIR.value),
+    store=command.STORE.value,
+    cpu_devices=command.CPU_DEVICES.value,
+    dry_run=command.DRY_RUN.value,
+    jobs=_JOBS.value,
+    only=_ONLY.value,
+    command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
+  )
+  for unit, error in failures.items():
+    print(f"error: {unit}: {error}", file=sys.stderr)
+  return 1 if failures else 0
+
+
+if __name__ == "__main__":
+  command.start(__doc__, run)

@@ -1,0 +1,42 @@
+"""What frozen networks say of views that there are finitely many of: computed once, and looked up in the step. Pure.
+
+A frozen network is a function of the view. Where each image has V views (162 for crops padded by 4 and mirrored), V
+forward passes of it over the images are all that any number of epochs, stages, seeds and students will ever need.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.data.finite import Finite
+from smskd_jax.state import Kept, Outputs
+
+
+def make_say(
+  network: nn.Module, views: Finite, normalize: Callable[[jax.Array], jax.Array], dtype: Any
+) -> Callable[[Any, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]:
+  """The pure function (variables, (images as stored, index, number of the view)) -> (logits [b, k], pooled [b, d])."""
+
+  def say(variables, shown):
+    said = cast(Outputs, network.apply(variables, normalize(views.show(*shown))))
+    return said.logits.astype(dtype), said.pooled.astype(dtype)
+
+  return say
+
+
+def look_up(kept: Kept, index: jax.Array, number: jax.Array) -> Outputs:
+  """What a network says of views, without running it: in float32, with no maps, and no embedding if none is kept.
+
+  Args:
+    kept: its answers.
+    index: [b], of the images in the training set.
+    number: [b], which of its views each is seen in.
+  """
+  row = kept.row[index]
+  found = lambda answers: answers[row, number].astype(jnp.float32)
+  logits = found(kept.logits)
+  pooled = jnp.zeros((len(index), 0)) if kept.pooled is None else found(kept.pooled)
+  return Outputs(logits, pooled, (), ())

@@ -1,0 +1,103 @@
+"""Learning-rate schedules by name: optax, with the conventions of the KD literature.
+
+A factory takes the peak rate, the steps of an epoch and the epochs of the stage; what it returns goes by the steps of
+the stage.
+"""
+
+from collections.abc import Callable, Mapping
+import math
+from types import MappingProxyType
+
+import optax
+
+
+def constant(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
+  """The same rate throughout."""
+  del epochs
+  return _warmed_up(optax.constant_schedule(peak), peak, steps_per_epoch, warmup_epochs)
+
+
+def cosine(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
+  """Half a cosine from the peak to zero, step by step, after the warm-up."""
+  steps = epochs * steps_per_epoch - _warmup_steps(warmup_epochs, steps_per_epoch)
+  if steps <= 0:
+    raise ValueError(f"warmup_epochs: {warmup_epochs} leaves nothing of {epochs} epochs")
+  return _warmed_up(optax.cosine_decay_schedule(peak, steps), peak, steps_per_epoch, warmup_epochs)
+
+
+def multistep(
+  peak: float,
+  steps_per_epoch: int,
+  epochs: int,
+  *,
+  milestones: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240),
+  factor: float = 0.1,
+  warmup_epochs: float = 0.0,
+) -> optax.Schedule:
+  """Multiplies the rate by `factor` at each milestone.
+
+  Args:
+    peak: the rate before the first milestone.
+    steps_per_epoch: to convert epochs.
+    epochs: of the whole stage.
+    milestones: ascending shares of `epochs`, each rounded to a whole epoch, after which the rate drops. The
+      defaults are the 150, 180 and 210 of 240 of the CRD recipe, whatever the length of the stage.
+    factor: in (0, 1].
+    warmup_epochs: of linear warm-up. Milestones count from the stage's start.
+  """
+  if not all(0 < m <= 1 for m in milestones) or list(milestones) != sorted(milestones):
+    raise ValueError(f"milestones: {milestones} are not ascending shares of the epochs, in (0, 1]")
+  if not 0 < factor <= 1:
+    raise ValueError(f"factor: {factor} is not in (0, 1]")
+  warmup = _warmup_steps(warmup_epochs, steps_per_epoch)
+  # Milestones that round to the same epoch multiply, as a dict of boundaries would not.
+  boundaries: dict[int, float] = {}
+  for share in milestones:
+    step = round(share * epochs) * steps_per_epoch - warmup
+    boundaries[step] = boundaries.get(step, 1.0) * factor
+  return _warmed_up(optax.piecewise_constant_schedule(peak, boundaries), peak, steps_per_epoch, warmup_epochs)
+
+
+def step(
+  peak: float,
+  steps_per_epoch: int,
+  epochs: int,
+  *,
+  every_epochs: int = 50,
+  factor: float = 0.1,
+  warmup_epochs: float = 0.0,
+) -> optax.Schedule:
+  """Multiplies the rate by `factor` after every so many epochs, counted from the stage's start."""
+  if every_epochs < 1:
+    raise ValueError(f"every_epochs: {every_epochs} is not 1 or more")
+  milestones = tuple(epoch / epochs for epoch in range(every_epochs, epochs, every_epochs))
+  return multistep(
+    peak, steps_per_epoch, epochs, milestones=milestones, factor=factor, warmup_epochs=warmup_epochs
+  )
+
+
+def _warmed_up(
+  schedule: optax.Schedule, peak: float, steps_per_epoch: int, warmup_epochs: float
+) -> optax.Schedule:
+  """Linear from 0 to the peak, then the schedule from its own start."""
+  steps = _warmup_steps(warmup_epochs, steps_per_epoch)
+  if steps == 0:
+    return schedule
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), schedule], [steps])
+
+
+def _warmup_steps(warmup_epochs: float, steps_per_epoch: int) -> int:
+  not_negative(warmup_epochs=warmup_epochs)
+  return round(warmup_epochs * steps_per_epoch)
+
+
+def not_negative(**values: float) -> None:
+  """Refuses what is not a finite number of 0 or more, by its name."""
+  for name, value in values.items():
+    if not (value >= 0 and math.isfinite(value)):
+      raise ValueError(f"{name}: {value} is not a number of 0 or more")
+
+
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
+  {"constant": constant, "cosine": cosine, "multistep": multistep, "step": step}
+)

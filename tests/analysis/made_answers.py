@@ -1,0 +1,63 @@
+"""What networks say of held-out images, made by hand, for the runs of `made`."""
+
+import json
+
+import numpy as np
+
+from analysis import made
+from smskd_jax.runtime import answers, workdir
+from smskd_jax.runtime.store import Entry
+
+ROWS = 3  # every so many test images have their features kept
+NAMES = ("tap_0", "tap_1", "pooled")
+
+
+def arrays(label, k, seed, *, skill=2.0):
+  """An answers.npz: logits that are right more often than not, and features of every third image."""
+  random = np.random.default_rng(seed)
+  n, index = len(label), np.arange(0, len(label), ROWS, dtype=np.int32)
+  logits = random.normal(size=(n, k)) + skill * np.eye(k)[label]
+  features = {name: random.normal(size=(len(index), 4 + i)) for i, name in enumerate(NAMES)}
+  found = {"test/logits": logits, **{f"test/{name}": x for name, x in features.items()}}
+  return {"index": index} | {name: x.astype(np.float32) for name, x in found.items()}
+
+
+def write(folder, *, k=10, n=made.IMAGES, features=True, names=None):
+  """Gives every stage and given network of a run in FOLDER/store answers, and what is reported of them."""
+  label = np.arange(n) % k
+  workdir.write_labels(folder, {"test": label})
+  result = json.loads((folder / "result.json").read_text())
+  result["inputs"] = {"class_names": list(names or (f"class {i}" for i in range(k)))}
+  for seed, one in enumerate((*result["stages"], *result["given"])):
+    found = arrays(label, k, seed)
+    kept = found if features else {"test/logits": found["test/logits"]}
+    answers.write(path_of(folder, one), kept)
+  for stage in result["stages"]:
+    stage |= {"by_class": {"test": by_class(stage, k)}, "similarity": similarity(stage)}
+  (folder / "result.json").write_text(json.dumps(result))
+  return label
+
+
+def path_of(folder, one):
+  """Where the answers of a stage, or of a given network, are kept."""
+  given = "methods" not in one
+  return (
+    workdir.given_answers(folder, one["network"]) if given else Entry(folder / "store", one["key"]).answers
+  )
+
+
+def by_class(stage, k):
+  """Accuracies that change from -50 to +50 points, class by class; the last class has no images."""
+  change = [*np.linspace(-0.5, 0.5, k - 1).tolist(), None]
+  reads, found = stage["reads"], {"accuracy": [0.5] * (k - 1) + [None]}
+  there = {"teacher": reads["teachers"], "reference": reads["reference"], "earlier_1": reads["start"]}
+  return found | {f"{role}_change": change for role, key in there.items() if key}
+
+
+def similarity(stage):
+  """The same matrix, with one value missing, for every network that a stage reads."""
+  cka = [[0.9, 0.2, 0.1], [0.3, None, 0.2], [0.1, 0.2, 0.7]]
+  reads = stage["reads"]
+  roles = ["teacher", *(f"teacher_{i}" for i in range(2, 9))][: len(reads["teachers"])]
+  roles += ["reference"] if reads["reference"] else []
+  return {role: {"learner": list(NAMES), "other": list(NAMES), "cka": cka} for role in roles}

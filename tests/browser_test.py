@@ -1,0 +1,61 @@
+"""A page as a browser sees it: Chromium, if there is one, complains of nothing and asks nobody for anything."""
+
+import json
+import re
+import shutil
+import subprocess
+
+from PIL import Image
+import pytest
+
+from analysis import made, made_answers
+from smskd_jax import report
+from smskd_jax.analysis import figures
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+  *("--headless", "--disable-gpu", "--no-sandbox", "--hide-scrollbars", "--window-size=900,3000"),
+  *("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"),
+  *("--disable-sync", "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND"),
+)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome here")
+
+
+def opened(page, folder):
+  """What a browser makes of a page: (its picture, what its console says, the addresses that the page asked for)."""
+  folder.mkdir()
+  log, picture = folder / "net.json", folder / "page.png"
+  command = [
+    *(BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}"),
+    *(f"--screenshot={picture}", page.as_uri()),
+  ]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+  if done.returncode or not (log.is_file() and picture.is_file()):
+    pytest.skip(f"{BROWSER} does not work here: {done.stderr[-300:]}")  # no page can be the cause of that
+  asked = [event["params"] for event in json.loads(log.read_text())["events"] if "params" in event]
+  # What the browser asks for of its own accord is of no origin.
+  urls = [of["url"] for of in asked if of.get("initiator", "not an origin") != "not an origin"]
+  with Image.open(picture) as image:
+    return image.convert("L"), re.findall(r":CONSOLE[^\]]*\] (.*)", done.stderr), urls
+
+
+def test_a_page_opens_in_silence(tmp_path, monkeypatch):
+  monkeypatch.setattr(figures, "DPI", 20)
+  folder = made.run(tmp_path / "run")
+  made_answers.write(folder)
+  html, _ = report.run([folder], folder)
+  picture, console, urls = opened(html, tmp_path / "browser")
+  assert (console, urls) == ([], [])
+  darkest, lightest = picture.getextrema()
+  assert darkest < 100 < 200 < lightest  # something is written
+
+
+def test_noise_would_be_heard(tmp_path):
+  page = tmp_path / "noisy.html"
+  page.write_text(
+    '<!DOCTYPE html><title>x</title><img src="http://pictures.example/x.png"><script>console.error(1)</script>'
+  )
+  _, console, urls = opened(page, tmp_path / "browser")
+  assert len(console) == 1
+  assert urls == ["http://pictures.example/x.png"]

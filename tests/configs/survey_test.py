@@ -1,0 +1,332 @@
+"""Tests of configs/survey.py: each mode is the survey's, its stages and budgets read, its loss computed by hand.
+
+The formulas are those of the survey's public code, https://github.com/karanchahal/distiller, for one batch, in NumPy:
+what that code computes from what the two networks say of the images that a step has seen.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+import marks
+import runs
+from smskd_jax import data, plan
+from smskd_jax.config import resolve
+from smskd_jax.errors import UserError
+from smskd_jax.models import spec
+from smskd_jax.state import Frozen
+from smskd_jax.training import batches, initial
+from smskd_jax.training.stage import make_train_step, outputs, outputs_by_batch
+
+SMALL = "dataset=digits,image_size=16,padding=2,teacher=survey_resnet14,teachers=survey_resnet8"
+T, LAMBDA = 5.0, 0.5
+
+
+@functools.cache
+def module():
+  found = importlib.util.spec_from_file_location("survey", runs.ROOT / "configs" / "survey.py")
+  loaded = importlib.util.module_from_spec(found)
+  found.loader.exec_module(loaded)
+  return loaded
+
+
+def get_config(arg=""):
+  return resolve(module().get_config(f"{SMALL},{arg}" if arg else SMALL))
+
+
+def students(config):
+  return [stage for stage in config["stages"] if stage["learner"] == "student"]
+
+
+# What each mode is made of: (stages of the student, their teachers, their terms with weights, task weight, epochs).
+KD = [("kd", 0.5)]
+RESNET14, RESNET8 = "survey_resnet14", "survey_resnet8"
+MODES = {
+  "nokd": [((), [], 1.0, 200)],
+  "kd": [((RESNET14,), KD, 0.5, 200)],
+  "allkd": [((RESNET14,), KD, 0.5, 200), ((RESNET8,), KD, 0.5, 200)],
+  "kdparam,temperatures=1+20,weights=0.1+1.0": [((RESNET14,), [("kd", w)], 1 - w, 200) for w in (0.1, 1.0)]
+  * 2,
+  "triplet": [((RESNET14,), [("kd", 0.5), ("logits_cosine", 0.5)], 0.0, 200)],
+  "mkd": [((RESNET14, RESNET8), KD, 0.5, 200)],
+  "uda": [((RESNET14,), KD, 0.5, 200)],
+  "uda,consistency=2.0": [((RESNET14,), [("kd", 0.5), ("uda", 2.0)], 0.5, 200)],
+  "uda_nokd": [((), [], 1.0, 200)],
+  "takd": [(("assistant_survey_resnet20",), KD, 0.5, 200)],
+  "ab": [((RESNET14,), [("ab", 1.0)], 0.0, 10), ((RESNET14,), KD, 0.5, 200)],
+  "oh": [((RESNET14,), [("ofd", 1e-3)], 1.0, 200)],
+  "rkd": [((RESNET14,), [("kd", 0.5), ("rkd", 1.0)], 0.5, 200)],
+  "rkd,attention=True": [((RESNET14,), [("kd", 0.5), ("rkd", 1.0), ("at", 50.0)], 0.5, 200)],
+  "pkd": [((RESNET14,), [("kd", 0.5), ("pkd", 1.0)], 0.5, 200)],
+  "sfd": [((RESNET14,), [("sfd", 1.0)], 1.0, 200)],
+  "sfd,reduction=mean": [((RESNET14,), [("sfd", 1.0)], 1.0, 200)],
+  "stl,unlabeled=digits": [
+    ((RESNET14,), [("embedding_mse", 1.0)], 0.0, 100),
+    ((RESNET14,), [("kd", 0.7)], 0.3, 200),
+  ],
+  "blind": [((RESNET14,), KD, 0.0, 200)],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stages_teachers_terms_and_budgets(mode):
+  config = get_config(f"mode={mode}")
+  found = [
+    (
+      s["teachers"],
+      [(m["name"], m["weight"]) for m in s["methods"]],
+      pytest.approx(s["task_weight"]),
+      s["epochs"],
+    )
+    for s in students(config)
+  ]
+  assert found == [(teachers, terms, task, epochs) for teachers, terms, task, epochs in MODES[mode]]
+  for stage in config["stages"]:
+    assert (stage["batch_size"], stage["reference"]["stage"]) == (128, "none")
+    if not stage["name"].startswith("stl_"):
+      optimizer = stage["optimizer"]
+      assert (optimizer["name"], optimizer["learning_rate"], optimizer["nesterov"]) == ("sgd", 0.1, True)
+      assert (optimizer["momentum"], optimizer["weight_decay"]) == (0.9, 5e-4)
+      drops = [round(m * stage["epochs"]) for m in stage["schedule"]["milestones"]]
+      assert drops == [int(0.33 * stage["epochs"]), int(0.66 * stage["epochs"])]
+
+
+def test_every_mode_is_tested():
+  assert {mode.partition(",")[0] for mode in MODES} == set(module().MODES)
+
+
+def test_the_survey_s_epochs_drop_at_its_milestones():
+  for epochs, drops in ((200, (66, 132)), (350, (115, 231))):
+    (stage,) = get_config(f"mode=nokd,epochs={epochs}")["stages"]
+    assert tuple(round(m * epochs) for m in stage["schedule"]["milestones"]) == drops
+
+
+def test_particulars_of_the_modes():
+  grid = students(get_config("mode=kdparam"))
+  assert len(grid) == 25 and {s["start"] for s in grid} == {"fresh"}
+  assert {s["methods"][0]["temperature"] for s in grid} == {1.0, 5.0, 10.0, 15.0, 20.0}
+  for mode in ("allkd", "kdparam"):
+    assert get_config(f"mode={mode}")["data"]["validation"] == 0.1
+    assert get_config(f"mode={mode},validation=0.2")["data"]["validation"] == 0.2
+  (uda,) = students(get_config("mode=uda"))
+  assert uda["views"] == ("crop_flip", "autoaugment") and uda["augment"]["autoaugment"] == {"fill": 128}
+  chain = get_config("mode=takd,assistants=survey_resnet20+survey_resnet14,validation=0.1")["stages"]
+  assert [s["teachers"] for s in chain] == [
+    (), (RESNET14,), ("assistant_survey_resnet20",), ("assistant_survey_resnet14",)
+  ]  # fmt: skip
+  assert [s["select"] for s in chain] == ["last", "validation", "validation", "last"]
+  (oh,) = students(get_config("mode=oh"))
+  assert oh["teacher_statistics"] == "batch" and oh["methods"][0]["margin"] == "batch_norm"
+  first, second = students(get_config("mode=stl,unlabeled=digits"))
+  assert (first["images"], first["optimizer"]["name"], first["optimizer"]["learning_rate"]) == (
+    "unlabeled",
+    "adam",
+    1e-3,
+  )
+  assert (second["trains"], second["methods"][0]["temperature"], second["start"]) == (
+    "head",
+    10.0,
+    "previous",
+  )
+  (mkd,) = students(get_config("mode=mkd,weighting=tcp"))
+  assert mkd["methods"][0]["plugins"][0]["weighting"] == "tcp"
+  of_students = get_config("mode=takd,max_images=500,unlabeled=digits,unlabeled_batch_size=32")["stages"]
+  assert [s["max_images"] for s in of_students] == [0, 500, 500]
+  assert [s["unlabeled_batch_size"] for s in of_students] == [0, 32, 32]
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("mode=mdk", "config argument mode: unknown 'mdk'; did you mean 'mkd'"),
+    ("mode=kd,weight=1.5", r"weight: 1.5 is not in \[0, 1\]"),
+    ("mode=stl", "unlabeled: mode=stl needs a source"),
+    ("mode=kdparam,temperatures=1+x", r"temperatures: '1\+x' are not numbers joined by \+"),
+    (
+      "mode=mkd,teacher_variables=runs/a",
+      "teacher_variables: 1 for the teachers survey_resnet14, survey_resnet8",
+    ),
+    ("mode=sfd,reduction=sum", "reduction must be one of max, mean"),
+  ],
+)
+def test_refuses(arg, message):
+  with pytest.raises(UserError, match=message):
+    get_config(arg)
+
+
+def log_softmax(z):
+  z = z - z.max(-1, keepdims=True)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def cross_entropy(student, label):
+  return -log_softmax(student.logits)[np.arange(len(label)), label].mean()
+
+
+def divergence(student, teacher, t=T):
+  """KL(teacher || student) of the softened answers, summed over classes, mean over the batch."""
+  p, q = log_softmax(teacher.logits / t), log_softmax(student.logits / t)
+  return (np.exp(p) * (p - q)).sum(-1).mean()
+
+
+def distilled(student, teacher, label, t=T, weight=LAMBDA):
+  return (1 - weight) * cross_entropy(student, label) + weight * t**2 * divergence(student, teacher, t)
+
+
+def relations(e):
+  """The distances of a batch over their mean, and the cosines of its angles."""
+  offset = e[:, None] - e[None]
+  distance = np.linalg.norm(offset, axis=-1)
+  unit = offset / np.where(distance, distance, 1)[..., None]
+  return distance / distance[distance > 0].mean(), np.einsum("ijd,ikd->ijk", unit, unit)
+
+
+def huber(x):
+  return np.where(np.abs(x) < 1, x**2 / 2, np.abs(x) - 0.5).mean()
+
+
+def relational(student, teacher):
+  pairs = zip(relations(student.pooled), relations(teacher.pooled), strict=True)
+  return sum(weight * huber(s - t) for weight, (s, t) in zip((25, 50), pairs, strict=True))
+
+
+def attention(feature):
+  q = (feature**2).mean(-1).reshape(len(feature), -1)
+  return q / np.linalg.norm(q, axis=1, keepdims=True)
+
+
+def forgotten(student, teacher):
+  pairs = zip(stages_maps(student), stages_maps(teacher), strict=True)
+  return sum(((attention(s) - attention(t)) ** 2).mean() for s, t in pairs)
+
+
+def stages_maps(said):
+  return said.features[1:]
+
+
+def patient(student, teacher):
+  flat = [np.concatenate([f.reshape(len(f), -1) for f in stages_maps(x)], axis=1) for x in (student, teacher)]
+  return 10 * ((flat[0] - flat[1]) ** 2).mean()
+
+
+def maxima(student, teacher, reduce):
+  pairs = zip(student.preactivations, teacher.preactivations, strict=True)
+  return sum(reduce(np.linalg.norm(s.max((1, 2)) - t.max((1, 2)) + 1e-6, axis=1)) for s, t in pairs)
+
+
+def boundaries(student, teacher):
+  total = 0
+  for i, (s, t) in enumerate(zip(student.preactivations[1:], teacher.preactivations[1:], strict=True)):
+    on_the_wrong_side = np.where(t > 0, (s - 1) ** 2 * (s <= 1), (s + 1) ** 2 * (s > -1))
+    total += on_the_wrong_side.sum() / len(s) / 2 ** (2 - i)
+  return 3 / 1000 * total
+
+
+def cosine(student, teacher):
+  s, t = student.logits, teacher.logits
+  return (1 - (s * t).sum(1) / np.linalg.norm(s, axis=1) / np.linalg.norm(t, axis=1)).mean()
+
+
+# Mode -> the survey's loss of one view, from (student, teachers, labels).
+LOSSES = {
+  "nokd": lambda s, t, y: cross_entropy(s, y),
+  "kd": lambda s, t, y: distilled(s, t[0], y),
+  "allkd": lambda s, t, y: distilled(s, t[0], y),
+  "kdparam,temperatures=20,weights=0.4": lambda s, t, y: distilled(s, t[0], y, 20, 0.4),
+  "triplet": lambda s, t, y: (1 - LAMBDA) * cosine(s, t[0]) + LAMBDA * T**2 * divergence(s, t[0]),
+  "mkd": lambda s, t, y: (distilled(s, t[0], y) + distilled(s, t[1], y)) / 2,
+  "uda": lambda s, t, y: distilled(s, t[0], y),
+  "uda_nokd": lambda s, t, y: cross_entropy(s, y),
+  "takd": lambda s, t, y: distilled(s, t[0], y),
+  "ab": lambda s, t, y: boundaries(s, t[0]),
+  "rkd": lambda s, t, y: distilled(s, t[0], y) + relational(s, t[0]),
+  "rkd,attention=True": lambda s, t, y: (
+    distilled(s, t[0], y)
+    + relational(s, t[0])
+    + 50 * forgotten(s, t[0])
+  ),
+  "pkd": lambda s, t, y: distilled(s, t[0], y) + patient(s, t[0]),
+  "sfd": lambda s, t, y: cross_entropy(s, y) + maxima(s, t[0], np.max),
+  "sfd,reduction=mean": lambda s, t, y: cross_entropy(s, y) + maxima(s, t[0], np.mean),
+  "stl,unlabeled=fashion_mnist_small": lambda s, t, y: ((s.pooled - t[0].pooled) ** 2).mean(),
+  "blind": lambda s, t, y: LAMBDA * T**2 * divergence(s, t[0]),
+}  # fmt: skip
+
+
+@functools.cache
+def plans_of(mode):
+  config = get_config(f"mode={mode},batch_size=16,epochs=1,assistants=survey_resnet8")
+  of_data = {name: value for name, value in config["data"].items() if name != "extra_tests"}
+  dataset = data.load(**of_data)
+  return plan.make_plans(config, dataset), dataset
+
+
+def first_step(plan_, dataset):
+  """The losses of a stage's first step; what both networks said in it, view by view; and the labels."""
+  image, key, made = spec.image(dataset.image_shape), jax.random.key(0), plan_.stage
+  fresh = lambda network, seed: initial.init_variables(network, jax.random.key(seed), image)
+  teachers = tuple(fresh(network, 7 + i) for i, network in enumerate(made.teachers))
+  state = initial.init_state(made, key, fresh(made.learner, 1), teachers, image, dataset.train.label)
+  frozen, batch = Frozen(jax.random.key(5), teachers), next(batches.draw(plan_.drawing, key, 0))
+
+  @jax.jit
+  def run(state, frozen, batch):
+    _, metrics = make_train_step(made)(state, frozen, batch)
+    view_key, _ = jax.random.split(jax.random.fold_in(frozen.key, state.step))
+    variables, said = {"params": state.params["learner"], **state.model_state}, []
+    for i, view in enumerate(made.views):
+      seen = view(view_key if i == 0 else jax.random.fold_in(view_key, i), batch)
+      learner = outputs_by_batch(made.learner, variables, seen, None)
+      said.append(
+        (learner, tuple(outputs(*pair, seen) for pair in zip(made.teachers, frozen.teachers, strict=True)))
+      )
+    # Of the metrics those that need no gradient: the backward pass is not compiled.
+    return {name: value for name, value in metrics.items() if name != "gradient_norm"}, said
+
+  return *jax.device_get(run(state, frozen, batch)), batch.label
+
+
+@pytest.mark.parametrize("mode", marks.quick(LOSSES, ("kd", "uda", "triplet", "sfd")))
+def test_the_loss_is_the_survey_s_by_hand(mode):
+  plans, dataset = plans_of(mode)
+  first = next(p for p in plans if p.config["learner"] == "student")
+  metrics, said, label = first_step(plans[-1] if mode == "takd" else first, dataset)
+  expected = np.mean([LOSSES[mode](student, teachers, label) for student, teachers in said])
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-4)
+
+
+def test_overhaul_is_added_to_the_labels_by_the_thousandth():
+  plans, dataset = plans_of("oh")
+  metrics, ((student, _),), label = first_step(plans[-1], dataset)
+  expected = cross_entropy(student, label) + metrics["distill/ofd"] / 1000
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_what_has_no_labels_learns_from_its_own_images():
+  plans, dataset = plans_of("stl,unlabeled=fashion_mnist_small")
+  _, embedding, classifier = plans
+  assert embedding.drawing.images.image is dataset.unlabeled and (embedding.drawing.images.label == -1).all()
+  assert classifier.stage.trains == "head" and classifier.reads.start == embedding.key
+  (blind,) = [p for p in plans_of("blind")[0] if p.config["learner"] == "student"]
+  batch = next(batches.draw(blind.drawing, jax.random.key(0), 0))
+  noise = np.asarray(blind.stage.views[0](jax.random.key(1), batch))
+  assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "mode",
+  [*(mode for mode in MODES if "stl" not in mode), "stl,unlabeled=fashion_mnist_small"],
+)
+def test_runs_from_the_command_line(mode, tmp_path):
+  small = (
+    "epochs=1,pretrain_epochs=1,ab_epochs=1,max_images=256,teacher=survey_resnet8,teachers=survey_resnet8"
+  )
+  arg = f"{SMALL},{small},assistants=survey_resnet8,mode={mode}"
+  status, out, err = runs.main(tmp_path, f"--config=configs/survey.py:{arg}", "--cpu_devices=2")
+  assert status == 0, err
+  text = (tmp_path / "report.md").read_text()
+  assert mode.partition(",")[0] in text and "oracle" in text

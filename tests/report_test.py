@@ -1,0 +1,236 @@
+"""Tests of report.py: the pages of runs and studies. That a training run writes report.md is in experiment_test.py."""
+
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from analysis import made
+from analysis.pages import EVIL, check_alone
+from smskd_jax import report
+from smskd_jax.analysis import figures, records, run_page
+from smskd_jax.analysis.page import Figure, Table
+from smskd_jax.runtime import workdir
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch):
+  """They take most of the time."""
+  monkeypatch.setattr(figures, "DPI", 20)
+
+
+def page(*folders, out=None):
+  """The page as (HTML, taken apart, Markdown)."""
+  html, markdown = report.run(folders, out or folders[0])
+  return html.read_text(), check_alone(html.read_text()), markdown.read_text()
+
+
+def titles(html):
+  return re.findall(r"<h[23]>([^<]*)", html)
+
+
+def test_the_page_of_a_run(tmp_path):
+  folder = made.run(tmp_path / "first & only", seed=3)
+  (folder / "report.md").write_text("the run's own")
+  html, parsed, markdown = page(folder)
+  assert "<title>first &amp; only: digits, seed 3 (one seed only)</title>" in html
+  assert "One seed only: a difference" in html
+  assert titles(html) == [
+    *("Results", "Budget", "Forgetting", "student", "Answers, image by image", "teacher", "student"),
+    *(
+      "Weights of the reference",
+      "student",
+      "Gradients",
+      "student",
+      "Terms of the objective",
+      "teacher",
+      "student",
+    ),
+    "Where this comes from",
+  ]
+  assert len(parsed.of("img")) == 7
+  assert markdown.count("![") == 7 == len(list((folder / "report_figures").iterdir()))
+  assert (folder / "report.md").read_text() == "the run's own"
+  for words in ("-kd-3", "abc", "2 x cpu", "jax 1", "python -m smskd_jax.report", '"batch_size": 64'):
+    assert words in markdown
+    assert words in "".join(parsed.text)
+
+
+def rows_of(markdown, name):
+  """The cells of the rows of a name, in all tables."""
+  lines = [line for line in markdown.splitlines() if line.startswith(f"| {name} ")]
+  return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_numbers_of_a_run(tmp_path):
+  _, _, markdown = page(made.run(tmp_path / "run"))
+  accuracy, calibration, teacher, reference, budget, *_ = rows_of(markdown, "kd")
+  assert accuracy == ["kd", "student", "resnet8", "kd", "80.00 %", "80.00 %", "3", "95.00 %"]
+  assert calibration == ["kd", "0.900", "0.030", "0.010", "0.400"]
+  assert teacher == ["kd", "its teacher", "85.00 %", "3.00 %", "6.00 %", "0.300"]
+  assert reference[:2] == ["kd", "its reference"]
+  assert budget == ["kd", "student", "3", "30", "1,920", "1,920", "1,920", "1,920", "1 min 00 s"]
+  assert ["student", "3,840", "3,840", "-", "1,920", "2 min 00 s"] in rows_of(markdown, "student")
+  assert ["teacher", "1,280", "1,280", "3,840", "-", "40 s"] in rows_of(markdown, "teacher")
+  assert rows_of(markdown, "all") == [["all", "", "", "80", "5,120", "5,120", "3,840", "1,920", "2 min 40 s"]]
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+  folder = made.run(tmp_path / "run")
+  shutil.rmtree(folder / "store")
+  result = json.loads((folder / "result.json").read_text())
+  for stage in result["stages"]:
+    last = stage["metrics"]["last"]
+    stage["metrics"]["last"] = {name: last[name] for name in ("step", "epoch", "test/accuracy")}
+    del stage["metrics"]["oracle"], stage["backward_passes"], stage["model"], stage["methods"]
+  for name in ("versions", "devices", "git_revision", "given"):
+    del result[name]
+  (folder / "result.json").write_text(json.dumps(result))
+  html, _, markdown = page(folder)
+  assert titles(html) == ["Results", "Budget", "Where this comes from"]
+  assert rows_of(markdown, "kd")[0] == ["kd", "student", "80.00 %"]
+
+
+def test_strings_of_files_are_escaped(tmp_path):
+  evil = EVIL.replace("/", "")  # what can be the name of a folder
+  made_stages = [made.stage(evil, "student")]
+  made_stages[0][0].update(key="key", network=evil, methods=[evil], model=evil, extra_tests={evil: 0.5})
+  given = [{"network": evil, "key": evil, "source": evil, "metrics": {"test/accuracy": 0.5}}]
+  folder = made.run(tmp_path / evil, made_stages, given=given)
+  _, parsed, markdown = page(folder)
+  assert "".join(parsed.text).count(evil) > 10
+  assert "<script" not in re.sub(r"```\n.*?\n```", "", markdown, flags=re.DOTALL)
+
+
+def test_runs_that_differ_by_their_seeds_are_pooled(tmp_path):
+  runs = [
+    made.run(tmp_path / f"seed{seed}", made.stages(seed, accuracy=0.7 + 0.1 * seed), seed=seed)
+    for seed in (0, 1)
+  ]
+  html, _, markdown = page(*runs, out=tmp_path / "pages")
+  assert "one seed only" not in html
+  assert ["seed0, seed1", "student", "2", "75.00 ± 7.07"] in rows_of(markdown, "seed0, seed1")
+  assert titles(html)[:2] == ["seed0: digits, seed 0", "Results"]
+  assert not (runs[0] / "report.html").exists()
+
+
+def test_runs_of_other_configs_are_not_pooled(tmp_path):
+  first = made.run(tmp_path / "first")
+  second = made.run(tmp_path / "second", made.stages(1, anchored=False), seed=1)
+  html, _, _ = page(first, second, out=tmp_path)
+  assert html.count("one seed only") >= 2
+  assert "±" not in html
+
+
+def test_the_page_of_a_study(tmp_path):
+  folder = made.study(tmp_path / "study", gain=0.05, published={"anchored": 70.0, "free": 80.25})
+  html, parsed, markdown = page(folder)
+  assert "<title>study: a study of 2 variants</title>" in html
+  assert titles(html)[:2] == ["Results", "Variants against each other"]
+  assert rows_of(markdown, "anchored")[0][:3] == ["anchored", "2", "70.50 ± 0.71"]
+  assert rows_of(markdown, "free")[1][:3] == ["free", "2", "+5.00"]
+  assert rows_of(markdown, "anchored")[1] == ["anchored", "2", "70.50 ± 0.71", "70.00", "+0.50", "+1.0"]
+  assert "quoted from it and was not measured here" in html
+  assert [attributes["id"] for attributes in parsed.of("details") if "id" in attributes] == ["s3", "s4"]
+  assert "study-kd" not in markdown
+  assert "anchored-kd-1" in markdown
+  assert "Not finished" not in html
+
+
+def test_a_study_on_the_way(tmp_path):
+  folder = made.study(tmp_path / "study")
+  (folder / "free" / "seed1" / "result.json").unlink()
+  told = {"variants": {}, "failures": {"free:0": f"no {EVIL}"}}
+  (folder / "result.json").write_text(json.dumps(told))
+  (folder / "free" / "seed0" / "result.json").unlink()
+  (folder / "anchored" / "seed1" / "result.json").unlink()
+  html, parsed, _ = page(folder)
+  assert "a study of 2 variants (one seed only)" in html
+  assert "Not finished yet: anchored:1, free:1." in html
+  assert f"failed: free:0: no {EVIL}" in "".join(parsed.text)
+
+
+def test_the_teachers_of_a_study(tmp_path):
+  folder = made.study(tmp_path / "study")
+  made.run(folder / "teachers", [made.stage("teacher", "teacher")])
+  assert "The teachers that the variants share" in titles(page(folder)[0])
+
+
+def test_answers_are_judged_where_labels_are_known(tmp_path):
+  record = records.read("WORKDIR", made.run(tmp_path / "run"))
+  captions = lambda record: [
+    part.caption for part in run_page._answers(record, record.stages[1:]) if isinstance(part, Figure)
+  ]
+  assert captions(record) == [run_page.EVENTS]
+  workdir.write_labels(tmp_path / "run", {"test": np.zeros(made.IMAGES, int)})
+  record = records.read("WORKDIR", tmp_path / "run")
+  assert captions(record) == [run_page.LABELED_EVENTS, run_page.CONFUSION]
+  table = next(run_page._answers(record, record.stages[1:]))
+  assert isinstance(table, Table)
+  assert [row[0] for row in table.rows] == ["fitnet", "kd"]
+
+
+def command(*arguments):
+  """(exit status, stdout, stderr) of the command line."""
+  line = [sys.executable, "-m", "smskd_jax.report", *map(str, arguments)]
+  environment = os.environ | {"PYTHONWARNINGS": "error"}
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_from_the_command_line(tmp_path):
+  folder = made.run(tmp_path / "run")
+  status, out, err = command(folder, f"--out={tmp_path / 'new' / 'pages'}")
+  assert (status, err) == (0, "")
+  assert out == "".join(f"wrote {tmp_path}/new/pages/{name}\n" for name in ("report.html", "report_full.md"))
+  check_alone((tmp_path / "new" / "pages" / "report.html").read_text())
+
+
+@pytest.mark.parametrize(
+  "spoil, words",
+  [
+    (lambda folder: (folder / "config.json").unlink(), "neither config.json nor study.json"),
+    (lambda folder: (folder / "result.json").unlink(), "is not finished; run it to its end first"),
+    (lambda folder: (folder / "study.json").write_text("{}"), "the files of the study"),
+    (
+      lambda folder: (folder / "study.json").write_text(
+        json.dumps({"study": {"seeds": [0], "variants": {"a": {}}}, "store": "x"})
+      ),
+      "no run of the study",
+    ),
+  ],
+)
+def test_mistakes_end_in_one_line(tmp_path, capsys, spoil, words):
+  folder = made.run(tmp_path / "run")
+  (folder / "free" / "seed0").mkdir(parents=True)
+  spoil(folder)
+  before = sorted(folder.rglob("*"))
+  if words.startswith("no run"):
+    (folder / "result.json").unlink()
+    before = sorted(folder.rglob("*"))
+  assert report.main([str(folder)]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert re.fullmatch(rf"error: WORKDIR: .*{re.escape(words)}.*\n", err)
+  assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+  folder = made.run(tmp_path / "run")
+  (tmp_path / "file").write_text("")
+  assert report.main([str(folder), f"--out={tmp_path / 'file' / 'pages'}"]) == 2
+  assert re.fullmatch(r"error: --out: .* cannot be written to .*\n", capsys.readouterr().err)
+
+
+def test_a_mistake_from_the_command_line_is_one_line_too(tmp_path):
+  status, out, err = command(tmp_path)
+  assert (status, out) == (2, "")
+  assert err.count("\n") == 1

@@ -1,0 +1,212 @@
+"""Tests of whole studies: every stage once, going on, failures apart, several at once, the table."""
+
+import json
+
+import pytest
+
+import runs
+from smskd_jax import experiment as experiment_lib
+from smskd_jax import runner
+from smskd_jax.config import experiment, method, network, stage
+from smskd_jax.errors import UserError
+from smskd_jax.studies import execute, tree
+from smskd_jax.studies.config import changed, resolve, study
+from tiny import SMALL
+
+COMMON = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
+NETWORKS = {"teacher": network(SMALL, width=0.25), "student": network(SMALL, width=0.125)}
+
+
+def teachers():
+  own = {"teacher": NETWORKS["teacher"]}
+  return experiment(data={"source": "digits"}, networks=own, stages=(stage("teacher", epochs=2, **COMMON),))
+
+
+def base():
+  taught = {"teachers": ("teacher",), **COMMON}
+  return experiment(
+    data={"source": "digits"},
+    networks=NETWORKS,
+    stages=(
+      stage("student", name="first", methods=(method("kd"),), **taught),
+      stage(
+        "student", name="second", methods=(method("logits_mse"),), reference={"stage": "previous"}, **taught
+      ),
+    ),
+  )
+
+
+def variants():
+  return {
+    "anchored": base(),
+    "free": changed(base(), {"stages[1].reference.stage": "none"}),
+    "exploding": changed(base(), {"stages[1].optimizer.learning_rate": 1e30}),
+  }
+
+
+def make(**fields):
+  return study(**{"seeds": (0, 1), "teachers": teachers(), "variants": variants()} | fields)
+
+
+class Trained:
+  """Counts the stages that are trained, by their name."""
+
+  def __init__(self, monkeypatch):
+    self.names = []
+    whole = runner.Runner._train
+
+    def counting(own, plan, *rest):
+      self.names.append((plan.name, plan.description["seed"]))
+      return whole(own, plan, *rest)
+
+    monkeypatch.setattr(runner.Runner, "_train", counting)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("study")
+  with pytest.MonkeyPatch.context() as patch:
+    trained = Trained(patch)
+    failures = execute.run(make(), workdir, cpu_devices=2)
+  return workdir, failures, trained.names
+
+
+def test_every_stage_is_trained_once(finished):
+  _, _, names = finished
+  assert sorted(names) == sorted(
+    [("teacher", 0)] + [(name, seed) for seed in (0, 1) for name in ("first", "second", "second", "second")]
+  )
+
+
+def test_a_failure_is_told_and_stops_no_other(finished):
+  workdir, failures, _ = finished
+  assert set(failures) == {"exploding:0", "exploding:1"}
+  assert all("learning rate" in error for error in failures.values())
+  report = (workdir / "report.md").read_text()
+  assert "failed: exploding:0: stage 'second', step" in report
+
+
+def test_the_table_and_the_claims(finished):
+  workdir, _, _ = finished
+  numbers = json.loads((workdir / "result.json").read_text())["variants"]
+  assert set(numbers) == {"anchored", "free", "exploding"} and set(numbers["free"]) == {"0", "1"}
+  result = json.loads((workdir / "free" / "seed1" / "result.json").read_text())
+  last = result["stages"][1]["metrics"]["last"]
+  assert numbers["free"]["1"]["accuracy"] == pytest.approx(100 * last["test/accuracy"])
+  assert numbers["free"]["1"]["images"] == 2 * 11 * 128
+  assert numbers["free"]["1"]["frozen"] == 2 * 11 * 128 and numbers["anchored"]["1"]["frozen"] == 3 * 11 * 128
+  report = (workdir / "report.md").read_text()
+  mean = sum(of["accuracy"] for of in numbers["anchored"].values()) / 2
+  assert (
+    f"{mean:.2f} ±" in report and "Compared with `anchored`" in report and "undecided at 2 seeds" in report
+  )
+
+
+def test_the_same_command_again_trains_nothing_and_seeds_may_be_added(finished, monkeypatch):
+  workdir, failures, _ = finished
+  trained = Trained(monkeypatch)
+  only = {name: one for name, one in variants().items() if name != "exploding"}
+  with pytest.raises(UserError, match="belongs to another study"):
+    execute.run(make(variants=only), workdir, cpu_devices=2)
+  assert execute.run(make(), workdir, cpu_devices=2) == failures
+  assert {name for name, _ in trained.names} <= {"second"}  # those that failed are tried again
+  trained.names.clear()
+  with monkeypatch.context() as patch:
+    patch.setattr(execute, "_in_process", lambda *arguments: iter(()))
+    execute.run(make(seeds=(0, 1, 2)), workdir, cpu_devices=2)
+  assert trained.names == []
+
+
+def test_a_study_from_before_controls_goes_on(tmp_path):
+  resolved = resolve(make())
+  older = {name: value for name, value in resolved.items() if name != "controls"}
+  (tmp_path / "study.json").write_text(json.dumps({"study": older}))
+  execute._check(tmp_path, resolved)
+  with pytest.raises(UserError, match="belongs to another study: study.controls"):
+    execute._check(tmp_path, resolve(make(controls={"free": "free"})))
+
+
+def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch):
+  class Crash(BaseException):
+    pass
+
+  whole, count = experiment_lib.run, []
+
+  def crashing(*arguments, **options):
+    count.append(1)
+    if len(count) == 3:
+      raise Crash
+    return whole(*arguments, **options)
+
+  with monkeypatch.context() as patch, pytest.raises(Crash):
+    patch.setattr(experiment_lib, "run", crashing)
+    execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
+  trained = Trained(monkeypatch)
+  execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
+  assert trained.names.count(("teacher", 0)) == 0 and trained.names.count(("first", 0)) == 0
+  ours, theirs = (final_of(folder / "free" / "seed0", folder / "store") for folder in (tmp_path, finished[0]))
+  assert ours == theirs
+
+
+def final_of(workdir, store):
+  from smskd_jax.runtime import checkpoint
+
+  stages = json.loads((workdir / "result.json").read_text())["stages"]
+  return {
+    one["name"]: checkpoint.digest(checkpoint.load_variables(store / one["key"] / "final")) for one in stages
+  }
+
+
+def test_the_tree_of_the_orders_has_each_beginning_once(tmp_path):
+  from smskd_jax import data
+
+  orders = [
+    ("kd", "logits_mse", "hard_label"),
+    ("kd", "hard_label", "logits_mse"),
+    ("logits_mse", "kd", "hard_label"),
+  ]
+  taught = {"teachers": ("teacher",), **COMMON}
+  made = {
+    "+".join(order): experiment(
+      data={"source": "digits"},
+      networks=NETWORKS,
+      stages=tuple(stage("student", methods=(method(name),), **taught) for name in order),
+    )
+    for order in orders
+  }
+  resolved = resolve(make(variants=made, seeds=(0,)))
+  found = tree.nodes(resolved, data.load, tmp_path, {})
+  assert len(found) == 1 + 2 + 3 + 3
+  assert [len(node.users) for node in found.values() if node.plan.name == "student_kd"] == [2, 1]
+  told = tree.describe(found, resolved, rate=1e9)
+  assert "9 stages to train once each, which the variants would call for 12 times; 0 are in the store" in told
+  assert "the rest takes about" in told
+
+
+@pytest.mark.slow
+def test_several_at_once_are_the_same(finished, tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(
+    "import sys\n"
+    f"sys.path[:0] = [{str(runs.ROOT / 'tests')!r}, {str(runs.ROOT / 'tests' / 'studies')!r}]\n"
+    "import execute_test\n\n\n"
+    "def get_config():\n"
+    "  only = {name: one for name, one in execute_test.variants().items() if name != 'exploding'}\n"
+    "  return execute_test.make(seeds=(0,), variants=only)\n"
+  )
+  status, out, err = runs.program(
+    "study", tmp_path / "jobs", f"--config={config}", "--cpu_devices=1", "--jobs=2"
+  )
+  assert status == 0, err
+  numbers = json.loads((tmp_path / "jobs" / "result.json").read_text())["variants"]
+  assert set(numbers) == {"anchored", "free"} and all(set(of) == {"0"} for of in numbers.values())
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [(("--only=free:7",), "--only: 'free:7' is no VARIANT:SEED"), (("--jobs=0",), "--jobs")],
+)
+def test_mistakes_of_the_command_line(flags, message, tmp_path):
+  status, _, err = runs.program("study", tmp_path / "new", "--config=configs/studies/smoke.py", *flags)
+  assert status == 2 and message in err and err.count("\n") == 1
+  assert not (tmp_path / "new").exists()

@@ -1,0 +1,112 @@
+"""Tests of training/weighting.py: every weighting by hand, and what the reference term makes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import networks
+from smskd_jax.training import reference, weighting
+from smskd_jax.training.stage import make_train_step
+
+RNG = np.random.default_rng(0)
+TEACHER, REFERENCE = 2 * RNG.normal(size=(2, 12, 5))
+LABEL = RNG.integers(0, 5, 12)
+KEY = jax.random.key(3)
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def evidence(teachers=(TEACHER,), temperature=1.0, axis_name=None, rows=slice(None)):
+  settings = reference.Reference(tcp_temperature=temperature)
+  logits = [jnp.asarray(t[rows], jnp.float32) for t in teachers]
+  own, label = jnp.asarray(REFERENCE[rows], jnp.float32), jnp.asarray(LABEL[rows])
+  return reference.gather_evidence(settings, logits, own, label, None, KEY, axis_name)
+
+
+P, Q = softmax(TEACHER), softmax(REFERENCE)
+TCP, OWN = P[np.arange(12), LABEL], Q[np.arange(12), LABEL]
+TOP = np.sort(P, axis=-1)
+BY_HAND = {
+  "constant": np.ones(12),
+  "one_minus_tcp": 1 - TCP,
+  "tcp": TCP,
+  "entropy": -(P * np.log(P)).sum(-1) / np.log(5),
+  "one_minus_margin": 1 - (TOP[:, -1] - TOP[:, -2]),
+  "own_tcp": OWN,
+  "one_minus_own_tcp": 1 - OWN,
+  "disagreement": np.abs(P - Q).sum(-1) / 2,
+  "agreement": 1 - np.abs(P - Q).sum(-1) / 2,
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name):
+  weights = weighting.WEIGHTINGS[name](evidence())
+  np.testing.assert_allclose(weights, BY_HAND[name], rtol=1e-5)
+  assert (weights >= 0).all() and (weights <= 1 + 1e-6).all()
+
+
+def test_every_weighting_is_tested():
+  assert set(weighting.WEIGHTINGS) == {*BY_HAND, "shuffled", "learned"}
+
+
+def test_shuffled_has_the_same_weights_elsewhere():
+  weights = np.asarray(weighting.WEIGHTINGS["shuffled"](evidence()))
+  np.testing.assert_allclose(np.sort(weights), np.sort(1 - TCP), rtol=1e-5)
+  assert (np.abs(weights - (1 - TCP)) > 1e-6).sum() > 6
+
+
+def test_devices_shuffle_the_whole_batch_as_one_does():
+  rows = lambda i: slice(6 * i, 6 * i + 6)
+  stacked = jax.tree.map(
+    lambda *x: jnp.stack(x), *(evidence(rows=rows(i))._replace(key=None) for i in (0, 1))
+  )
+  of_device = lambda own: weighting.WEIGHTINGS["shuffled"](own._replace(key=KEY, axis_name="d"))
+  each = jax.pmap(of_device, axis_name="d")(stacked)
+  np.testing.assert_allclose(each.ravel(), weighting.WEIGHTINGS["shuffled"](evidence()), rtol=1e-6)
+
+
+def test_of_several_teachers_the_means_count():
+  found = evidence((TEACHER, REFERENCE))
+  np.testing.assert_allclose(found.tcp, (TCP + OWN) / 2, rtol=1e-5)
+  np.testing.assert_allclose(found.teacher, (P + Q) / 2, rtol=1e-5)
+
+
+def test_sure_networks_give_finite_weights_and_gradients():
+  sure = jnp.where(jnp.arange(5) == 0, 200.0, -200.0)[None]
+  make = lambda z: reference.gather_evidence(reference.Reference(), [z], sure, jnp.array([0]), None, KEY)
+  for name, weigh in weighting.WEIGHTINGS.items():
+    value, gradient = jax.value_and_grad(lambda z, weigh=weigh: weigh(make(z)).sum())(sure)
+    assert np.isfinite(value) and np.isfinite(gradient).all(), name
+
+
+def test_learned_weights_start_at_one_and_find_their_scale():
+  """At the minimum over a of exp(-a) L + a, the weight is 1 / L."""
+  stage = networks.make_stage(("kd", 1.0), reference={"weight": 1.0, "weighting": "learned"})
+  state, frozen = networks.begin(stage)
+  assert jax.device_get(state.params["reference"]) == {"a": 0.0, "b": 0.0}
+  after, metrics = jax.jit(make_train_step(stage))(state, frozen, networks.batch_of(0))
+  assert metrics["reference_weight"] == 1.0
+  assert float(after.params["reference"]["a"]) != 0 and float(after.params["reference"]["b"]) != 0
+  known = evidence()
+  values = lambda a: reference.term(
+    reference.Reference(weighting="learned"),
+    {"a": a, "b": 0.0},
+    jnp.asarray(TEACHER),
+    jnp.asarray(REFERENCE),
+    known,
+  )[0].mean()
+  plain = reference.loss(jnp.asarray(TEACHER), jnp.asarray(REFERENCE), jnp.ones(12)).mean()
+  np.testing.assert_allclose(jax.grad(values)(jnp.log(plain)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(weighting.WITHOUT_TEACHER))
+def test_what_needs_no_teacher_does_without(name):
+  stage = networks.make_stage(reference={"weighting": name})
+  state, frozen = networks.begin(stage)
+  metrics = jax.eval_shape(make_train_step(stage), state, frozen, networks.batch_of(0))[1]
+  assert "reference" in metrics and "tcp" not in metrics
