@@ -22,7 +22,7 @@ MAY_IMPORT = {
   "training": "state losses models data",
   "training.loop": "state errors data runtime training",
   "__init__": "state losses models training",
-  "exchange": "state errors filling models data training runtime",
+  "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
   "checks": "errors filling losses models data training",
   "filling": "errors",

@@ -9,6 +9,7 @@ import jax
 
 from smskd_jax import filling, models
 from smskd_jax.data import augment
+from smskd_jax.layers import convolution
 from smskd_jax.models import spec
 from smskd_jax.training import evaluate
 
@@ -35,8 +36,14 @@ class Trained(NamedTuple):
     return evaluate.make_predict(self.network, normalize)
 
   def program(self) -> Callable[[jax.Array], jax.Array]:
-    """The pure function of images alone, with the variables as constants."""
-    return functools.partial(self.predict(), self.variables)
+    """The pure function of images alone, with the variables as constants: convolutions as other software knows them."""
+    predict = self.predict()
+
+    def program(image):
+      with convolution.as_written():
+        return predict(self.variables, image)
+
+    return program
 
   def description(self) -> dict[str, Any]:
     """All but the variables, for JSON."""

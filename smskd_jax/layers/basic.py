@@ -4,16 +4,14 @@ A submodule of a network is named like its PyTorch counterpart, with `_` for the
 `layer1.0`) and `__` for an underscore: `models/torch_weights.py` relies on it.
 """
 
-from collections.abc import Sequence
 import math
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from smskd_jax.layers.batch_norm import BatchNorm
+from smskd_jax.layers.convolution import convolve
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -39,26 +37,6 @@ def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   """Weights [..., in, out] between -+1/sqrt(fan-in), as PyTorch's layers start. Drawn flat, as `he_normal`."""
   bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
   return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
-
-
-def convolve(
-  x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **how: Any
-) -> jax.Array:
-  """`jax.lax.conv_general_dilated`, with 1x1 kernels as a matrix product: on a CPU XLA is several times faster at it.
-
-  Args:
-    x: [b, h, w, i].
-    kernel: [height, width, i, o].
-    strides: along both axes, as the rest of what Flax gives.
-    padding: before and after each axis.
-    **how: dilations, groups and the like.
-  """
-  dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in how[name])
-  if kernel.shape[:2] != (1, 1) or np.any(padding) or dilated or how["feature_group_count"] != 1:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
-  x = x[:, :: strides[0], :: strides[1]]
-  y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=how["precision"])
-  return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def conv(

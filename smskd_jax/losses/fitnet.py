@@ -16,7 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.layers import basic
+from smskd_jax.layers import basic, convolution
 from smskd_jax.losses import checks, modules, numerics
 from smskd_jax.losses import method as _method
 
@@ -62,7 +62,7 @@ class Regressor(nn.Module):
       padding=[(p, p) for p in padding],
       use_bias=False,
       kernel_init=basic.uniform,
-      conv_general_dilated=basic.convolve,
+      conv_general_dilated=convolution.convolve,
       name="conv",
     )(x)
     return nn.relu(basic.norm(train=True, axis_name=axis_name, name="norm")(x))

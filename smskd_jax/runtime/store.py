@@ -19,7 +19,7 @@ import numpy as np
 from smskd_jax.errors import UserError
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
-FORMAT = 2
+FORMAT = 3
 
 
 def key_of(description: Mapping[str, Any]) -> str:
