@@ -15,6 +15,7 @@ from smskd_jax.data import extra_tests
 from smskd_jax.data.dataset import Dataset, Split
 from smskd_jax.exchange import variables
 from smskd_jax.plan import make_plans
+from smskd_jax.profiling import Profiler
 from smskd_jax.runner import Runner
 from smskd_jax.runtime import console, interrupt, parallel
 from smskd_jax.runtime import store as store_lib
@@ -28,6 +29,7 @@ def run(
   store: str | Path | None = None,
   cpu_devices: int | None = None,
   dry_run: bool = False,
+  profile: int = 0,
   load: Callable[..., Dataset] = data.load,
 ) -> dict[str, Any]:
   """Runs an experiment, or goes on with one that was interrupted.
@@ -38,6 +40,7 @@ def run(
     store: a folder of finished and unfinished stages, which other runs may share; None: WORKDIR/store.
     cpu_devices: virtual devices of a CPU; None chooses.
     dry_run: say what would run, and write nothing.
+    profile: how many steps of each stage to trace into WORKDIR/profile before it trains; 0: none.
     load: reads data sets; several runs may share one that remembers.
 
   Returns:
@@ -65,7 +68,8 @@ def run(
     console.say(json.dumps(resolved, indent=2))
     return resolved
   workdir_lib.write_config(workdir, resolved, store, devices)
-  runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset))
+  profiler = Profiler(devices, workdir / "profile", profile)
+  runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset), profiler)
   workdir_lib.write_labels(workdir, {name: split.label for name, split in runner.held_out.splits.items()})
   networks = build.make_networks(resolved, len(dataset.class_names))
   givens = [
@@ -76,14 +80,8 @@ def run(
     stages = [runner.result_of(plan, workdir / "tensorboard" / plan.name, stop) for plan in plans]
   for stage, of_stage in zip(stages, runner.held_out.on_extra_tests(plans, extra), strict=True):
     stage["extra_tests"] = of_stage
-  result = {
-    "seed": resolved["seed"],
-    "data": dataset.name,
-    "inputs": {name: getattr(dataset, name) for name in ("image_shape", "mean", "std", "class_names")},
-    "given": givens,
-    "stages": stages,
-    **workdir_lib.environment(devices),
-  }
+  about = {"seed": resolved["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
+  result = {**about, "given": givens, "stages": stages, **workdir_lib.environment(devices)}
   store_lib.write_json(workdir / "result.json", result)
   path = report.write(workdir, store)
   console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
@@ -97,6 +95,11 @@ def _data(
   dataset = load(**filling.options(config, "extra_tests"))
   asked = config["extra_tests"]
   return dataset, extra_tests.prepare("config.data.extra_tests", asked, dataset, config["folder"])
+
+
+def _inputs(dataset: Dataset) -> dict[str, Any]:
+  """What images are to the networks."""
+  return {name: getattr(dataset, name) for name in ("image_shape", "mean", "std", "class_names")}
 
 
 def batch_sizes(config: Mapping[str, Any]) -> list[int]:

@@ -10,7 +10,13 @@ The config file says everything, and any field of it can be changed on the comma
 --dry_run prints what would run and the resolved config. WORKDIR/report.md tells what happened.
 """
 
+from absl import flags
+
 from smskd_jax import command
+
+_PROFILE = flags.DEFINE_integer(
+  "profile", 0, "Steps of each stage to trace into WORKDIR/profile before it trains.", lower_bound=0
+)
 
 
 def run() -> int:
@@ -23,6 +29,7 @@ def run() -> int:
     store=command.STORE.value,
     cpu_devices=command.CPU_DEVICES.value,
     dry_run=command.DRY_RUN.value,
+    profile=_PROFILE.value,
   )
   return 0
 

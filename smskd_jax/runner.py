@@ -14,6 +14,7 @@ from smskd_jax.heldout import HeldOut
 from smskd_jax.models import spec
 from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan
+from smskd_jax.profiling import Profiler
 from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, workdir
 from smskd_jax.runtime.choices import Choices
 from smskd_jax.runtime.store import Entry
@@ -30,11 +31,17 @@ class Runner:
   """Runs the stages of one experiment; keeps what several of them need: compiled networks, teachers' answers."""
 
   def __init__(
-    self, config: dict[str, Any], dataset: Dataset, devices: parallel.Devices, store: Path, estimate: Estimate
+    self,
+    config: dict[str, Any],
+    dataset: Dataset,
+    devices: parallel.Devices,
+    store: Path,
+    estimate: Estimate,
+    profiler: Profiler,
   ):
     """Takes a resolved config; computes nothing yet."""
     self._config, self._dataset, self._devices, self._store = config, dataset, devices, store
-    self._estimate = estimate
+    self._estimate, self._profiler = estimate, profiler
     self.held_out = HeldOut(dataset, devices, config["evaluate"], store)
 
   def result_of(self, plan: Plan, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
@@ -71,6 +78,8 @@ class Runner:
     entry.begin(plan.description, {"name": plan.name, **workdir.environment(self._devices)})
     key = jax.random.fold_in(jax.random.key(self._config["seed"]), plan.place)
     state, frozen, asked = self._begin(plan, key)
+    order = functools.partial(batches.draw, plan.drawing, jax.random.fold_in(key, ORDER))
+    self._profiler.look(plan, state, frozen, order(0))
     checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=self._config["checkpoint"]["keep"])
     done, state, note = checkpoints.restore(state, warn=console.say) or (0, state, {})
     if done:
@@ -87,7 +96,6 @@ class Runner:
       bar.advance(plan.budget.batch_size)
       self._estimate.step(plan, step, done)
 
-    order = functools.partial(batches.draw, plan.drawing, jax.random.fold_in(key, ORDER))
     hooks = loop.Hooks(order, look, writer.write, progress)
     try:
       state, seconds = loop.run(

@@ -29,19 +29,22 @@ MAY_IMPORT = {
   "config": "checks filling errors losses models data training",
   "build": "config filling errors losses models data training",
   "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
+  "profiling": "plan state runtime training",
   "overview": "plan models data runtime training",
   "literature": "config errors",
   "keeping": "build plan state errors losses models data runtime training",
   "recall": "plan state losses data runtime training",
   "heldout": "plan recall data runtime training",
-  "runner": "plan overview heldout keeping recall state models data exchange.variables runtime training training.loop",
+  "runner": (
+    "plan overview profiling heldout keeping recall state models data exchange.variables runtime training training.loop"
+  ),
   "analysis": (
     "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
   ),
   "report": "errors analysis runtime.workdir studies.table",
   "compare": "errors analysis studies.table",
-  "experiment": "errors filling data exchange runtime config build plan keeping overview runner analysis",
+  "experiment": "errors filling data exchange runtime config build plan keeping overview profiling runner analysis",
   "studies": (
     "config literature losses errors filling data build plan overview models training exchange runtime experiment "
     "analysis"
