@@ -19,14 +19,14 @@ from smskd_jax.training import stage as stage_lib
 
 WARM = 3  # steps before those that are traced
 SIDE = 2048  # of the matrices whose product shows what the devices can compute
-NUMBERS = 1 << 25  # that are moved to show what their memory can give
+NUMBERS = 1 << 25  # that are read to show what their memory can give
 
 
 class Ceilings(NamedTuple):
   """What all devices together reach in a second, measured."""
 
   flops: float  # of a product of large matrices in float32
-  bytes: float  # read and written by a sum of large arrays
+  bytes: float  # read from memory by sums over a large array
 
 
 class Profile(NamedTuple):
@@ -43,11 +43,16 @@ class Profile(NamedTuple):
 def measure_ceilings(devices: parallel.Devices, repeats: int = 5) -> Ceilings:
   """Measures what the devices can do."""
   count = len(devices)
-  matrix, vector = jnp.ones((count, SIDE, SIDE)), jnp.ones((count, NUMBERS // count))
+  matrix, numbers = jnp.ones((count, SIDE, SIDE)), jnp.ones((count, NUMBERS // SIDE // count, SIDE))
+  scaled = parallel.compile_predict(lambda scale, x: scale * x, devices)
   product = parallel.compile_predict(lambda scale, x: scale * (x @ x), devices)
-  total = parallel.compile_predict(lambda scale, x: scale + x, devices)
-  fastest = lambda run, x: min(_seconds(lambda: run(1.0, x)) for _ in range(repeats))
-  return Ceilings(2 * count * SIDE**3 / fastest(product, matrix), 2 * vector.nbytes / fastest(total, vector))
+  total = parallel.compile_predict(lambda scale, x: scale * x.sum(0), devices)
+
+  def fastest(run, x):
+    x = scaled(1.0, x)  # lies on the devices now, as what a step reads
+    return min(_seconds(lambda: run(1.0, x)) for _ in range(repeats + 1))
+
+  return Ceilings(2 * count * SIDE**3 / fastest(product, matrix), numbers.nbytes / fastest(total, numbers))
 
 
 class Profiler:
