@@ -82,7 +82,7 @@ def main():
       functools.partial(batches.draw, drawing, key),
       lambda step, variables: {},
       writer.write,
-      lambda step: bar.advance(budget.batch_size),
+      lambda step, just_now: bar.advance(just_now * budget.batch_size),
     )
     began = time.perf_counter()
     loop.run(plan.stage, budget, state, frozen, devices, checkpoints, hooks, stop, {})

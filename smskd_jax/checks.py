@@ -22,6 +22,7 @@ _AT_LEAST = {
   "feature_images": 0,
   "alternate_epochs": 0,
   "probe_every_steps": 0,
+  "steps_at_once": 0,
   "weight": 0,
   "task_weight": 0,
   "warmup_epochs": 0,

@@ -39,6 +39,7 @@ EXPERIMENT: dict[str, Any] = {
   },
   "checkpoint": {"every_steps": 500, "keep": 2},
   "log_every_steps": 50,
+  "steps_at_once": 0,  # in one program, between what happens beside them; 0: 1 on a CPU, 16 on others
   "probe_every_steps": 0,  # norms and cosines of the gradients of task, methods and reference; each costs a step or two
 }
 

@@ -32,24 +32,21 @@ def of(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store
 class Estimate:
   """How long a run will take, from its first steps: the time of a stage goes with its FLOPs."""
 
-  AFTER = 20  # steps, of which the first is not counted: it is compiled
+  AFTER = 20  # steps, or as many more as are one program; the first ones are not counted: they are compiled
 
   def __init__(self, plans: Sequence[Plan], dataset: Dataset):
     """Counts the FLOPs of all stages."""
     self._flops = {plan.key: step_flops(plan, dataset) for plan in plans}
     self._plans = plans
-    self._began: float | None = None
+    self._began: dict[str, tuple[int, float]] = {}  # by stage: the first step that was told of, and when
     self._told = False
 
-  def step(self, plan: Plan, step: int, first: int) -> None:
-    """Takes notice of a finished step; tells the estimate once."""
-    if self._told:
-      return
-    if step == first + 1:
-      self._began = time.monotonic()
-    elif step == first + self.AFTER and self._began is not None:
+  def step(self, plan: Plan, step: int) -> None:
+    """Takes notice that so many steps of a stage are done; tells the estimate once."""
+    first, began = self._began.setdefault(plan.key, (step, time.monotonic()))
+    if not self._told and step - first >= self.AFTER - 1:
       self._told = True
-      seconds = (time.monotonic() - self._began) / (self.AFTER - 1)
+      seconds = (time.monotonic() - began) / (step - first)
       rest = (
         sum(self._flops[p.key] * p.budget.steps for p in self._plans[plan.place + 1 :])
         / self._flops[plan.key]

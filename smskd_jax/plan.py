@@ -126,6 +126,7 @@ def _budget(config: Mapping[str, Any], drawing: batches.Drawing) -> loop.Budget:
     checkpoint_every_steps=config["checkpoint"]["every_steps"],
     log_every_steps=config["log_every_steps"],
     probe_every_steps=config["probe_every_steps"],
+    steps_at_once=config["steps_at_once"],
   )
 
 

@@ -92,9 +92,9 @@ class Runner:
       plan.name, plan.budget.steps * plan.budget.batch_size, done * plan.budget.batch_size
     )
 
-    def progress(step: int) -> None:
-      bar.advance(plan.budget.batch_size)
-      self._estimate.step(plan, step, done)
+    def progress(step: int, just_now: int) -> None:
+      bar.advance(just_now * plan.budget.batch_size)
+      self._estimate.step(plan, step)
 
     hooks = loop.Hooks(order, look, writer.write, progress)
     try:

@@ -11,7 +11,7 @@ from smskd_jax import data, experiment, losses
 from smskd_jax.config import method, network, stage
 from smskd_jax.data.augment import normalize
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import answers, checkpoint, choices
+from smskd_jax.runtime import answers, checkpoint, choices, parallel
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import loop, similarity
 import tiny
@@ -433,3 +433,24 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
   told = capsys.readouterr().out
   assert not (tmp_path / "new").exists()
   assert "digits: 1,438 train, 359 test images" in told and '"temperature": 4.0' in told
+
+
+def test_several_steps_as_one_program_are_the_same_steps(finished, tmp_path, monkeypatch):
+  sent, split_each = [], parallel.split_each
+  monkeypatch.setattr(
+    parallel, "split_each", lambda trees, _: (sent.append(len(trees)), split_each(trees, _))[1]
+  )
+  config = runs.tiny(steps_at_once=3, checkpoint={"every_steps": 500})
+  config.stages = config.stages[:2]
+  together = experiment.run(config, tmp_path, cpu_devices=2)["stages"]
+  for one, alone in zip(together, finished[1]["stages"], strict=False):
+    assert one["key"] == alone["key"]
+    lines, expected = (
+      read_metrics(folder / "store" / one["key"] / "metrics.jsonl") for folder in (tmp_path, finished[0])
+    )
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for a, b in zip(lines, expected, strict=True):
+      if "train/loss" in a:
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)
+  # An epoch has 11 steps, and metrics come after 3, 6, ...: one transfer for each three steps without a pause.
+  assert sent == [3] * 9

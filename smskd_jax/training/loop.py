@@ -4,12 +4,14 @@ All that happens beside the step happens at steps that the config alone decides,
 over from one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+import itertools
 import math
 import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, interrupt, parallel
@@ -18,7 +20,7 @@ from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.stage import Stage
 
 IN_FLIGHT = (
-  2  # steps handed to the devices and not waited for: enough to hide the host, few enough to stop soon
+  2  # programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon
 )
 
 
@@ -32,6 +34,7 @@ class Budget(NamedTuple):
   checkpoint_every_steps: int
   log_every_steps: int
   probe_every_steps: int = 0  # 0: never
+  steps_at_once: int = 0  # as one program; 0: as many as suit the devices
 
   @property
   def steps(self) -> int:
@@ -55,6 +58,10 @@ class Budget(NamedTuple):
     """Whether a checkpoint is made after so many steps."""
     return step % self.checkpoint_every_steps == 0 and step != self.steps
 
+  def looks_up(self, step: int) -> bool:
+    """Whether anything happens between this step and the next."""
+    return self.logs(step) or self.evaluates(step) or self.saves(step) or self.probes(step + 1)
+
 
 class Hooks(NamedTuple):
   """What the loop calls, and does not know."""
@@ -62,7 +69,7 @@ class Hooks(NamedTuple):
   batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
   evaluate: Callable[[int, Any], dict[str, float]]  # (steps done, the learner's variables) -> numbers by name
   write: Callable[[dict[str, Any]], None]  # a line of metrics
-  progress: Callable[[int], None]  # so many steps are done
+  progress: Callable[[int, int], None]  # (steps done, how many of them just now)
 
 
 class NonFinite(UserError):
@@ -82,7 +89,7 @@ class Window:
     self._pending: list[dict[str, jax.Array]] = []
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of one step, and waits for those of the step before the ones in flight."""
+    """Takes the metrics of a step, or of several, [n]; waits for those of the program before the ones in flight."""
     self._pending.append(metrics)
     if len(self._pending) > IN_FLIGHT:
       jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
@@ -93,7 +100,7 @@ class Window:
     Raises:
       NonFinite: one is not a finite number.
     """
-    pending = jax.device_get(self._pending)
+    pending = [one for metrics in jax.device_get(self._pending) for one in _each(metrics)]
     for i, metrics in enumerate(pending):
       at = step - len(pending) + i + 1
       for name in sorted(
@@ -146,22 +153,29 @@ def run(
     NonFinite: a term of the loss went bad. The last checkpoint was made before.
     Interrupted: the run was asked to stop. The state is saved.
   """
-  step_of = parallel.compile_step(stage_lib.make_train_step(stage, parallel.AXIS), devices)
+  pure, at_once = (
+    stage_lib.make_train_step(stage, parallel.AXIS),
+    parallel.steps_at_once(devices, budget.steps_at_once),
+  )
+  step_of, steps_of = parallel.compile_step(pure, devices), parallel.compile_steps(pure, devices)
   window, began = Window(note.get("window")), time.monotonic() - note.get("seconds", 0.0)
   probe = parallel.compile_probe(
     stage_lib.make_probe(stage, parallel.AXIS), devices
   )  # compiled when it is called
-  first = int(state.step)
-  for step, batch in enumerate(hooks.batches(first), start=first + 1):
-    batch = parallel.split(batch, devices)
-    pulls = probe(state, frozen, batch) if budget.probes(step) else {}
-    state, metrics = step_of(state, frozen, batch)
-    if pulls:
-      hooks.write(_stamp(budget, step) | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
+  step = int(state.step)
+  for together in _together(budget, hooks.batches(step), step, at_once):
+    if budget.probes(step + 1):
+      pulls = probe(state, frozen, parallel.split(together[0], devices))
+      hooks.write(_stamp(budget, step + 1) | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
+    if len(together) == 1:
+      state, metrics = step_of(state, frozen, parallel.split(together[0], devices))
+    else:
+      state, metrics = steps_of(state, frozen, parallel.split_each(together, devices))
     window.add(metrics)
+    step += len(together)
     if budget.logs(step):
       hooks.write(_stamp(budget, step) | window.means(step))
-    hooks.progress(step)
+    hooks.progress(step, len(together))
     if budget.evaluates(step):
       hooks.write(_stamp(budget, step) | hooks.evaluate(step, stage_lib.learner_variables(state)))
     stopping = bool(stop)  # read once: a signal that comes later waits for the next step, and so for its save
@@ -174,6 +188,22 @@ def run(
       raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
   jax.block_until_ready(state)
   return state, time.monotonic() - began
+
+
+def _together(budget: Budget, batches: Iterable[Batch], step: int, at_once: int) -> Iterator[list[Batch]]:
+  """Batches of steps that are one program: `at_once`, or one where something is to happen before so many."""
+  batches = iter(batches)
+  while step < budget.steps:
+    between = range(step + 1, min(step + at_once, budget.steps + 1))
+    count = 1 if step + at_once > budget.steps or any(map(budget.looks_up, between)) else at_once
+    yield list(itertools.islice(batches, count))
+    step += count
+
+
+def _each(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+  """The metrics of each step of those of one, or of several as arrays."""
+  count = max((np.size(value) for value in metrics.values()), default=0)
+  return [{name: np.reshape(value, -1)[i] for name, value in metrics.items()} for i in range(count)]
 
 
 def _stamp(budget: Budget, step: int) -> dict[str, Any]:

@@ -44,3 +44,26 @@ def test_a_bad_term_is_named_before_the_loss_that_it_spoils(bad):
   window.add({"loss": jnp.float32(bad), "task": jnp.float32(bad)})
   with pytest.raises(loop.NonFinite, match=f"step 8: task is {bad}"):
     window.fetch(8)
+
+
+def test_steps_that_are_one_program_end_where_something_happens():
+  budget = BUDGET._replace(epochs=2, log_every_steps=4, checkpoint_every_steps=7, probe_every_steps=0)
+  chunks = lambda at_once, first=0: [len(c) for c in loop._together(budget, range(first, 10), first, at_once)]
+  # Something happens after the steps 4 (log), 5 (epoch), 7 (checkpoint), 8 (log) and 10 (the end).
+  assert chunks(1) == [1] * 10
+  assert chunks(2) == [2, 2, 1, 2, 1, 2]
+  assert chunks(3) == [3, 1, 1, 1, 1, 1, 1, 1]
+  assert chunks(2, first=5) == [2, 1, 2]
+  assert chunks(100) == [1] * 10
+  probing = budget._replace(probe_every_steps=2)
+  assert [len(c) for c in loop._together(probing, range(10), 0, 2)][0] == 2, "probes come before a program"
+
+
+def test_a_window_takes_the_metrics_of_several_steps():
+  window = loop.Window()
+  window.add({"loss": jnp.float32(1), "task": jnp.float32(2)})
+  window.add({"loss": jnp.array([2.0, 6.0]), "task": jnp.array([0.0, 4.0])})
+  assert window.means(3) == {"train/loss": 3, "train/task": 2}
+  window.add({"loss": jnp.array([1.0, np.nan])})
+  with pytest.raises(loop.NonFinite, match="step 5: loss is nan"):
+    window.fetch(5)
