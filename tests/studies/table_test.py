@@ -54,3 +54,30 @@ def test_each_is_compared_with_its_own_control_and_all_are_one_family():
 def test_a_variant_alone_is_compared_with_none():
   words, _ = rows(controls={name: name for name in FOUND})
   assert words.startswith("Test accuracy")
+
+
+def test_both_tests_give_a_verdict():
+  steady = {"new": outcomes(70.0, 71.0, 72.0), "old": outcomes(60.0, 61.1, 61.9)}
+  study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(steady)}
+  row = table.text("title", study, steady, {}).strip().splitlines()[-1].strip("|").split("|")
+  assert [cell.strip() for cell in row[-2:]] == ["undecided at 3 seeds, about 6 needed", "better"]
+
+
+def test_what_a_variant_costs_is_all_that_its_network_was_trained():
+  """Also where a stage began anew, and of all seeds: one of them may have asked the teacher for all."""
+  stage = lambda name, network, **reads: {
+    "name": name,
+    "network": network,
+    "key": name,
+    "reads": {"start": None, "teachers": [], "reference": None} | reads,
+    "backward_passes": 10,
+    "forward_passes": {"learner": 10, "teachers": 3, "reference": 2},
+    "seconds": 1.0,
+    "metrics": {"last": {"test/accuracy": 0.5}, "oracle": {"test/accuracy": 0.5}},
+  }
+  stages = [stage("t", "teacher"), stage("1", "student"), stage("2", "student", reference="1")]
+  found = table._outcome({"stages": stages}, "student")
+  assert (found.images, found.frozen, found.seconds) == (20, 10, 2)
+  study = {"network": "student", "published": {}, "control": "a", "variants": {"a": None}}
+  text = table.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
+  assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][7:9] == ["20", "20"]
