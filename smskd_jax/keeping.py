@@ -1,6 +1,6 @@
 """What a stage's teachers say of every view of its images: read from the store, or computed into it once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import functools
 import hashlib
 from pathlib import Path
@@ -42,7 +42,14 @@ class Question(NamedTuple):
   dtype: np.dtype
 
 
-def ask(plan: Plan, dataset: Dataset, devices: parallel.Devices, folder: Path, batch_size: int) -> Asked:
+def ask(
+  plan: Plan,
+  dataset: Dataset,
+  devices: parallel.Devices,
+  folder: Path,
+  batch_size: int,
+  stages: Iterable[Mapping[str, Any]] = (),
+) -> Asked:
   """The answers of all teachers of a stage.
 
   They lie with the teacher in the store, and serve all stages, seeds and runs with the same images and views.
@@ -53,9 +60,10 @@ def ask(plan: Plan, dataset: Dataset, devices: parallel.Devices, folder: Path, b
     devices: to compute on.
     folder: the store's.
     batch_size: of the computation.
-
+    stages: of the whole run, filled: where one of them will ask for embeddings, they are computed at once.
   """
   question, passes, began = _question(plan), 0, time.monotonic()
+  asked_for = question._replace(pooled=question.pooled or any(_reads_embeddings(plan, one) for one in stages))
   teachers: list[Kept] = []
   for key, network in zip(plan.reads.teachers, plan.stage.teachers, strict=True):
     entry = store.Entry(folder, key)
@@ -63,9 +71,9 @@ def ask(plan: Plan, dataset: Dataset, devices: parallel.Devices, folder: Path, b
       places = _places(plan, dataset, key, entry.folder)
       where = next((place for place in places if (place / "done").is_file()), None)
       if where is None:
-        where = places[-1]
+        where = places[0] if asked_for.pooled else places[-1]
         variables = parallel.replicate(checkpoint.load_variables(entry.final), devices)
-        _compute(question, network, variables, dataset, devices, batch_size, where)
+        _compute(asked_for, network, variables, dataset, devices, batch_size, where)
         passes += question.views.total * len(question.rows)
     teachers.append(_read(where, question))
   return Asked(tuple(teachers), passes, time.monotonic() - began if passes else 0.0)
@@ -101,13 +109,23 @@ def _numbers(network: nn.Module, question: Question, dataset: Dataset) -> int:
 
 def _question(plan: Plan) -> Question:
   entry, images = plan.config, plan.drawing.images
-  pooled = any(method["name"] in losses.OF_EMBEDDINGS for method in entry["methods"])
+  pooled = _of_embeddings(entry)
   views = finite_view(f"config.stages[{plan.place}]", entry)
   return Question(views, images.image, images.rows, pooled, np.dtype(entry["teacher_cache"]))
 
 
+def _reads_embeddings(plan: Plan, entry: Mapping[str, Any]) -> bool:
+  """Whether a stage will ask the teachers of another for embeddings."""
+  shared = set(entry["teachers"]) & set(plan.config["teachers"])
+  return bool(shared) and entry["teacher_cache"] != "off" and _of_embeddings(entry)
+
+
+def _of_embeddings(entry: Mapping[str, Any]) -> bool:
+  return any(method["name"] in losses.OF_EMBEDDINGS for method in entry["methods"])
+
+
 def _places(plan: Plan, dataset: Dataset, key: str, folder: Path) -> tuple[Path, ...]:
-  """The folders that may hold what a teacher says; the last is where it is computed.
+  """The folders that may hold what a teacher says: with embeddings, and where none are asked for, without.
 
   Their name says what the teacher's key does not: the views and, of variables that were given, what computes with them.
   """

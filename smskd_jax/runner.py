@@ -132,7 +132,8 @@ class Runner:
     asked = keeping.Asked(teachers, 0, 0.0)
     if plan.stage.number:
       size = self._config["evaluate"]["batch_size"]
-      asked = keeping.ask(plan, self._dataset, self._devices, self._store, size)
+      stages = self._config["stages"]
+      asked = keeping.ask(plan, self._dataset, self._devices, self._store, size, stages)
     frozen = Frozen(
       key=jax.random.fold_in(key, STEPS),
       teachers=asked.teachers,

@@ -87,6 +87,18 @@ def test_answers_serve_other_seeds_and_are_computed_again_where_they_were_cut_of
   assert len(computed) == 2
 
 
+def test_embeddings_that_a_later_stage_will_ask_for_are_computed_at_once(finished, tmp_path):
+  folder, _ = finished
+  asked = config("float32")
+  asked.stages = (asked.stages[0], asked.stages[2], asked.stages[1])
+  asked.stages[1].reference.stage = "none"
+  for one in asked.stages[1:]:
+    one.epochs, one.max_images = 1, 500
+  result = experiment.run(asked, tmp_path, store=folder / "store", cpu_devices=2)
+  images = 499  # 500, rounded class by class
+  assert [one["forward_passes"]["teachers"] for one in result["stages"]] == [0, 9 * images, 0]
+
+
 def test_answers_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
   monkeypatch.setattr(parallel, "free_bytes", lambda devices: 1000)
   message = r"stages\[1\].teacher_cache: 9 views of 1,438 images need .*'float16', or 'off'"
