@@ -68,7 +68,7 @@ def hours(store):
 def page(found, args, arguments):
   """The tables of all studies, and what they are of."""
   first = next(iter(found.values()))
-  said = ", ".join(f"{key}={value}" for key, value in arguments.items() if key != "folder")
+  said = ", ".join(f"{key}={value}" for key, value in arguments.items())
   accuracy, spent = first["teacher"], hours(args.workdir / "store")
   begin = f"""# SMSKD's claims at the budget of a CPU
 
@@ -99,6 +99,7 @@ def main():
   arguments = ARGUMENTS | dict(pair.split("=", 1) for pair in args.arguments.split(",") if pair)
   failed = [name for name in args.studies.split("+") if run(name, args, arguments)]
   found = {name: of for name in args.studies.split("+") if (of := results(name, args))}
+  arguments.pop("folder", None)  # of one machine
   if args.out and found:
     write_json(args.out.with_suffix(".json"), {"arguments": arguments, "studies": found})
     args.out.with_suffix(".md").write_text(page(found, args, arguments))
