@@ -70,7 +70,7 @@ STAGE: dict[str, Any] = {
   "mix": {"name": "none"},  # 'mixup' or 'cutmix', with its options
   "trains": "all",  # of the learner; 'head': its linear classifier alone, while batch norm goes on to remember
   "teacher_statistics": "running",  # of the teachers' batch norm; 'batch': those of each batch, as in training
-  "teacher_cache": "off",  # 'float32' or 'float16': keep what the teachers say of every view, and never run them again
+  "teacher_cache": "off",  # 'float32' or 'float16': ask the teachers once for each view to come, and keep what they say
   "select": "last",  # what the stage ends with: its 'last' state, or that of the epoch best by 'validation'
   "average": 0.0,  # decay, by the step, of the learner's moving average, which is then evaluated and kept; 0: none
   "optimizer": {

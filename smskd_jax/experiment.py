@@ -1,10 +1,10 @@
 """An experiment, run: stage after stage, each trained or, where the store has it, read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,13 +13,18 @@ from smskd_jax import config as config_lib
 from smskd_jax.analysis import report
 from smskd_jax.data import extra_tests
 from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
-from smskd_jax.plan import make_plans
+from smskd_jax.heldout import HeldOut
+from smskd_jax.learner import Setting
+from smskd_jax.plan import Plan, make_plans
 from smskd_jax.profiling import Profiler
 from smskd_jax.runner import Runner
 from smskd_jax.runtime import console, interrupt, parallel
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
+
+Runs = Sequence[tuple[ConfigDict | Mapping[str, Any], str | Path]]  # configs and their workdirs
 
 
 def run(
@@ -51,41 +56,115 @@ def run(
       finite.
     Interrupted: SIGTERM or Ctrl-C came, and the state is saved; the same call goes on from there.
   """
-  began = time.monotonic()
-  workdir = Path(workdir)
-  store = Path(store) if store else workdir / "store"
-  resolved = config_lib.resolve(config)
-  workdir_lib.check_writable("--store", store)
-  workdir_lib.check(workdir, resolved)
-  # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
-  devices = parallel.select(batch_sizes(resolved), cpu_devices)
-  dataset, extra = _data(resolved["data"], load)
-  given = _given(resolved)
-  plans = make_plans(resolved, dataset, given)
-  keeping.check(plans, dataset, devices)
-  console.say(overview.of(plans, dataset, devices, store))
+  store = Path(store) if store else Path(workdir) / "store"
+  ready = _prepare([(config, workdir)], store, cpu_devices, load)
   if dry_run:
-    console.say(json.dumps(resolved, indent=2))
-    return resolved
-  workdir_lib.write_config(workdir, resolved, store, devices)
-  profiler = Profiler(devices, workdir / "profile", profile)
-  runner = Runner(resolved, dataset, devices, store, overview.Estimate(plans, dataset), profiler)
-  workdir_lib.write_labels(workdir, {name: split.label for name, split in runner.held_out.splits.items()})
-  networks = build.make_networks(resolved, len(dataset.class_names))
+    console.say(json.dumps(ready.configs[0], indent=2))
+    return ready.configs[0]
+  return _carry_out(ready, parallel.select_beside(ready.devices, cpu_devices), profile)[0]
+
+
+def run_seeds(
+  runs: Runs,
+  *,
+  store: str | Path,
+  cpu_devices: int | None = None,
+  load: Callable[..., Dataset] = data.load,
+) -> list[dict[str, Any]]:
+  """Runs experiments that differ in their seed, stage by stage, all at once where the devices suit.
+
+  Results are those of one run after another, to rounding: on several devices of one batch sums are taken in another
+  order than on one. A run that was interrupted goes on, at once with others if they were stopped at the same step.
+
+  Args:
+    runs: configs and their folders.
+    store: the folder of stages that they share.
+    cpu_devices: as for `run`.
+    load: as for `run`.
+
+  Returns:
+    What the result.json of each holds.
+
+  Raises:
+    UserError: as `run`; also where configs differ in more than their seed.
+    Interrupted: as `run`.
+  """
+  ready = _prepare(runs, Path(store), cpu_devices, load)
+  return _carry_out(ready, parallel.select_beside(ready.devices, cpu_devices))
+
+
+class _Ready(NamedTuple):
+  """Runs that differ in their seed, checked and planned."""
+
+  configs: list[dict[str, Any]]  # resolved
+  workdirs: list[Path]
+  store: Path
+  devices: parallel.Devices
+  dataset: Dataset
+  extra: Mapping[str, Callable[[], Split]]
+  given: Mapping[str, variables.Given]
+  plans: list[tuple[Plan, ...]]
+
+
+def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..., Dataset]) -> _Ready:
+  """Finds every mistake that can be found before training, and tells what will run. Writes nothing."""
+  configs, workdirs = [config_lib.resolve(config) for config, _ in runs], [Path(folder) for _, folder in runs]
+  workdir_lib.check_writable("--store", store)
+  first = configs[0]
+  for resolved, workdir in zip(configs, workdirs, strict=True):
+    workdir_lib.check(workdir, resolved)
+    field = workdir_lib.first_difference("config", first | {"seed": 0}, resolved | {"seed": 0})
+    if field is not None:
+      raise UserError(f"{workdir}: {field}; runs that are trained at once differ in their seed alone")
+  # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
+  devices = parallel.select(batch_sizes(first), cpu_devices, len(runs))
+  dataset, extra = _data(first["data"], load)
+  given = _given(first)
+  plans = [make_plans(resolved, dataset, given) for resolved in configs]
+  keeping.check(plans[0], dataset, devices)
+  console.say(overview.of(plans[0], dataset, devices, store))
+  return _Ready(configs, workdirs, store, devices, dataset, extra, given, plans)
+
+
+def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> list[dict[str, Any]]:
+  """Trains what is not in the store, and writes results and reports."""
+  began, (first, dataset, devices) = time.monotonic(), (ready.configs[0], ready.dataset, ready.devices)
+  held_out = HeldOut(dataset, devices, first["evaluate"], ready.store)
+  for resolved, workdir in zip(ready.configs, ready.workdirs, strict=True):
+    workdir_lib.write_config(workdir, resolved, ready.store, devices)
+    workdir_lib.write_labels(workdir, {name: split.label for name, split in held_out.splits.items()})
+  runner = Runner(
+    Setting(first, dataset, devices, ready.store, held_out),
+    beside,
+    overview.Estimate(ready.plans[0], dataset),
+    Profiler(devices, ready.workdirs[0] / "profile", profile),
+  )
+  networks = build.make_networks(first, len(dataset.class_names))
   givens = [
-    runner.result_of_given(name, networks[name], of_network, workdir_lib.given_answers(workdir, name))
-    for name, of_network in given.items()
+    [
+      runner.result_of_given(name, networks[name], of_network, workdir_lib.given_answers(workdir, name))
+      for name, of_network in ready.given.items()
+    ]
+    for workdir in ready.workdirs
   ]
   with interrupt.watch() as stop:
-    stages = [runner.result_of(plan, workdir / "tensorboard" / plan.name, stop) for plan in plans]
-  for stage, of_stage in zip(stages, runner.held_out.on_extra_tests(plans, extra), strict=True):
-    stage["extra_tests"] = of_stage
-  about = {"seed": resolved["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
-  result = {**about, "given": givens, "stages": stages, **workdir_lib.environment(devices)}
-  store_lib.write_json(workdir / "result.json", result)
-  path = report.write(workdir, store)
-  console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
-  return result
+    trained = [
+      runner.results_of(
+        of_stage, [workdir / "tensorboard" / of_stage[0].name for workdir in ready.workdirs], stop
+      )
+      for of_stage in zip(*ready.plans, strict=True)
+    ]
+  results = []
+  for i, (resolved, workdir) in enumerate(zip(ready.configs, ready.workdirs, strict=True)):
+    stages = [of_stage[i] for of_stage in trained]
+    for stage, of_stage in zip(stages, held_out.on_extra_tests(ready.plans[i], ready.extra), strict=True):
+      stage["extra_tests"] = of_stage
+    about = {"seed": resolved["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
+    results.append({**about, "given": givens[i], "stages": stages, **workdir_lib.environment(devices)})
+    store_lib.write_json(workdir / "result.json", results[-1])
+    path = report.write(workdir, ready.store)
+    console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
+  return results
 
 
 def _data(

@@ -25,7 +25,12 @@ class Said(NamedTuple):
   """An evaluation."""
 
   values: dict[str, float]  # by 'SET/METRIC'
-  choices: BySplit  # what the network takes each image for, [n]
+  logits: BySplit
+
+  @property
+  def choices(self) -> BySplit:
+    """What the network takes each image for, [n]."""
+    return {name: np.argmax(of_set, axis=-1) for name, of_set in self.logits.items()}
 
 
 class HeldOut:
@@ -55,16 +60,19 @@ class HeldOut:
     said = self._judge(self._predict(plan.stage.learner, variables), self._others(plan))
     return said._replace(values=said.values | self._recall.of_learner(plan, variables))
 
-  def at_end(self, plan: Plan, variables: Any) -> tuple[Answers, dict[str, Any]]:
+  def at_end(
+    self, plan: Plan, variables: Any, logits: BySplit | None = None
+  ) -> tuple[Answers, dict[str, Any]]:
     """What is kept of a stage's learner, and what is told of it once: by class, and how alike features are.
 
-    The latter by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'.
+    The latter by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
+    variables need not be given.
     """
-    learner, kept = plan.stage.learner, self._answers(plan.stage.learner, variables)
+    learner, kept = plan.stage.learner, self._answers(plan.stage.learner, variables, logits)
     others, by_class = self._others(plan), {}
-    for name, logits in answers.logits(kept).items():
+    for name, of_set in answers.logits(kept).items():
       compared = {role: answer[name] for role, answer in others.items()}
-      by_class[name] = evaluate.by_class(logits, self.splits[name].label, compared)
+      by_class[name] = evaluate.by_class(of_set, self.splits[name].label, compared)
     roles = {
       f"teacher_{i}" if i > 1 else "teacher": self._answers_of_frozen(key, network)
       for i, (key, network) in enumerate(zip(plan.reads.teachers, plan.stage.teachers, strict=True), start=1)
@@ -97,7 +105,7 @@ class HeldOut:
       label, bins = self.splits[name].label, self._settings["calibration_bins"]
       found = evaluate.evaluate(of_set, label, compared, bins=bins)
       values |= {f"{name}/{metric}": value for metric, value in found.items()}
-    return Said(values, {name: np.argmax(of_set, axis=-1) for name, of_set in logits.items()})
+    return Said(values, logits)
 
   def _others(self, plan: Plan) -> dict[str, BySplit]:
     """The answers that a stage's learner is compared with, by their role; of several teachers those of all as one."""
@@ -123,9 +131,9 @@ class HeldOut:
       self._frozen_answers[key, network] = found
     return self._frozen_answers[key, network]
 
-  def _answers(self, network: nn.Module, variables: Any) -> Answers:
+  def _answers(self, network: nn.Module, variables: Any, logits: BySplit | None = None) -> Answers:
     """What is kept of a network; see runtime/answers.py."""
-    kept = {f"{name}/logits": logits for name, logits in self._predict(network, variables).items()}
+    kept = {f"{name}/logits": of for name, of in (logits or self._predict(network, variables)).items()}
     if not len(self._index):
       return kept
     image = self.splits["test"].image[self._index]

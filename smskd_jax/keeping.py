@@ -1,8 +1,13 @@
-"""What a stage's teachers say of every view of its images: read from the store, or computed into it once."""
+"""What a stage's teachers say of the views that it will see: read from the store, or computed into it once.
 
-from collections.abc import Iterable, Iterator, Mapping
+Which views a stage sees is drawn from its key alone, and so is known before it begins: no view is asked of a teacher
+that nobody will see, and none twice. What is kept never costs more forward passes than it saves.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import hashlib
+import itertools
 from pathlib import Path
 import time
 from typing import Any, NamedTuple, cast
@@ -19,15 +24,21 @@ from smskd_jax.data.finite import Finite
 from smskd_jax.errors import UserError
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import checkpoint, console, parallel, store
+from smskd_jax.runtime import checkpoint, console, interrupt, parallel, store
+from smskd_jax.runtime.table import Table
 from smskd_jax.state import Kept
-from smskd_jax.training import kept
+from smskd_jax.training import batches, kept
+from smskd_jax.training import stage as stage_lib
+
+SAVE_EVERY = 60.0  # seconds between marks of what has been computed: what an end without warning costs
+NAMES = ("logits", "pooled")
 
 
 class Asked(NamedTuple):
   """What is kept, and what it cost to have it."""
 
-  teachers: tuple[Kept, ...]  # on the host
+  teachers: tuple[Kept, ...]  # on the host, as files in memory: what others ask for later will be there too
+  folders: tuple[Path, ...]  # of these files
   forward_passes: int  # 0 where all was in the store
   seconds: float
 
@@ -41,16 +52,26 @@ class Question(NamedTuple):
   pooled: bool  # whether embeddings are asked for too
   dtype: np.dtype
 
+  @property
+  def place(self) -> np.ndarray:
+    """Where an image of the training set is in what is kept, [n], int32; 0 where it is not."""
+    place = np.zeros(len(self.image), np.int32)
+    place[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+    return place
+
 
 def ask(
   plan: Plan,
   dataset: Dataset,
   devices: parallel.Devices,
   folder: Path,
+  *,
   batch_size: int,
+  drawn: np.ndarray,
   stages: Iterable[Mapping[str, Any]] = (),
+  stop: interrupt.Interrupt,
 ) -> Asked:
-  """The answers of all teachers of a stage.
+  """The answers of all teachers of a stage, to what it will see at least; the others are zero.
 
   They lie with the teacher in the store, and serve all stages, seeds and runs with the same images and views.
 
@@ -60,23 +81,51 @@ def ask(
     devices: to compute on.
     folder: the store's.
     batch_size: of the computation.
+    drawn: as `drawn` gives it.
     stages: of the whole run, filled: where one of them will ask for embeddings, they are computed at once.
+    stop: becomes true when the run is asked to end.
+
+  Raises:
+    Interrupted: the run was asked to stop. What was computed is kept.
   """
   question, passes, began = _question(plan), 0, time.monotonic()
-  asked_for = question._replace(pooled=question.pooled or any(_reads_embeddings(plan, one) for one in stages))
+  embeddings = question.pooled or any(_reads_embeddings(plan, one) for one in stages)
   teachers: list[Kept] = []
+  folders: list[Path] = []
   for key, network in zip(plan.reads.teachers, plan.stage.teachers, strict=True):
     entry = store.Entry(folder, key)
     with entry.lock(waiting=console.say):
-      places = _places(plan, dataset, key, entry.folder)
-      where = next((place for place in places if (place / "done").is_file()), None)
-      if where is None:
-        where = places[0] if asked_for.pooled else places[-1]
+      tables = _tables(plan, dataset, key, entry.folder)
+      missing = {pooled: drawn & ~table.present for pooled, table in tables.items()}
+      pooled = min(tables, key=lambda pooled: (missing[pooled].sum(), pooled != embeddings))
+      if missing[pooled].any():
         variables = parallel.replicate(checkpoint.load_variables(entry.final), devices)
-        _compute(asked_for, network, variables, dataset, devices, batch_size, where)
-        passes += question.views.total * len(question.rows)
-    teachers.append(_read(where, question))
-  return Asked(tuple(teachers), passes, time.monotonic() - began if passes else 0.0)
+        say = _say(question._replace(pooled=pooled), network, variables, dataset, devices)
+        passes += _compute(question, say, missing[pooled], tables[pooled], batch_size, len(devices), stop)
+    read = tables[pooled].read(NAMES[: 1 + question.pooled])
+    teachers.append(Kept(*map(functools.partial(cast, jax.Array), (question.place, *read))))
+    folders.append(tables[pooled].folder)
+  return Asked(tuple(teachers), tuple(folders), passes, time.monotonic() - began if passes else 0.0)
+
+
+def drawn(plan: Plan, key: jax.Array, order: jax.Array) -> np.ndarray:
+  """Which views of which images a stage will see: [m, v], bool, of the images that it trains on.
+
+  Args:
+    plan: the stage, of which views have numbers.
+    key: of its steps, as in `Frozen`.
+    order: the key that its batches are drawn from.
+  """
+  question, stage = _question(plan), plan.stage
+  numbers = jax.jit(jax.vmap(lambda step, index: stage_lib.numbers_drawn(stage, key, step, index)))
+  place, seen = question.place, np.zeros((len(question.rows), question.views.total), bool)
+  steps = plan.budget.steps_per_epoch
+  rows = batches.draw_rows(plan.drawing, order)
+  for first in range(0, plan.budget.steps, steps):
+    index = np.stack(list(itertools.islice(rows, steps)))
+    number = np.asarray(numbers(first + np.arange(steps, dtype=np.int32), index))  # [steps, views, b]
+    seen[place[index][:, None], number] = True
+  return seen
 
 
 def check(plans: Iterable[Plan], dataset: Dataset, devices: parallel.Devices) -> None:
@@ -124,8 +173,8 @@ def _of_embeddings(entry: Mapping[str, Any]) -> bool:
   return any(method["name"] in losses.OF_EMBEDDINGS for method in entry["methods"])
 
 
-def _places(plan: Plan, dataset: Dataset, key: str, folder: Path) -> tuple[Path, ...]:
-  """The folders that may hold what a teacher says: with embeddings, and where none are asked for, without.
+def _tables(plan: Plan, dataset: Dataset, key: str, folder: Path) -> dict[bool, Table]:
+  """What may hold what a teacher says: with embeddings, and where none are asked for, without.
 
   Their name says what the teacher's key does not: the views and, of variables that were given, what computes with them.
   """
@@ -140,59 +189,60 @@ def _places(plan: Plan, dataset: Dataset, key: str, folder: Path) -> tuple[Path,
     plan.description.get("given", {}).get(key),
   )
   digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+  shape = len(question.rows), question.views.total
   # Answers with embeddings serve who asks for none.
-  names = [f"views-{digest}-pooled"] + ([] if question.pooled else [f"views-{digest}"])
-  return tuple(folder / name for name in names)
+  names = {True: f"views-{digest}-pooled"} | ({} if question.pooled else {False: f"views-{digest}"})
+  return {pooled: Table(folder / name, shape) for pooled, name in names.items()}
+
+
+Say = Callable[..., dict[str, np.ndarray]]
+
+
+def _say(
+  question: Question, network: nn.Module, variables: Any, dataset: Dataset, devices: parallel.Devices
+) -> Say:
+  """(images, their indices, numbers of views) -> the network's answers by name, [b, ...], on the host."""
+  normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
+  compiled = parallel.compile_predict(
+    kept.make_say(network, question.views, normalize, question.dtype), devices
+  )
+
+  def say(*shown: np.ndarray) -> dict[str, np.ndarray]:
+    answers = compiled(variables, parallel.split(shown, devices))
+    names = NAMES[: 1 + question.pooled]
+    return {name: parallel.joined(x) for name, x in zip(names, answers, strict=False)}
+
+  return say
 
 
 def _compute(
   question: Question,
-  network: nn.Module,
-  variables: Any,
-  dataset: Dataset,
-  devices: parallel.Devices,
+  say: Say,
+  missing: np.ndarray,
+  table: Table,
   batch_size: int,
-  where: Path,
-) -> None:
-  normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
-  say = parallel.compile_predict(kept.make_say(network, question.views, normalize, question.dtype), devices)
-  images, views = len(question.rows), question.views.total
-  bar = console.Progress(f"what a teacher says of {views} views", images * views, 0)
-  where.mkdir(parents=True, exist_ok=True)
-  files: list[np.memmap] = []
-  for start, rows in _batches(question.rows, batch_size, len(devices)):
-    image, count = question.image[rows], min(len(rows), images - start)
-    for number in range(views):
-      shown = (image, rows, np.full(len(rows), number, np.int32))
-      said = [parallel.joined(x)[:count] for x in say(variables, parallel.split(shown, devices))]
-      said = said[: 1 + question.pooled]
-      files = files or [_create(where / name, images, views, x) for name, x in zip(FILES, said, strict=False)]
-      for file, x in zip(files, said, strict=True):
-        file[start : start + count, number] = x
+  num_devices: int,
+  stop: interrupt.Interrupt,
+) -> int:
+  """Computes the missing answers; returns how many."""
+  images, views = np.nonzero(missing)
+  size = -(-min(batch_size, len(images)) // num_devices) * num_devices
+  bar, saved = console.Progress("what a teacher says of the views to come", len(images), 0), time.monotonic()
+  try:
+    for start in range(0, len(images), size):
+      of_batch = np.arange(start, start + size) % len(images)  # the last is filled up with the first views
+      rows, count = question.rows[images[of_batch]], min(size, len(images) - start)
+      said = say(question.image[rows], rows, views[of_batch].astype(np.int32))
+      where = of_batch[:count]
+      table.put(images[where], views[where], {name: x[:count] for name, x in said.items()})
       bar.advance(count)
-  bar.close()
-  for file in files:
-    file.flush()
-  (where / "done").touch()
-
-
-FILES = ("logits.npy", "pooled.npy")
-
-
-def _create(path: Path, images: int, views: int, said: np.ndarray) -> np.memmap:
-  return np.lib.format.open_memmap(path, "w+", said.dtype, (images, views, said.shape[-1]))
-
-
-def _batches(rows: np.ndarray, size: int, num_devices: int) -> Iterator[tuple[int, np.ndarray]]:
-  """(the first, rows) in batches of one size; the last is filled up with the first row."""
-  size = -(-min(size, len(rows)) // num_devices) * num_devices
-  for start in range(0, len(rows), size):
-    of_batch = rows[start : start + size]
-    yield start, np.concatenate([of_batch, np.repeat(rows[:1], size - len(of_batch))])
-
-
-def _read(where: Path, question: Question) -> Kept:
-  row = np.zeros(len(question.image), np.int32)
-  row[question.rows] = np.arange(len(question.rows), dtype=np.int32)
-  logits, *pooled = (np.load(where / name, mmap_mode="r") for name in FILES[: 1 + question.pooled])
-  return Kept(cast(jax.Array, row), cast(jax.Array, logits), pooled[0] if pooled else None)
+      if stop or time.monotonic() - saved > SAVE_EVERY:
+        table.save()
+        saved = time.monotonic()
+      if stop:
+        told = f"stopped while its teachers were asked, at answer {start + count:,} of {len(images):,}"
+        raise interrupt.Interrupted(stop.signum, told)
+  finally:
+    bar.close()
+  table.save()
+  return len(images)

@@ -36,20 +36,20 @@ class Estimate:
 
   def __init__(self, plans: Sequence[Plan], dataset: Dataset):
     """Counts the FLOPs of all stages."""
-    self._flops = {plan.key: step_flops(plan, dataset) for plan in plans}
+    self._flops = [step_flops(plan, dataset) for plan in plans]
     self._plans = plans
-    self._began: dict[str, tuple[int, float]] = {}  # by stage: the first step that was told of, and when
+    self._began: dict[int, tuple[int, float]] = {}  # by stage: the first step that was told of, and when
     self._told = False
 
   def step(self, plan: Plan, step: int) -> None:
     """Takes notice that so many steps of a stage are done; tells the estimate once."""
-    first, began = self._began.setdefault(plan.key, (step, time.monotonic()))
+    first, began = self._began.setdefault(plan.place, (step, time.monotonic()))
     if not self._told and step - first >= self.AFTER - 1:
       self._told = True
       seconds = (time.monotonic() - began) / (step - first)
       rest = (
-        sum(self._flops[p.key] * p.budget.steps for p in self._plans[plan.place + 1 :])
-        / self._flops[plan.key]
+        sum(self._flops[p.place] * p.budget.steps for p in self._plans[plan.place + 1 :])
+        / self._flops[plan.place]
       )
       of_stage = seconds * (plan.budget.steps - step)
       told = f"about {console.duration(of_stage)} for this stage"

@@ -69,11 +69,12 @@ class Profiler:
     Args:
       plan: the stage.
       state: its first state, on the devices.
-      frozen: what it reads, on the devices.
+      frozen: what it reads.
       batches: of the host, from its first step on.
     """
     if not self._steps:
       return
+    frozen = parallel.replicate(frozen, self._devices)
     self._ceilings = self._ceilings or measure_ceilings(self._devices)
     folder = self._folder / plan.name
     found = of_stage(plan, state, frozen, batches, self._devices, folder, self._steps, self._ceilings)
@@ -110,7 +111,7 @@ def of_stage(
   def run(some: Iterable[Batch]) -> None:
     nonlocal state
     for batch in some:
-      state, _ = step(state, frozen, batch)
+      state, _ = compiled(state, frozen, batch)
     jax.block_until_ready(state)
 
   warm, traced = split[: len(split) - steps] or split[:1], split[-steps:]

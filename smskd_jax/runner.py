@@ -1,192 +1,124 @@
-"""One stage: read from the store, or trained into it."""
+"""One stage of an experiment, with one seed or several: read from the store, or trained into it."""
 
-import functools
+from collections.abc import Sequence
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
-import jax
 
-from smskd_jax import keeping, recall
-from smskd_jax.data.dataset import Dataset
 from smskd_jax.exchange.variables import Given
-from smskd_jax.heldout import HeldOut
-from smskd_jax.models import spec
+from smskd_jax.learner import Learner, Setting
 from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan
 from smskd_jax.profiling import Profiler
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, workdir
-from smskd_jax.runtime.choices import Choices
+from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel
 from smskd_jax.runtime.store import Entry
-from smskd_jax.runtime.writer import MetricsWriter, mirror_events, read_metrics
-from smskd_jax.state import Frozen, TrainState
-from smskd_jax.training import batches, initial, loop
-from smskd_jax.training import stage as stage_lib
-
-# Streams of a stage's random key: what is drawn from one does not depend on how much is drawn from another.
-STEPS, ORDER, VARIABLES, AUX = range(4)
+from smskd_jax.runtime.writer import mirror_events
+from smskd_jax.training import loop
+from smskd_jax.training.program import Alone, Program, Together
 
 
 class Runner:
-  """Runs the stages of one experiment; keeps what several of them need: compiled networks, teachers' answers."""
+  """Runs the stages of experiments that differ in their seed alone."""
 
-  def __init__(
-    self,
-    config: dict[str, Any],
-    dataset: Dataset,
-    devices: parallel.Devices,
-    store: Path,
-    estimate: Estimate,
-    profiler: Profiler,
-  ):
-    """Takes a resolved config; computes nothing yet."""
-    self._config, self._dataset, self._devices, self._store = config, dataset, devices, store
-    self._estimate, self._profiler = estimate, profiler
-    self.held_out = HeldOut(dataset, devices, config["evaluate"], store)
+  def __init__(self, setting: Setting, beside: parallel.Devices, estimate: Estimate, profiler: Profiler):
+    """Takes what the stages share, and the devices on which several learners may train; computes nothing yet."""
+    self._setting, self._beside, self._estimate, self._profiler = setting, beside, estimate, profiler
 
-  def result_of(self, plan: Plan, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
-    """A stage's result, with its name; TensorBoard events go to `events`, wherever the result comes from."""
-    entry = Entry(self._store, plan.key)
-    with entry.lock(waiting=console.say):
-      result, how = entry.result(), "read from the store"
-      if result is None:
-        result = self._train(plan, entry, events, stop)
-        how = console.duration(result["seconds"])
-      else:
-        mirror_events(entry.metrics, events)
-    console.say(f"{plan.name}: {_in_words(result['metrics']['last'])}; {how}")
-    return {"name": plan.name, "network": plan.config["learner"], "key": plan.key, **result}
+  def results_of(
+    self, plans: Sequence[Plan], events: Sequence[Path], stop: interrupt.Interrupt
+  ) -> list[dict[str, Any]]:
+    """The results of a stage, one for each seed, with its name.
+
+    Args:
+      plans: of the stage, which differ in their seed and in what they read.
+      events: for each a folder for TensorBoard events, wherever the result comes from.
+      stop: becomes true when the run is asked to end.
+    """
+    entries = [Entry(self._setting.store, plan.key) for plan in plans]
+    with contextlib.ExitStack() as locks:
+      for entry in sorted(
+        entries, key=lambda entry: entry.key
+      ):  # in one order, or two processes may wait for ever
+        locks.enter_context(entry.lock(waiting=console.say))
+      results = [entry.result() for entry in entries]
+      absent = [i for i, result in enumerate(results) if result is None]
+      how = ["read from the store"] * len(plans)
+      for some in parallel.shifts(absent, self._beside):
+        trained = self._train([(plans[i], events[i]) for i in some], stop)
+        for i, of_seed in zip(some, trained, strict=True):
+          results[i], how[i] = of_seed, console.duration(of_seed["seconds"])
+    found = []
+    for i, (plan, result) in enumerate(zip(plans, results, strict=True)):
+      assert result is not None
+      if i not in absent:
+        mirror_events(entries[i].metrics, events[i])
+      name = plan.name if len(plans) == 1 else f"{plan.name} of seed {plan.description['seed']}"
+      console.say(f"{name}: {_in_words(result['metrics']['last'])}; {how[i]}")
+      found.append({"name": plan.name, "network": plan.config["learner"], "key": plan.key, **result})
+    return found
 
   def result_of_given(self, name: str, network: nn.Module, given: Given, kept_as: Path) -> dict[str, Any]:
     """What a network that no stage has trained says of the held-out sets; the store gets its variables.
 
     What is kept of its answers goes to a file of the run, and not to the store: its key says nothing of the data.
     """
-    entry = Entry(self._store, given.key)
+    entry = Entry(self._setting.store, given.key)
     with entry.lock(waiting=console.say):
       if entry.result() is None:
         entry.begin({"variables": given.fingerprint}, {"source": given.source})
         checkpoint.save_variables(entry.final, given.variables)
         entry.finish({"fingerprint": given.fingerprint})
-    (values, _), kept = self.held_out.of_frozen(given.key, network)
+    said, kept = self._setting.held_out.of_frozen(given.key, network)
     answers.write(kept_as, kept)
-    console.say(f"{name}: test accuracy {values['test/accuracy']:.2%}; variables of {given.source}")
+    console.say(f"{name}: test accuracy {said.values['test/accuracy']:.2%}; variables of {given.source}")
     about = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
-    return {"network": name, **about, "metrics": values}
+    return {"network": name, **about, "metrics": said.values}
 
-  def _train(self, plan: Plan, entry: Entry, events: Path, stop: interrupt.Interrupt) -> dict[str, Any]:
-    entry.begin(plan.description, {"name": plan.name, **workdir.environment(self._devices)})
-    key = jax.random.fold_in(jax.random.key(self._config["seed"]), plan.place)
-    state, frozen, asked = self._begin(plan, key)
-    order = functools.partial(batches.draw, plan.drawing, jax.random.fold_in(key, ORDER))
-    self._profiler.look(plan, state, frozen, order(0))
-    checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=self._config["checkpoint"]["keep"])
-    done, state, note = checkpoints.restore(state, warn=console.say) or (0, state, {})
-    if done:
-      console.say(f"{plan.name}: goes on from step {done} of {plan.budget.steps}")
-    writer = MetricsWriter(entry.metrics, events, last_step=done or -1)
-    look = functools.partial(self._look, plan, entry, Choices(entry.choices, last_step=done or -1))
-    if not done:
-      writer.write({"step": 0, "epoch": 0.0} | look(0, stage_lib.learner_variables(state)))
-    bar = console.Progress(
-      plan.name, plan.budget.steps * plan.budget.batch_size, done * plan.budget.batch_size
-    )
+  def _train(self, asked: Sequence[tuple[Plan, Path]], stop: interrupt.Interrupt) -> list[dict[str, Any]]:
+    """Trains a stage with several seeds at once, or with one."""
+    learners = [Learner(self._setting, plan, events, stop) for plan, events in asked]
+    if len(learners) == 1:
+      (of,) = learners
+      self._profiler.look(of.plan, of.state, of.frozen, of.batches(0))
+    with contextlib.ExitStack() as opened:
+      for of in learners:
+        of.open()
+        opened.callback(of.close)
+      # Those that were stopped at different steps go on one by one: a program has one step.
+      together = [learners] if len({of.done for of in learners}) == 1 else [[of] for of in learners]
+      return [result for some in together for result in self._run(some, stop)]
+
+  def _run(self, learners: Sequence[Learner], stop: interrupt.Interrupt) -> list[dict[str, Any]]:
+    plan, program = learners[0].plan, self._program(learners)
+    name = plan.name if len(learners) == 1 else f"{plan.name} of {len(learners)} seeds at once"
+    size = plan.budget.batch_size * len(learners)
+    bar = console.Progress(name, plan.budget.steps * size, learners[0].done * size)
 
     def progress(step: int, just_now: int) -> None:
-      bar.advance(just_now * plan.budget.batch_size)
+      bar.advance(just_now * size)
       self._estimate.step(plan, step)
 
-    hooks = loop.Hooks(order, look, writer.write, progress)
     try:
-      state, seconds = loop.run(
-        plan.stage, plan.budget, state, frozen, self._devices, checkpoints, hooks, stop, note
-      )
-    except (loop.NonFinite, interrupt.Interrupted) as error:
-      error.args = (f"stage {plan.name!r}, {error}; {_saved(checkpoints)}",)
+      seconds = loop.run(program, plan.budget, [of.learning() for of in learners], progress, stop)
+    except loop.NonFinite as error:
+      of = learners[error.learner]
+      error.args = (f"stage {plan.name!r}, {error}; {of.saved()}",)
+      raise
+    except interrupt.Interrupted as error:
+      error.args = (f"stage {plan.name!r}, {error}; {learners[0].saved()}",)
       raise
     finally:
       bar.close()
-      checkpoints.close()
-      writer.close()
-    chosen = checkpoint.load_variables(entry.best) if plan.config["select"] == "validation" else None
-    final = chosen or stage_lib.learner_variables(state)
-    checkpoint.save_variables(entry.final, final)
-    recall.keep(entry, state)
-    kept, told = self.held_out.at_end(plan, parallel.replicate(final, self._devices))
-    answers.write(entry.answers, kept)
-    result = _result(plan, read_metrics(entry.metrics), seconds + asked.seconds, asked.forward_passes) | told
-    entry.finish(result)
-    return result
+    return [of.finish(program.state(i), seconds[i], len(learners)) for i, of in enumerate(learners)]
 
-  def _begin(self, plan: Plan, key: jax.Array) -> tuple[TrainState, Frozen, keeping.Asked]:
-    """The stage's first state and what it reads, on the devices; and what it took to have it."""
-    image = spec.image(self._dataset.image_shape)
-    teachers = tuple(self._final(k) for k in plan.reads.teachers)
-    if plan.reads.start is not None:
-      variables = self._final(plan.reads.start)
-    else:
-      variables = initial.init_variables(plan.stage.learner, jax.random.fold_in(key, VARIABLES), image)
-    state = initial.init_state(
-      plan.stage, jax.random.fold_in(key, AUX), variables, teachers, image, self._dataset.train.label
-    )
-    asked = keeping.Asked(teachers, 0, 0.0)
-    if plan.stage.number:
-      size = self._config["evaluate"]["batch_size"]
-      stages = self._config["stages"]
-      asked = keeping.ask(plan, self._dataset, self._devices, self._store, size, stages)
-    frozen = Frozen(
-      key=jax.random.fold_in(key, STEPS),
-      teachers=asked.teachers,
-      reference=None if plan.reads.reference is None else self._final(plan.reads.reference),
-    )
-    return parallel.replicate(state, self._devices), parallel.replicate(frozen, self._devices), asked
-
-  def _final(self, key: str) -> Any:
-    return checkpoint.load_variables(Entry(self._store, key).final)
-
-  def _look(self, plan: Plan, entry: Entry, choices: Choices, step: int, variables: Any) -> dict[str, float]:
-    """Evaluates, and keeps what the network takes each image for.
-
-    Where the validation set selects, variables that are better than all before are kept too.
-    """
-    values, chosen = self.held_out.of_learner(plan, variables)
-    choices.write(step, chosen)
-    if plan.config["select"] == "validation" and step:
-      before = [
-        line.get("validation/accuracy", 0.0) for line in read_metrics(entry.metrics) if line["step"] > 0
-      ]
-      if values["validation/accuracy"] > max(before, default=-1.0):
-        checkpoint.save_variables(entry.best, variables)
-    return values
-
-
-def _result(plan: Plan, lines: list[dict[str, Any]], seconds: float, kept: int) -> dict[str, Any]:
-  """What is kept of a finished stage; `kept` forward passes of its teachers were computed before it."""
-  evaluations = [line for line in lines if "test/accuracy" in line]
-  best = None
-  if "validation/accuracy" in evaluations[-1]:
-    # The first of equals, and never chosen by the test set. Step 0 is the stage before.
-    best = max(
-      (line for line in evaluations if line["step"] > 0), key=lambda line: line["validation/accuracy"]
-    )
-  # What the test set would have chosen: reported, as the survey does, and used for nothing.
-  oracle = max((line for line in evaluations if line["step"] > 0), key=lambda line: line["test/accuracy"])
-  images = plan.budget.steps * plan.budget.batch_size * len(plan.stage.views)
-  return {
-    "model": plan.description["network"]["model"],
-    "methods": [method["name"] for method in plan.config["methods"]],
-    "epochs": plan.budget.epochs,
-    "steps": plan.budget.steps,
-    "forward_passes": {
-      "learner": images,
-      "teachers": kept if plan.stage.number else images * len(plan.reads.teachers),
-      "reference": images if plan.reads.reference is not None else 0,
-    },
-    "backward_passes": images,
-    "metrics": {"last": evaluations[-1], "best_by_validation": best, "oracle": oracle},
-    "reads": plan.reads._asdict(),
-    "seconds": seconds,
-  }
+  def _program(self, learners: Sequence[Learner]) -> Program:
+    stage, devices = learners[0].plan.stage, self._setting.devices
+    if len(learners) > 1:
+      return Together(stage, self._beside[: len(learners)], [of.beside() for of in learners])
+    (of,) = learners
+    return Alone(stage, devices, of.take_state(), parallel.replicate(of.frozen, devices))
 
 
 def _in_words(last: dict[str, float]) -> str:
@@ -195,8 +127,3 @@ def _in_words(last: dict[str, float]) -> str:
     if f"test/{role}_agreement" in last:
       words.append(f"agrees with its {role} on {last[f'test/{role}_agreement']:.1%}")
   return ", ".join(words)
-
-
-def _saved(checkpoints: checkpoint.Checkpoints) -> str:
-  steps = checkpoints.steps()
-  return f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"

@@ -16,23 +16,36 @@ from smskd_jax import command
 _JOBS = flags.DEFINE_integer(
   "jobs", 1, "How many runs at once, each on its share of the cores.", lower_bound=1
 )
-_ONLY = flags.DEFINE_string("only", "", "VARIANT:SEED: run that one, and write no report.")
+_SEEDS_AT_ONCE = flags.DEFINE_integer(
+  "seeds_at_once",
+  1,
+  "How many seeds of a variant to train at once, one on each core or device.",
+  lower_bound=1,
+)
+_ONLY = flags.DEFINE_string(
+  "only", "", "VARIANT:SEED or VARIANT:SEED,SEED: run that one, and write no report."
+)
 
 
 def run() -> int:
   """Runs the study that the flags describe; returns the exit status."""
   from smskd_jax.studies import execute  # after the flags: --help need not wait for JAX
 
-  failures = execute.run(
-    command.CONFIG.value,
-    str(command.WORKDIR.value),
-    store=command.STORE.value,
-    cpu_devices=command.CPU_DEVICES.value,
-    dry_run=command.DRY_RUN.value,
-    jobs=_JOBS.value,
-    only=_ONLY.value,
-    command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
-  )
+  config, workdir = command.CONFIG.value, str(command.WORKDIR.value)
+  store, cpu_devices = command.STORE.value, command.CPU_DEVICES.value
+  if _ONLY.value and not command.DRY_RUN.value:
+    failures = execute.run_one(config, workdir, _ONLY.value, store=store, cpu_devices=cpu_devices)
+  else:
+    failures = execute.run(
+      config,
+      workdir,
+      store=store,
+      cpu_devices=cpu_devices,
+      dry_run=command.DRY_RUN.value,
+      jobs=_JOBS.value,
+      seeds_at_once=_SEEDS_AT_ONCE.value,
+      command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
+    )
   for unit, error in failures.items():
     print(f"error: {unit}: {error}", file=sys.stderr)
   return 1 if failures else 0

@@ -20,7 +20,8 @@ MAY_IMPORT = {
   "data": "state errors",
   "runtime": "state errors",
   "training": "state losses models data",
-  "training.loop": "state errors data runtime training",
+  "training.program": "state runtime training",
+  "training.loop": "state errors data runtime training training.program",
   "__init__": "state losses models training",
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
@@ -35,16 +36,17 @@ MAY_IMPORT = {
   "keeping": "build plan state errors losses models data runtime training",
   "recall": "plan state losses data runtime training",
   "heldout": "plan recall data runtime training",
-  "runner": (
-    "plan overview profiling heldout keeping recall state models data exchange.variables runtime training training.loop"
-  ),
+  "learner": "plan heldout keeping recall state models data runtime training training.loop training.program",
+  "runner": "learner plan overview profiling exchange.variables runtime training.loop training.program",
   "analysis": (
     "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
   ),
   "report": "errors analysis runtime.workdir studies.table",
   "compare": "errors analysis studies.table",
-  "experiment": "errors filling data exchange runtime config build plan keeping overview profiling runner analysis",
+  "experiment": (
+    "errors filling data exchange runtime config build plan keeping heldout learner overview profiling runner analysis"
+  ),
   "studies": (
     "config literature losses errors filling data build plan overview models training exchange runtime experiment "
     "analysis"

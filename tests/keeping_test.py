@@ -1,20 +1,22 @@
 """Tests of keeping.py: runs whose teachers' answers are kept, and what becomes of the answers."""
 
 from pathlib import Path
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 import runs
-from smskd_jax import build, data, experiment, keeping
+from smskd_jax import build, data, experiment, keeping, learner
 from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.errors import UserError
 from smskd_jax.exchange.variables import Given
 from smskd_jax.models import spec
 from smskd_jax.plan import make_plans
-from smskd_jax.runtime import parallel
+from smskd_jax.runtime import interrupt, parallel
 from smskd_jax.runtime.writer import read_metrics
+from smskd_jax.training import batches
 from tiny import SMALL
 
 AUGMENT = {"crop_flip": {"padding": 1, "flip": False}}
@@ -56,35 +58,88 @@ def test_a_run_with_kept_answers_is_the_run(finished, kind, tolerance):
     np.testing.assert_allclose(kept, plain, rtol=tolerance)
 
 
-def test_the_ledger_counts_each_forward_pass_once(finished):
+def asked(of_stage):
+  """Which views a finished stage has seen, from what it says of itself: its seed, place, epochs and images."""
+  plans = make_plans(resolve(config("float32")), data.load(source="digits"))
+  (plan,) = (plan for plan in plans if plan.key == of_stage["key"])
+  key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.place)
+  steps, order = (jax.random.fold_in(key, stream) for stream in (learner.STEPS, learner.ORDER))
+  seen = set()
+  for step, batch in enumerate(batches.draw(plan.drawing, order, 0)):
+    view = jax.random.split(jax.random.fold_in(steps, step))[0]
+    seen |= set(zip(batch.index.tolist(), plan.stage.number(view, batch).tolist(), strict=True))
+  return seen
+
+
+def test_the_ledger_counts_each_forward_pass_once_and_none_that_nobody_sees(finished):
   _, results = finished
   passes = {kind: [s["forward_passes"]["teachers"] for s in of["stages"]] for kind, of in results.items()}
-  images, steps = 1438, 22
-  assert passes["off"] == [0, steps * 128, steps * 128]
-  assert passes["float32"] == [0, 9 * images, 0]
+  drawn = 22 * 128
+  assert passes["off"] == [0, drawn, drawn]
+  rkd, kd = (asked(one) for one in results["float32"]["stages"][1:])
+  assert passes["float32"] == [0, len(rkd), len(kd - rkd)] == passes["float16"]
+  assert len(rkd) < drawn and len(kd - rkd) < len(kd) < drawn
 
 
-def test_answers_serve_other_seeds_and_are_computed_again_where_they_were_cut_off(finished, monkeypatch):
+def count_asked(monkeypatch):
+  counts, compute = [], keeping._compute
+
+  def counting(*args):
+    counts.append(compute(*args))
+    return counts[-1]
+
+  monkeypatch.setattr(keeping, "_compute", counting)
+  return counts
+
+
+def test_what_was_asked_is_read_and_what_was_cut_off_is_asked_again(finished, monkeypatch):
   folder, results = finished
-  computed, compute = [], keeping._compute
-  monkeypatch.setattr(keeping, "_compute", lambda *args: (computed.append(1), compute(*args))[1])
+  counts = count_asked(monkeypatch)
   teacher = folder / "store" / results["off"]["stages"][0]["key"]
-  done = sorted(teacher.glob("views-*/done"))
-  assert len(done) == 2, "those with embeddings, for RKD, serve KD too"
+  present = sorted(teacher.glob("views-*/present.npy"))
+  assert len(present) == 2, "those with embeddings, for RKD, serve KD too"
   changed = config("float32")
   changed.stages[1].epochs = 1
-  experiment.run(changed, folder / "shorter", store=folder / "store", cpu_devices=2)
-  assert not computed
-  for path in done:
+  shorter = experiment.run(changed, folder / "shorter", store=folder / "store", cpu_devices=2)
+  first = [one["forward_passes"]["teachers"] for one in shorter["stages"]]
+  assert not counts and first == [0, 0, 0], "of the same seed and place the epochs have the same views"
+  for path in present:
     path.unlink()
   changed.stages[1].task_weight = 0.5
   with monkeypatch.context() as cut:
-    cut.setattr(keeping.Path, "touch", lambda path: pytest.fail("cut off"))
+    cut.setattr(keeping.Table, "save", lambda table: pytest.fail("cut off"))
     with pytest.raises(pytest.fail.Exception):
       experiment.run(changed, folder / "again", store=folder / "store", cpu_devices=2)
-  assert len(computed) == 1 and not list(teacher.glob("views-*/done"))
-  experiment.run(changed, folder / "again", store=folder / "store", cpu_devices=2)
-  assert len(computed) == 2
+  assert not list(teacher.glob("views-*/present.npy"))
+  again = experiment.run(changed, folder / "again", store=folder / "store", cpu_devices=2)
+  assert counts == [one["forward_passes"]["teachers"] for one in again["stages"][1:]] and min(counts) > 500
+
+
+def test_asked_to_stop_it_keeps_what_it_has_and_goes_on(finished, tmp_path, monkeypatch):
+  folder, results = finished
+  one = config("float32", evaluate={"batch_size": 128})
+  one.stages = one.stages[:2]
+  put, count = keeping.Table.put, []
+
+  def stopping(table, *args):
+    put(table, *args)
+    count.append(1)
+    if len(count) == 3:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(keeping.Table, "put", stopping)
+    with pytest.raises(
+      interrupt.Interrupted, match=r"'rkd', stopped while its teachers were asked, at answer 384 of"
+    ):
+      experiment.run(one, tmp_path, cpu_devices=2)
+  counts = count_asked(monkeypatch)
+  result = experiment.run(one, tmp_path, cpu_devices=2)
+  whole = results["float32"]["stages"][1]["forward_passes"]["teachers"]
+  assert counts == [whole - 384] == [result["stages"][1]["forward_passes"]["teachers"]]
+  np.testing.assert_array_equal(
+    losses(tmp_path, result["stages"][1]), losses(folder, results["float32"]["stages"][1])
+  )
 
 
 def test_embeddings_that_a_later_stage_will_ask_for_are_computed_at_once(finished, tmp_path):
@@ -95,8 +150,14 @@ def test_embeddings_that_a_later_stage_will_ask_for_are_computed_at_once(finishe
   for one in asked.stages[1:]:
     one.epochs, one.max_images = 1, 500
   result = experiment.run(asked, tmp_path, store=folder / "store", cpu_devices=2)
-  images = 499  # 500, rounded class by class
-  assert [one["forward_passes"]["teachers"] for one in result["stages"]] == [0, 9 * images, 0]
+  passes = [one["forward_passes"]["teachers"] for one in result["stages"]]
+  teacher = folder / "store" / result["stages"][0]["key"]
+  newest = max(teacher.glob("views-*/present.npy"), key=lambda path: path.stat().st_mtime)
+  assert newest.parent.name.endswith("-pooled") and np.load(newest).shape == (
+    499,
+    9,
+  )  # rounded class by class
+  assert np.load(newest).sum() == sum(passes), "what KD has asked RKD need not"
 
 
 def test_answers_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
@@ -121,8 +182,9 @@ def test_what_computes_with_given_variables_is_part_of_the_question():
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), spec.variables(teacher, dataset.image_shape))
     given = {"teacher": Given(zeros, "f" * 64, "x")}
     rkd, kd = make_plans(resolved, dataset, given)
-    return [keeping._places(plan, dataset, given["teacher"].key, Path()) for plan in (rkd, kd)]
+    tables = [keeping._tables(plan, dataset, given["teacher"].key, Path()) for plan in (rkd, kd)]
+    return [{pooled: table.folder for pooled, table in of.items()} for of in tables]
 
   exact, rounded = places("float32"), places("bfloat16")
-  assert exact[0] == exact[1][:1], "those with embeddings, for RKD, serve KD too"
-  assert not set(sum(exact, ())) & set(sum(rounded, ()))
+  assert set(exact[0]) == {True} and exact[0][True] == exact[1][True], "those with embeddings serve KD too"
+  assert not {*exact[0].values(), *exact[1].values()} & {*rounded[0].values(), *rounded[1].values()}

@@ -65,6 +65,21 @@ def program(module, workdir, *flags):
   return process.returncode, out, err
 
 
+def study(workdir, config):
+  """The numbers of a study that has run."""
+  status, _, err = program("study", workdir, f"--config={config}", "--cpu_devices=1")
+  assert status == 0, err
+  return json.loads((Path(workdir) / "result.json").read_text())
+
+
+def dry_study(workdir, config):
+  """What a study would do, which leaves nothing behind."""
+  status, out, err = program("study", workdir, f"--config={config}", "--dry_run", "--cpu_devices=1")
+  assert status == 0, err
+  assert not Path(workdir).exists()
+  return out
+
+
 def left_by(workdir):
   """What a run leaves that must not depend on interruptions: its result but for times, and every final network."""
   result = json.loads((Path(workdir) / "result.json").read_text())

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -21,9 +22,10 @@ AXIS = "batch"
 MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
 
 Devices = Sequence[jax.Device]
+T = TypeVar("T")
 
 
-def select(batch_sizes: Sequence[int], cpu_devices: int | None = None) -> Devices:
+def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners: int = 1) -> Devices:
   """The devices to train on. Before JAX's first use, it also makes a CPU's virtual devices.
 
   Args:
@@ -40,7 +42,8 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None) -> Device
   with contextlib.suppress(
     RuntimeError
   ):  # JAX is in use already, as in a notebook: its devices are what they are
-    jax.config.update("jax_num_cpu_devices", wanted)
+    made = wanted if cpu_devices is not None else max(wanted, min(learners, _cores()))
+    jax.config.update("jax_num_cpu_devices", made)
   devices = jax.local_devices()
   if devices[0].platform == "cpu":
     if cpu_devices is not None and cpu_devices > len(devices):
@@ -57,10 +60,37 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None) -> Device
 
 def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
   most = min((size // MIN_IMAGES_PER_CPU_DEVICE for size in batch_sizes), default=1)
-  count = max(1, min(len(os.sched_getaffinity(0)), most))
+  count = max(1, min(_cores(), most))
   while any(size % count for size in batch_sizes):
     count -= 1
   return count
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0))
+
+
+def select_beside(devices: Devices, cpu_devices: int | None = None) -> Devices:
+  """The devices on which several learners train, each with whole batches: where `select` has made more, these too.
+
+  Args:
+    devices: as `select` gives them.
+    cpu_devices: as for `select`: where they were asked for, there are no others.
+  """
+  if devices[0].platform != "cpu" or cpu_devices is not None:
+    return devices
+  return jax.local_devices()[: max(len(devices), _cores())]
+
+
+def shifts(items: Sequence[T], devices: Devices) -> list[list[T]]:
+  """Learners in groups of those that train at once: as many as the devices, or on GPUs and TPUs a multiple of them.
+
+  On CPUs `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`): there it is one a device.
+  """
+  size = len(devices)
+  if devices[0].platform != "cpu":
+    size = max(size, len(items) // size * size)
+  return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def check_divides(batch_size: int, num_devices: int) -> None:
@@ -81,8 +111,8 @@ def compile_step(step: Callable, devices: Devices) -> Callable:
   )
 
 
-def compile_steps(step: Callable, devices: Devices) -> Callable:
-  """(state, frozen, batches [devices, n, b / devices, ...]) -> (state, metrics [n]): n steps as one program.
+def in_a_row(step: Callable) -> Callable:
+  """(state, frozen, batches [n, ...]) -> (state, metrics [n]): n steps, to be compiled as one.
 
   On CPUs a loop makes convolutions some fifty times slower (measured): there steps go one by one.
   """
@@ -90,7 +120,7 @@ def compile_steps(step: Callable, devices: Devices) -> Callable:
   def steps(state, frozen, batches):
     return jax.lax.scan(lambda carried, batch: step(carried, frozen, batch), state, batches)
 
-  return compile_step(steps, devices)
+  return steps
 
 
 def steps_at_once(devices: Devices, asked: int = 0) -> int:
@@ -101,6 +131,21 @@ def steps_at_once(devices: Devices, asked: int = 0) -> int:
 def compile_probe(probe: Callable, devices: Devices) -> Callable:
   """(state, frozen, batch) -> metrics over the devices; nothing is given away."""
   return jax.pmap(probe, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+
+def compile_beside(step: Callable, devices: Devices, frozen_axes: Any, *, donate: bool = True) -> Callable:
+  """(states [devices, ...], frozen, batches [devices, ...]) -> what the step gives, [devices, ...].
+
+  Each device runs the step on its own, without a word to the others.
+
+  Args:
+    step: of one device.
+    devices: to compile for.
+    frozen_axes: of what is read, 0 for what is dealt to the devices and None for what is on all of them.
+    donate: whether the old states' buffers are given away.
+  """
+  given = (0,) if donate else ()
+  return jax.pmap(step, in_axes=(0, frozen_axes, 0), donate_argnums=given, devices=devices)
 
 
 def compile_predict(predict: Callable, devices: Devices) -> Callable:
@@ -138,6 +183,23 @@ def split(tree: Any, devices: Devices) -> Any:
 def split_each(trees: Sequence[Any], devices: Devices) -> Any:
   """n trees of arrays [b, ...] as one of [devices, n, b / devices, ...]."""
   return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(split(tree, devices) for tree in trees))
+
+
+def stack(trees: Sequence[Any]) -> Any:
+  """n trees of arrays as one of [n, ...], on the host where they were there."""
+  of_host = lambda xs: all(isinstance(x, np.ndarray) for x in xs)
+  return jax.tree.map(lambda *xs: np.stack(xs) if of_host(xs) else jnp.stack(xs), *trees)
+
+
+def deal(tree: Any, devices: Devices) -> Any:
+  """Arrays [devices, ...], each row on its device."""
+  return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)))
+
+
+def part(x: jax.Array, device: jax.Device) -> jax.Array:
+  """The row of an array [devices, ...] that lies on a device."""
+  (found,) = (shard.data for shard in x.addressable_shards if shard.device == device)
+  return found[0]
 
 
 def joined(x: jax.Array) -> np.ndarray:

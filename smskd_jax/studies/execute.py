@@ -24,17 +24,24 @@ TEACHERS = "teachers"  # the folder of their run
 
 
 class Unit(NamedTuple):
-  """A variant with a seed."""
+  """A variant with a seed, or with several that are trained at once."""
 
   variant: str
-  seed: int
+  seeds: tuple[int, ...]
 
   def __str__(self) -> str:
-    return f"{self.variant}:{self.seed}"
+    return f"{self.variant}:{','.join(map(str, self.seeds))}"
 
   def folder(self, workdir: Path) -> Path:
-    """Its own workdir."""
-    return workdir / self.variant / f"seed{self.seed}"
+    """The workdir of its first seed."""
+    return workdir / self.variant / f"seed{self.seeds[0]}"
+
+  def each(self) -> list["Unit"]:
+    """Its seeds as units of their own."""
+    return [Unit(self.variant, (seed,)) for seed in self.seeds]
+
+
+Failures = Iterator[tuple[Unit, str | None]]  # each unit as it ends, with what went wrong
 
 
 def run(
@@ -44,8 +51,8 @@ def run(
   store: str | Path | None = None,
   cpu_devices: int | None = None,
   jobs: int = 1,
+  seeds_at_once: int = 1,
   command: Sequence[str] = (),
-  only: str = "",
   dry_run: bool = False,
 ) -> dict[str, Any]:
   """Runs a study, or goes on with one that was interrupted.
@@ -59,8 +66,8 @@ def run(
     store: a folder of stages that other runs may share; None: WORKDIR/store.
     cpu_devices: virtual devices of a CPU; None chooses.
     jobs: how many runs at once, each in a process of its own on its share of the cores.
+    seeds_at_once: how many seeds of a variant are one run, its stages trained at once where the devices suit.
     command: what starts this study again, for these processes.
-    only: a unit, VARIANT:SEED: runs that one and writes no report.
     dry_run: print the tree of stages, and write nothing.
 
   Returns:
@@ -70,52 +77,106 @@ def run(
     UserError: a mistake in the study, before anything is trained or written.
     Interrupted: SIGTERM or Ctrl-C came; the same call goes on from there.
   """
-  workdir = Path(workdir).absolute()
-  store = Path(store).absolute() if store else workdir / "store"
-  study = config_lib.resolve(config)
-  chosen = _chosen(study, only)
-  workdir_lib.check_writable("--store", store)
-  _check(workdir, study)
-  experiments = [*study["variants"].values(), *([study[TEACHERS]] if study[TEACHERS] else ())]
-  devices = parallel.select(
-    [size for one in experiments for size in experiment.batch_sizes(one)], cpu_devices
-  )
-  load = functools.lru_cache(maxsize=2)(data.load)
-  if not only:
-    _tell(study, workdir, store, load, devices)
+  study = _prepare(config, workdir, store, cpu_devices, seeds_at_once)
+  _tell(study)
   if dry_run:
     return {}
-  one = functools.partial(experiment.run, store=store, cpu_devices=cpu_devices, load=load)
-  if not only:
-    store_lib.write_json(workdir / "study.json", {"study": study, "store": str(store)})
-    if study[TEACHERS]:
-      one(study[TEACHERS], workdir / TEACHERS)
-  run_units = functools.partial(_in_process, study, workdir, one)
-  if jobs > 1 and not only:
-    run_units = functools.partial(_in_others, workdir, command, jobs)
+  store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
+  if study.config[TEACHERS]:
+    teachers = study.workdir / TEACHERS
+    experiment.run(
+      study.config[TEACHERS], teachers, store=study.store, cpu_devices=cpu_devices, load=study.load
+    )
+  units = _units(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
+  ends = _in_others(study, command, jobs, units) if jobs > 1 else _in_process(study, units)
   failures: dict[str, str] = {}
-  for unit, error in run_units([u for u in chosen if not (u.folder(workdir) / "result.json").exists()]):
+  for unit, error in ends:
     if error:
       failures[str(unit)] = error
       console.say(f"{unit}: {error}")
-    if not only:
-      table_lib.write(workdir, failures)
-  if not only:
-    path = table_lib.write(workdir, failures)
-    console.say(f"\n{path.read_text()}\nreport: {path}")
+    table_lib.write(study.workdir, failures)
+  path = table_lib.write(study.workdir, failures)
+  console.say(f"\n{path.read_text()}\nreport: {path}")
   return failures
 
 
-def _chosen(study: Mapping[str, Any], only: str) -> list[Unit]:
-  units = [Unit(name, seed) for seed in study["seeds"] for name in study["variants"]]
-  if not only:
-    return units
-  found = [unit for unit in units if str(unit) == only]
-  if not found:
-    raise UserError(
-      f"--only: {only!r} is no VARIANT:SEED of this study; it has: {', '.join(map(str, units))}"
-    )
-  return found
+def run_one(
+  config: ConfigDict | Mapping[str, Any],
+  workdir: str | Path,
+  only: str,
+  *,
+  store: str | Path | None = None,
+  cpu_devices: int | None = None,
+) -> dict[str, Any]:
+  """Runs one unit of a study, of which the teachers are trained, and writes no report.
+
+  Args:
+    config: as for `run`.
+    workdir: as for `run`.
+    only: VARIANT:SEED, or VARIANT:SEED,SEED,... at once.
+    store: as for `run`.
+    cpu_devices: as for `run`.
+
+  Returns:
+    As `run`.
+
+  Raises:
+    UserError: as `run`; also where the study has no such unit.
+    Interrupted: as `run`.
+  """
+  variant, _, seeds = only.rpartition(":")
+  study = _prepare(config, workdir, store, cpu_devices, seeds.count(",") + 1)
+  units = {str(unit): unit for unit in _units(study.config, 1)}
+  asked = [f"{variant}:{seed}" for seed in seeds.split(",")]
+  if not set(asked) <= set(units):
+    raise UserError(f"--only: {only!r} is no VARIANT:SEED of this study; it has: {', '.join(units)}")
+  unit = Unit(variant, tuple(seed for name in asked for seed in units[name].seeds))
+  return {str(unit): error for unit, error in _in_process(study, [unit]) if error}
+
+
+class _Study(NamedTuple):
+  """A study, checked, with what its runs share."""
+
+  config: dict[str, Any]  # resolved
+  workdir: Path
+  store: Path
+  devices: parallel.Devices
+  cpu_devices: int | None
+  load: Callable[..., data.Dataset]
+
+
+def _prepare(
+  config: ConfigDict | Mapping[str, Any],
+  workdir: str | Path,
+  store: str | Path | None,
+  cpu_devices: int | None,
+  seeds_at_once: int,
+) -> _Study:
+  workdir = Path(workdir).absolute()
+  store = Path(store).absolute() if store else workdir / "store"
+  study = config_lib.resolve(config)
+  workdir_lib.check_writable("--store", store)
+  _check(workdir, study)
+  experiments = [*study["variants"].values(), *([study[TEACHERS]] if study[TEACHERS] else ())]
+  sizes = [size for one in experiments for size in experiment.batch_sizes(one)]
+  devices = parallel.select(sizes, cpu_devices, seeds_at_once)
+  return _Study(study, workdir, store, devices, cpu_devices, functools.lru_cache(maxsize=2)(data.load))
+
+
+def _units(
+  study: Mapping[str, Any], seeds_at_once: int, wanted: Callable[[Unit], bool] = lambda unit: True
+) -> list[Unit]:
+  """What of a study is wanted, some seeds after others, all variants of these before the next."""
+  units, seeds = [], study["seeds"]
+  for i in range(0, len(seeds), seeds_at_once):
+    for name in study["variants"]:
+      some = [unit.seeds[0] for unit in Unit(name, seeds[i : i + seeds_at_once]).each() if wanted(unit)]
+      units += [Unit(name, tuple(some))] if some else []
+  return units
+
+
+def _finished(unit: Unit, workdir: Path) -> bool:
+  return (unit.folder(workdir) / "result.json").exists()
 
 
 def _check(workdir: Path, study: Mapping[str, Any]) -> None:
@@ -131,46 +192,50 @@ def _check(workdir: Path, study: Mapping[str, Any]) -> None:
     raise UserError(f"--workdir: {workdir} belongs to another study: {field}; choose another folder")
 
 
-def _tell(
-  study: Mapping[str, Any],
-  workdir: Path,
-  store: Path,
-  load: Callable[..., data.Dataset],
-  devices: parallel.Devices,
-) -> None:
+def _tell(study: _Study) -> None:
   """The tree of stages. Also finds every mistake that shows when stages are planned."""
-  given = {}
-  if (workdir / TEACHERS / "result.json").exists():
-    names = config_lib.teachers_of(study)
-    given = {name: variables.load(f"study.{TEACHERS}", str(workdir / TEACHERS), name) for name in names}
-  found = tree.nodes(study, load, store, given)
-  rate = tree.measured_rate(found, store)
+  given, teachers = {}, study.workdir / TEACHERS
+  if (teachers / "result.json").exists():
+    names = config_lib.teachers_of(study.config)
+    given = {name: variables.load(f"study.{TEACHERS}", str(teachers), name) for name in names}
+  found = tree.nodes(study.config, study.load, study.store, given)
+  rate = tree.measured_rate(found, study.store)
   if rate is None:
-    of_data = next(iter(study["variants"].values()))["data"]
-    rate = tree.timed_rate(found, load(**options(of_data, "extra_tests")), devices)
-  console.say(tree.describe(found, study, rate))
+    of_data = next(iter(study.config["variants"].values()))["data"]
+    rate = tree.timed_rate(found, study.load(**options(of_data, "extra_tests")), study.devices)
+  console.say(tree.describe(found, study.config, rate))
 
 
-def _in_process(
-  study: Mapping[str, Any], workdir: Path, one: Callable[..., Any], units: Sequence[Unit]
-) -> Iterator[tuple[Unit, str | None]]:
-  """Runs the units here, one after another; yields each with what went wrong."""
+def _in_process(study: _Study, units: Sequence[Unit]) -> Failures:
+  """Runs the units here, one after another. Where seeds fail at once, each is tried alone, to know which it is."""
   for unit in units:
-    config = config_lib.of_seed(study["variants"][unit.variant], unit.seed, str(workdir / TEACHERS))
-    try:
-      one(config, unit.folder(workdir))
-      yield unit, None
-    except interrupt.Interrupted:
-      raise
-    except UserError as error:
-      yield unit, str(error)
-    except Exception as error:  # whatever it is, the other variants can do without this one
-      traceback.print_exc()
-      yield unit, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    error = _attempt(study, unit)
+    if error and len(unit.seeds) > 1:
+      yield from _in_process(study, unit.each())
+    else:
+      yield from ((one, error) for one in unit.each())
 
 
-def _in_others(
-  workdir: Path, command: Sequence[str], jobs: int, units: Sequence[Unit]
-) -> Iterator[tuple[Unit, str | None]]:
+def _attempt(study: _Study, unit: Unit) -> str | None:
+  """What went wrong, if anything."""
+  variant, teachers = study.config["variants"][unit.variant], str(study.workdir / TEACHERS)
+  runs = [
+    (config_lib.of_seed(variant, seed, teachers), one.folder(study.workdir))
+    for seed, one in zip(unit.seeds, unit.each(), strict=True)
+  ]
+  try:
+    experiment.run_seeds(runs, store=study.store, cpu_devices=study.cpu_devices, load=study.load)
+  except interrupt.Interrupted:
+    raise
+  except UserError as error:
+    return str(error)
+  except Exception as error:  # whatever it is, the other variants can do without this one
+    traceback.print_exc()
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+  return None
+
+
+def _in_others(study: _Study, command: Sequence[str], jobs: int, units: Sequence[Unit]) -> Failures:
   command_of = lambda unit: [*command, f"--only={unit}"]
-  return children.run(units, command_of, lambda unit: unit.folder(workdir) / "log.txt", jobs)
+  log_of = lambda unit: unit.folder(study.workdir) / "log.txt"
+  return children.run(units, command_of, log_of, jobs)

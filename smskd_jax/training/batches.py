@@ -84,28 +84,38 @@ class Drawing(NamedTuple):
 
 def draw(drawing: Drawing, key: jax.Array, first: int) -> Iterator[Batch]:
   """Batches of arrays of the host, from step `first` on. Each epoch has an order of its own, drawn from the key."""
-  images, size = drawing.images, drawing.batch_size
-  of_key = lambda images, size, key: _of_one_kind(
-    images, size, key, drawing.epochs, drawing.steps_per_epoch, first
-  )
+  of_labeled = _of_one_kind(drawing, drawing.images, drawing.batch_size, key, first)
   if drawing.beside is None:
-    yield from of_key(images, size, key)
+    yield from of_labeled
     return
-  others = of_key(drawing.beside, drawing.beside_batch_size, jax.random.fold_in(key, UNLABELED))
-  for pair in zip(of_key(images, size, key), others, strict=True):
+  of_key = jax.random.fold_in(key, UNLABELED)
+  others = _of_one_kind(drawing, drawing.beside, drawing.beside_batch_size, of_key, first)
+  for pair in zip(of_labeled, others, strict=True):
     yield Batch(*(np.concatenate(arrays) for arrays in zip(*pair, strict=True)))  # type: ignore[arg-type]
 
 
+def draw_rows(drawing: Drawing, key: jax.Array, first: int = 0) -> Iterator[np.ndarray]:
+  """Which images the batches of `draw` hold, without those beside them: each [b], int32."""
+  yield from _rows(drawing, drawing.images, drawing.batch_size, key, first)
+
+
 def _of_one_kind(
-  images: Images, batch_size: int, key: jax.Array, epochs: int, steps_per_epoch: int, first: int
+  drawing: Drawing, images: Images, batch_size: int, key: jax.Array, first: int
 ) -> Iterator[Batch]:
+  for rows in _rows(drawing, images, batch_size, key, first):
+    index = (rows + images.first_index).astype(np.int32)
+    yield Batch(images.image[rows], images.label[rows], index)  # type: ignore[arg-type]  # host arrays
+
+
+def _rows(
+  drawing: Drawing, images: Images, batch_size: int, key: jax.Array, first: int
+) -> Iterator[np.ndarray]:
   """Where an epoch has more steps than the images suffice for, they come again in another order."""
-  needed = steps_per_epoch * batch_size
-  for epoch in range(first // steps_per_epoch, epochs):
+  steps = drawing.steps_per_epoch
+  needed = steps * batch_size
+  for epoch in range(first // steps, drawing.epochs):
     of_epoch, rounds = jax.random.fold_in(key, epoch), -(-needed // len(images.rows))
     keys = [of_epoch, *(jax.random.fold_in(of_epoch, i) for i in range(1, rounds))]
     drawn = np.concatenate([np.asarray(jax.random.permutation(k, len(images.rows))) for k in keys])
-    order = images.rows[drawn[:needed]].reshape(steps_per_epoch, batch_size)
-    for rows in order[max(0, first - epoch * steps_per_epoch) :]:
-      index = (rows + images.first_index).astype(np.int32)
-      yield Batch(images.image[rows], images.label[rows], index)  # type: ignore[arg-type]  # host arrays
+    order = images.rows[drawn[:needed]].reshape(steps, batch_size)
+    yield from order[max(0, first - epoch * steps) :]

@@ -1,10 +1,11 @@
-"""Runs one stage: batches to the compiled step, metrics, evaluation, checkpoints, progress.
+"""Runs one stage: batches to the compiled program, metrics, evaluation, checkpoints, progress.
 
-All that happens beside the step happens at steps that the config alone decides, and nothing but the state carries
-over from one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
+It trains one learner, or several that differ in their seed; each has batches, metrics and checkpoints of its own. All
+that happens beside the step happens at steps that the config alone decides, and nothing but the state carries over from
+one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import itertools
 import math
 import time
@@ -15,9 +16,9 @@ import numpy as np
 
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, interrupt, parallel
-from smskd_jax.state import Batch, Frozen, TrainState
+from smskd_jax.state import Batch
 from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.stage import Stage
+from smskd_jax.training.program import Batches, Program
 
 IN_FLIGHT = (
   2  # programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon
@@ -63,134 +64,144 @@ class Budget(NamedTuple):
     return self.logs(step) or self.evaluates(step) or self.saves(step) or self.probes(step + 1)
 
 
-class Hooks(NamedTuple):
-  """What the loop calls, and does not know."""
+class Learning(NamedTuple):
+  """What the loop calls for a learner, and does not know."""
 
   batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
   evaluate: Callable[[int, Any], dict[str, float]]  # (steps done, the learner's variables) -> numbers by name
   write: Callable[[dict[str, Any]], None]  # a line of metrics
-  progress: Callable[[int, int], None]  # (steps done, how many of them just now)
+  checkpoints: checkpoint.Checkpoints
+  note: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
 
 
 class NonFinite(UserError):
   """A term of the loss has become infinite or not a number."""
 
+  def __init__(self, learner: int, message: str):
+    """Notes which learner's it was."""
+    super().__init__(message)
+    self.learner = learner
+
 
 class Window:
-  """The training metrics of the steps since the last line was written.
+  """The training metrics of the steps since the last lines were written.
 
   They stay on the device until they are asked for, so that the next steps need not wait. What was fetched goes into a
   checkpoint's note: a continued run writes the same line.
   """
 
-  def __init__(self, note: dict[str, Any] | None = None):
-    """Begins empty, or with what a checkpoint's note tells."""
-    self._fetched: dict[str, list[float]] = {name: list(v) for name, v in (note or {}).items()}
+  def __init__(
+    self,
+    notes: Sequence[dict[str, Any] | None] = (None,),
+    apart: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda metrics: [metrics],
+  ):
+    """Takes what each learner's checkpoint's note tells, if anything, and what tells the learners' metrics apart."""
+    self._fetched = [{name: list(v) for name, v in (note or {}).items()} for note in notes]
+    self._apart = apart
     self._pending: list[dict[str, jax.Array]] = []
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step, or of several, [n]; waits for those of the program before the ones in flight."""
+    """Takes the metrics of a program; waits for those of the program before the ones in flight."""
     self._pending.append(metrics)
     if len(self._pending) > IN_FLIGHT:
       jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
 
-  def fetch(self, step: int) -> dict[str, list[float]]:
-    """All values by name, the last of them of the step before `step`.
+  def fetch(self, step: int) -> list[dict[str, list[float]]]:
+    """All values of each learner by name, the last of them of the step before `step`.
 
     Raises:
       NonFinite: one is not a finite number.
     """
-    pending = [one for metrics in jax.device_get(self._pending) for one in _each(metrics)]
-    for i, metrics in enumerate(pending):
-      at = step - len(pending) + i + 1
-      for name in sorted(
-        metrics, key=lambda name: name in ("loss", "gradient_norm")
-      ):  # the cause before its effects
-        value = float(metrics[name])
-        if not math.isfinite(value):
-          raise NonFinite(f"step {at}: {name} is {value}; lower the learning rate or the weight of that term")
-        self._fetched.setdefault(name, []).append(value)
+    programs = [self._apart(metrics) for metrics in jax.device_get(self._pending)]
+    for learner, fetched in enumerate(self._fetched):
+      steps = [one for of_program in programs for one in _each(of_program[learner])]
+      for i, metrics in enumerate(steps):
+        at = step - len(steps) + i + 1
+        for name in sorted(
+          metrics, key=lambda name: name in ("loss", "gradient_norm")
+        ):  # the cause before its effects
+          value = float(metrics[name])
+          if not math.isfinite(value):
+            raise NonFinite(
+              learner,
+              f"step {at}: {name} is {value}; lower the learning rate or the weight of that term",
+            )
+          fetched.setdefault(name, []).append(value)
     self._pending = []
-    return {
-      name: list(values) for name, values in self._fetched.items()
-    }  # a copy: a save goes on in the background
+    # Copies: a save goes on in the background.
+    return [{name: list(values) for name, values in fetched.items()} for fetched in self._fetched]
 
-  def means(self, step: int) -> dict[str, float]:
-    """The mean of each metric, by 'train/NAME'; begins anew."""
-    values = self.fetch(step)
-    self._fetched = {}
-    return {f"train/{name}": math.fsum(v) / len(v) for name, v in sorted(values.items())}
+  def means(self, step: int) -> list[dict[str, float]]:
+    """The mean of each metric of each learner, by 'train/NAME'; begins anew."""
+    fetched = self.fetch(step)
+    self._fetched = [{} for _ in fetched]
+    return [
+      {f"train/{name}": math.fsum(v) / len(v) for name, v in sorted(values.items())} for values in fetched
+    ]
 
 
 def run(
-  stage: Stage,
+  program: Program,
   budget: Budget,
-  state: TrainState,
-  frozen: Frozen,
-  devices: parallel.Devices,
-  checkpoints: checkpoint.Checkpoints,
-  hooks: Hooks,
+  learners: Sequence[Learning],
+  progress: Callable[[int, int], None],
   stop: interrupt.Interrupt,
-  note: dict[str, Any],
-) -> tuple[TrainState, float]:
-  """Trains from `state.step` to the end.
+) -> list[float]:
+  """Trains from where the program's states are to the end.
 
   Args:
-    stage: what the step computes.
+    program: what is trained.
     budget: how long, and how often what else.
-    state: where to begin: new, or from a checkpoint.
-    frozen: the stage's key, teachers and reference.
-    devices: to train on.
-    checkpoints: where to save.
-    hooks: batches, evaluation, metrics and progress.
+    learners: for each of the program, its batches, evaluation, metrics and checkpoints.
+    progress: told (steps done, how many of them just now).
     stop: becomes true when the run is asked to end.
-    note: of the checkpoint that `state` comes from; {} for a new state.
 
   Returns:
-    The final state, and the seconds that it took, over all lives of the run.
+    The seconds that each learner took, over all lives of the run: what they took together is split evenly.
 
   Raises:
     NonFinite: a term of the loss went bad. The last checkpoint was made before.
-    Interrupted: the run was asked to stop. The state is saved.
+    Interrupted: the run was asked to stop. The states are saved.
   """
-  pure, at_once = (
-    stage_lib.make_train_step(stage, parallel.AXIS),
-    parallel.steps_at_once(devices, budget.steps_at_once),
-  )
-  step_of, steps_of = parallel.compile_step(pure, devices), parallel.compile_steps(pure, devices)
-  window, began = Window(note.get("window")), time.monotonic() - note.get("seconds", 0.0)
-  probe = parallel.compile_probe(
-    stage_lib.make_probe(stage, parallel.AXIS), devices
-  )  # compiled when it is called
-  step = int(state.step)
-  for together in _together(budget, hooks.batches(step), step, at_once):
+  at_once = parallel.steps_at_once(program.devices, budget.steps_at_once)
+  window, began = Window([of.note.get("window") for of in learners], program.apart), time.monotonic()
+  spent = lambda of: of.note.get("seconds", 0.0) + (time.monotonic() - began) / len(learners)
+  step = int(program.state(0).step)
+  batches = zip(*(of.batches(step) for of in learners), strict=True)
+  for together in _together(budget, batches, step, at_once):
     if budget.probes(step + 1):
-      pulls = probe(state, frozen, parallel.split(together[0], devices))
-      hooks.write(_stamp(budget, step + 1) | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
-    if len(together) == 1:
-      state, metrics = step_of(state, frozen, parallel.split(together[0], devices))
-    else:
-      state, metrics = steps_of(state, frozen, parallel.split_each(together, devices))
-    window.add(metrics)
+      _write_pulls(program, learners, together[0], _stamp(budget, step + 1))
+    window.add(program.train(together))
     step += len(together)
+    stamp = _stamp(budget, step)
     if budget.logs(step):
-      hooks.write(_stamp(budget, step) | window.means(step))
-    hooks.progress(step, len(together))
+      for of, means in zip(learners, window.means(step), strict=True):
+        of.write(stamp | means)
+    progress(step, len(together))
     if budget.evaluates(step):
-      hooks.write(_stamp(budget, step) | hooks.evaluate(step, stage_lib.learner_variables(state)))
+      for i, of in enumerate(learners):
+        of.write(stamp | of.evaluate(step, stage_lib.learner_variables(program.state(i))))
     stopping = bool(stop)  # read once: a signal that comes later waits for the next step, and so for its save
     if budget.saves(step) or stopping:
       # Fetching first: what is not finite must not replace the last good checkpoint.
-      note = {"window": window.fetch(step), "seconds": time.monotonic() - began}
-      checkpoints.save(step, state, note)
+      for i, (of, values) in enumerate(zip(learners, window.fetch(step), strict=True)):
+        of.checkpoints.save(step, program.state(i), {"window": values, "seconds": spent(of)})
     if stopping:
-      checkpoints.close()
+      for of in learners:
+        of.checkpoints.close()
       raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
-  jax.block_until_ready(state)
-  return state, time.monotonic() - began
+  jax.block_until_ready(program.state(0))
+  return [spent(of) for of in learners]
 
 
-def _together(budget: Budget, batches: Iterable[Batch], step: int, at_once: int) -> Iterator[list[Batch]]:
+def _write_pulls(
+  program: Program, learners: Sequence[Learning], batches: Batches, stamp: dict[str, Any]
+) -> None:
+  for of, pulls in zip(learners, program.apart(jax.device_get(program.probe(batches))), strict=True):
+    of.write(stamp | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
+
+
+def _together(budget: Budget, batches: Iterable[Batches], step: int, at_once: int) -> Iterator[list[Batches]]:
   """Batches of steps that are one program: `at_once`, or one where something is to happen before so many."""
   batches = iter(batches)
   while step < budget.steps:

@@ -149,10 +149,32 @@ def make_probe(stage: Stage, axis_name: str | None = None) -> Callable[..., Metr
   return probe
 
 
+def numbers_drawn(stage: Stage, key: jax.Array, step: Any, index: jax.Array) -> jax.Array:
+  """The numbers of the views in which a step sees its images, of a stage whose views have numbers.
+
+  Args:
+    stage: the stage.
+    key: of `Frozen`.
+    step: [], how many steps were done before.
+    index: [b], the images of the batch.
+
+  Returns:
+    [views, b], int32.
+  """
+  assert stage.number is not None
+  batch = Batch(index, index, index)  # a number asks for nothing but the index
+  return jnp.stack([stage.number(of_view, batch) for of_view in _keys(stage, key, step)[0]])
+
+
+def _keys(stage, key, step):
+  """The random keys of a step: of each view, and of the objective."""
+  view_key, rest = jax.random.split(jax.random.fold_in(key, step))
+  return [view_key if i == 0 else jax.random.fold_in(view_key, i) for i in range(len(stage.views))], rest
+
+
 def _objective(stage, state, frozen, batch, axis_name):
   """The objective of a step as a function of the parameters, and the views that it sees."""
-  view_key, key = jax.random.split(jax.random.fold_in(frozen.key, state.step))
-  keys = [view_key if i == 0 else jax.random.fold_in(view_key, i) for i in range(len(stage.views))]
+  keys, key = _keys(stage, frozen.key, state.step)
   seen = tuple(_look(stage, frozen, *pair, batch, axis_name) for pair in zip(stage.views, keys, strict=True))
 
   def objective(params):

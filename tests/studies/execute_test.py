@@ -53,13 +53,13 @@ class Trained:
 
   def __init__(self, monkeypatch):
     self.names = []
-    whole = runner.Runner._train
+    whole = runner.Runner._run
 
-    def counting(own, plan, *rest):
-      self.names.append((plan.name, plan.description["seed"]))
-      return whole(own, plan, *rest)
+    def counting(own, learners, stop):
+      self.names += [(of.plan.name, of.plan.description["seed"]) for of in learners]
+      return whole(own, learners, stop)
 
-    monkeypatch.setattr(runner.Runner, "_train", counting)
+    monkeypatch.setattr(runner.Runner, "_run", counting)
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +130,16 @@ def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch):
   class Crash(BaseException):
     pass
 
-  whole, count = experiment_lib.run, []
+  whole, count = experiment_lib.run_seeds, []
 
   def crashing(*arguments, **options):
     count.append(1)
-    if len(count) == 3:
+    if len(count) == 2:
       raise Crash
     return whole(*arguments, **options)
 
   with monkeypatch.context() as patch, pytest.raises(Crash):
-    patch.setattr(experiment_lib, "run", crashing)
+    patch.setattr(experiment_lib, "run_seeds", crashing)
     execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
   trained = Trained(monkeypatch)
   execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
@@ -155,6 +155,32 @@ def final_of(workdir, store):
   return {
     one["name"]: checkpoint.digest(checkpoint.load_variables(store / one["key"] / "final")) for one in stages
   }
+
+
+def test_seeds_at_once_are_the_same_study(finished, tmp_path):
+  failures = execute.run(make(), tmp_path, cpu_devices=2, seeds_at_once=2)
+  assert set(failures) == {"exploding:0", "exploding:1"}, "each is tried alone, to know which it is"
+  assert all("learning rate" in error for error in failures.values())
+  numbers, others = (json.loads((f / "result.json").read_text())["variants"] for f in (tmp_path, finished[0]))
+  for name in ("anchored", "free"):
+    assert set(numbers[name]) == {"0", "1"}
+    for seed, of in numbers[name].items():
+      assert of["accuracy"] == pytest.approx(others[name][seed]["accuracy"], abs=3)
+      result = json.loads((tmp_path / name / f"seed{seed}" / "result.json").read_text())
+      assert [one["learners_at_once"] for one in result["stages"]] == [2, 2]
+
+
+def test_units_are_seeds_of_a_variant_and_what_is_finished_is_left_out():
+  resolved = resolve(make(seeds=(0, 1, 2)))
+  assert [str(u) for u in execute._units(resolved, 1)][:4] == [
+    "anchored:0",
+    "free:0",
+    "exploding:0",
+    "anchored:1",
+  ]
+  wanted = lambda unit: str(unit) not in ("free:1", "exploding:2")
+  found = [str(unit) for unit in execute._units(resolved, 2, wanted)]
+  assert found == ["anchored:0,1", "free:0", "exploding:0,1", "anchored:2", "free:2"]
 
 
 def test_the_tree_of_the_orders_has_each_beginning_once(tmp_path):
@@ -184,7 +210,8 @@ def test_the_tree_of_the_orders_has_each_beginning_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_at_once_are_the_same(finished, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--seeds_at_once=2",)])
+def test_several_at_once_are_the_same(finished, tmp_path, flags):
   config = tmp_path / "config.py"
   config.write_text(
     "import sys\n"
@@ -192,19 +219,24 @@ def test_several_at_once_are_the_same(finished, tmp_path):
     "import execute_test\n\n\n"
     "def get_config():\n"
     "  only = {name: one for name, one in execute_test.variants().items() if name != 'exploding'}\n"
-    "  return execute_test.make(seeds=(0,), variants=only)\n"
+    "  return execute_test.make(seeds=(0, 1), variants=only)\n"
   )
   status, out, err = runs.program(
-    "study", tmp_path / "jobs", f"--config={config}", "--cpu_devices=1", "--jobs=2"
+    "study", tmp_path / "jobs", f"--config={config}", "--cpu_devices=1", "--jobs=2", *flags
   )
   assert status == 0, err
   numbers = json.loads((tmp_path / "jobs" / "result.json").read_text())["variants"]
-  assert set(numbers) == {"anchored", "free"} and all(set(of) == {"0"} for of in numbers.values())
+  assert set(numbers) == {"anchored", "free"} and all(set(of) == {"0", "1"} for of in numbers.values())
 
 
 @pytest.mark.parametrize(
   ("flags", "message"),
-  [(("--only=free:7",), "--only: 'free:7' is no VARIANT:SEED"), (("--jobs=0",), "--jobs")],
+  [
+    (("--only=free:7",), "--only: 'free:7' is no VARIANT:SEED"),
+    (("--only=free",), "--only: 'free' is no VARIANT:SEED"),
+    (("--jobs=0",), "--jobs"),
+    (("--seeds_at_once=0",), "--seeds_at_once"),
+  ],
 )
 def test_mistakes_of_the_command_line(flags, message, tmp_path):
   status, _, err = runs.program("study", tmp_path / "new", "--config=configs/studies/smoke.py", *flags)

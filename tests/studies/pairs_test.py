@@ -131,18 +131,15 @@ def test_teachers_may_be_given():
 
 @pytest.mark.slow
 def test_a_dry_run_from_the_command_line(tmp_path):
-  config = f"--config={CONFIG}:{SMALL},pairs=resnet14-resnet8,seeds=0"
-  status, out, err = runs.program("study", tmp_path / "new", config, "--dry_run", "--cpu_devices=1")
-  assert status == 0, err
-  assert "5 stages to train once each" in out and not (tmp_path / "new").exists()
+  out = runs.dry_study(tmp_path / "new", f"{CONFIG}:{SMALL},pairs=resnet14-resnet8,seeds=0")
+  assert "5 stages to train once each" in out
 
 
 @pytest.mark.slow
 def test_runs_from_the_command_line(tmp_path):
-  config = f"--config={CONFIG}:{SMALL},pairs=resnet14-resnet8+resnet8-resnet8,seeds=0"
-  status, _, err = runs.program("study", tmp_path, config, "--cpu_devices=1")
-  assert status == 0, err
-  assert not json.loads((tmp_path / "result.json").read_text())["failures"]
+  assert not runs.study(tmp_path, f"{CONFIG}:{SMALL},pairs=resnet14-resnet8+resnet8-resnet8,seeds=0")[
+    "failures"
+  ]
   report = (tmp_path / "report.md").read_text()
   for pair in ("resnet14-resnet8", "resnet8-resnet8"):
     assert f"{pair}.smskd against {pair}.last_alone" in report

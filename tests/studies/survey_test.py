@@ -104,18 +104,13 @@ def test_refuses(arg, message):
 
 
 def test_a_dry_run_from_the_command_line(tmp_path):
-  config = f"--config={CONFIG}:{SMALL},modes=nokd+kd,seeds=0"
-  status, out, err = runs.program("study", tmp_path / "new", config, "--dry_run", "--cpu_devices=1")
-  assert status == 0, err
-  assert "3 stages to train once each" in out and not (tmp_path / "new").exists()
+  out = runs.dry_study(tmp_path / "new", f"{CONFIG}:{SMALL},modes=nokd+kd,seeds=0")
+  assert "3 stages to train once each" in out
 
 
 @pytest.mark.slow
 def test_runs_from_the_command_line(tmp_path):
-  config = f"--config={CONFIG}:{SMALL},modes=nokd+takd,seeds=0"
-  status, _, err = runs.program("study", tmp_path, config, "--cpu_devices=1")
-  assert status == 0, err
-  numbers = json.loads((tmp_path / "result.json").read_text())
+  numbers = runs.study(tmp_path, f"{CONFIG}:{SMALL},modes=nokd+takd,seeds=0")
   assert set(numbers["variants"]) == {"nokd", "takd"} and not numbers["failures"]
   given = json.loads((tmp_path / "takd" / "seed0" / "result.json").read_text())["given"]
   trained = json.loads((tmp_path / "teachers" / "result.json").read_text())["stages"]

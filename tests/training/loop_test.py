@@ -34,7 +34,7 @@ def test_a_window_that_was_saved_gives_the_same_means():
   for value in values[2:]:
     continued.add({"loss": jnp.float32(value)})
   assert continued.means(5) == whole.means(5)
-  assert continued.fetch(5) == {}
+  assert continued.fetch(5) == [{}]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -63,7 +63,7 @@ def test_a_window_takes_the_metrics_of_several_steps():
   window = loop.Window()
   window.add({"loss": jnp.float32(1), "task": jnp.float32(2)})
   window.add({"loss": jnp.array([2.0, 6.0]), "task": jnp.array([0.0, 4.0])})
-  assert window.means(3) == {"train/loss": 3, "train/task": 2}
+  assert window.means(3) == [{"train/loss": 3, "train/task": 2}]
   window.add({"loss": jnp.array([1.0, np.nan])})
   with pytest.raises(loop.NonFinite, match="step 5: loss is nan"):
     window.fetch(5)

@@ -1,0 +1,207 @@
+"""A learner in one stage: what it begins with and reads, its metrics and checkpoints, what it leaves in the store."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from smskd_jax import keeping, recall
+from smskd_jax.data.dataset import Dataset
+from smskd_jax.heldout import HeldOut, Said
+from smskd_jax.models import spec
+from smskd_jax.plan import Plan
+from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, workdir
+from smskd_jax.runtime.choices import Choices
+from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.writer import MetricsWriter, read_metrics
+from smskd_jax.state import Frozen, TrainState
+from smskd_jax.training import batches, initial, loop
+from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.program import Beside
+
+# Streams of a stage's random key: what is drawn from one does not depend on how much is drawn from another.
+STEPS, ORDER, VARIABLES, AUX = range(4)
+
+
+class Setting(NamedTuple):
+  """What the learners of an experiment's stages share."""
+
+  config: dict[str, Any]  # resolved; nothing is read from it that depends on the seed
+  dataset: Dataset
+  devices: parallel.Devices
+  store: Path
+  held_out: HeldOut
+
+
+class Learner:
+  """Opened before a stage is trained, finished after it, closed in any case."""
+
+  def __init__(self, setting: Setting, plan: Plan, events: Path, stop: interrupt.Interrupt):
+    """Computes the stage's first state and what it reads; the caller holds the lock of its entry.
+
+    Args:
+      setting: of the experiment.
+      plan: of the stage.
+      events: gets the TensorBoard events.
+      stop: becomes true when the run is asked to end.
+
+    Raises:
+      Interrupted: the run was asked to stop while the teachers were asked.
+    """
+    self.plan, self.entry, self._setting, self._events = plan, Entry(setting.store, plan.key), setting, events
+    self.entry.begin(plan.description, {"name": plan.name, **workdir.environment(setting.devices)})
+    key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.place)
+    order = jax.random.fold_in(key, ORDER)
+    self.batches = functools.partial(batches.draw, plan.drawing, order)
+    self._state: TrainState | None = self._first_state(key)
+    self.frozen, self._asked = self._read(jax.random.fold_in(key, STEPS), order, stop)
+    self._last: Said | None = None
+    self.done, self._note = 0, dict[str, Any]()
+
+  @property
+  def state(self) -> TrainState:
+    """What training begins with, until it is taken."""
+    assert self._state is not None
+    return self._state
+
+  def open(self) -> None:
+    """Goes on from the last checkpoint, if there is one; opens what is written while it trains."""
+    config, entry = self._setting.config, self.entry
+    self._checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=config["checkpoint"]["keep"])
+    restored = self._checkpoints.restore(self.state, warn=console.say)
+    if restored:
+      self.done, self._state, self._note = restored
+      console.say(f"{self.plan.name}: goes on from step {self.done} of {self.plan.budget.steps}")
+    last_step = self.done or -1
+    self._choices = Choices(entry.choices, last_step=last_step)
+    self._writer = MetricsWriter(entry.metrics, self._events, last_step=last_step)
+    if not restored:
+      variables = stage_lib.learner_variables(self.state)
+      self._writer.write({"step": 0, "epoch": 0.0} | self._look(0, variables))
+
+  def beside(self) -> Beside:
+    """It as one of several that are trained at once."""
+    apart = zip(self.plan.reads.teachers, self._asked.folders or self.plan.reads.teachers, strict=True)
+    return Beside(self.take_state(), self.frozen, tuple(apart))
+
+  def take_state(self) -> TrainState:
+    """Hands over the state that training begins with; here it takes up memory no longer."""
+    state, self._state = self.state, None
+    return state
+
+  def learning(self) -> loop.Learning:
+    """What the loop calls."""
+    return loop.Learning(self.batches, self._look, self._writer.write, self._checkpoints, self._note)
+
+  def saved(self) -> str:
+    """From where it could go on, in words."""
+    steps = self._checkpoints.steps()
+    return f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._checkpoints.close()
+    self._writer.close()
+
+  def finish(self, state: TrainState, seconds: float, learners: int) -> dict[str, Any]:
+    """Puts what the stage leaves into the store.
+
+    Args:
+      state: the last.
+      seconds: that training it took.
+      learners: how many were trained at once.
+
+    Returns:
+      The stage's result.
+    """
+    plan, entry = self.plan, self.entry
+    chosen = checkpoint.load_variables(entry.best) if plan.config["select"] == "validation" else None
+    final = chosen or stage_lib.learner_variables(state)
+    checkpoint.save_variables(entry.final, final)
+    recall.keep(entry, state)
+    said = self._last.logits if self._last and not chosen else None
+    kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
+    answers.write(entry.answers, kept)
+    result = _result(plan, read_metrics(entry.metrics), self._asked.forward_passes) | told
+    result |= {"seconds": seconds + self._asked.seconds, "learners_at_once": learners}
+    entry.finish(result)
+    return result
+
+  def _first_state(self, key: jax.Array) -> TrainState:
+    plan, dataset = self.plan, self._setting.dataset
+    image = spec.image(dataset.image_shape)
+    if plan.reads.start is not None:
+      variables = self._final(plan.reads.start)
+    else:
+      variables = initial.init_variables(plan.stage.learner, jax.random.fold_in(key, VARIABLES), image)
+    teachers = tuple(map(self._final, plan.reads.teachers))
+    of_methods = jax.random.fold_in(key, AUX)
+    state = initial.init_state(plan.stage, of_methods, variables, teachers, image, dataset.train.label)
+    return parallel.replicate(state, self._setting.devices)
+
+  def _read(
+    self, key: jax.Array, order: jax.Array, stop: interrupt.Interrupt
+  ) -> tuple[Frozen, keeping.Asked]:
+    """What the stage reads, on the host, and what it took to have it."""
+    plan, setting = self.plan, self._setting
+    asked = keeping.Asked((), (), 0, 0.0)
+    if plan.stage.number:
+      size, stages = setting.config["evaluate"]["batch_size"], setting.config["stages"]
+      where = plan, setting.dataset, setting.devices, setting.store
+      drawn = keeping.drawn(plan, key, order)
+      try:
+        asked = keeping.ask(*where, batch_size=size, drawn=drawn, stages=stages, stop=stop)
+      except interrupt.Interrupted as error:
+        error.args = (f"stage {plan.name!r}, {error}",)
+        raise
+    teachers = asked.teachers or tuple(map(self._final, plan.reads.teachers))
+    reference = None if plan.reads.reference is None else self._final(plan.reads.reference)
+    return Frozen(key, teachers, reference), asked
+
+  def _final(self, key: str) -> Any:
+    return checkpoint.load_variables(Entry(self._setting.store, key).final)
+
+  def _look(self, step: int, variables: Any) -> dict[str, float]:
+    """Evaluates, and keeps what the network takes each image for.
+
+    Where the validation set selects, variables that are better than all before are kept too.
+    """
+    variables = parallel.replicate(variables, self._setting.devices)
+    self._last = said = self._setting.held_out.of_learner(self.plan, variables)
+    self._choices.write(step, said.choices)
+    if self.plan.config["select"] == "validation" and step:
+      before = [
+        line.get("validation/accuracy", 0.0) for line in read_metrics(self.entry.metrics) if line["step"] > 0
+      ]
+      if said.values["validation/accuracy"] > max(before, default=-1.0):
+        checkpoint.save_variables(self.entry.best, variables)
+    return said.values
+
+
+def _result(plan: Plan, lines: list[dict[str, Any]], kept: int) -> dict[str, Any]:
+  """What the metrics of a finished stage say; `kept` forward passes of its teachers were computed before it."""
+  evaluations = [line for line in lines if "test/accuracy" in line]
+  best = None
+  if "validation/accuracy" in evaluations[-1]:
+    # The first of equals, and never chosen by the test set. Step 0 is the stage before.
+    best = max(
+      (line for line in evaluations if line["step"] > 0), key=lambda line: line["validation/accuracy"]
+    )
+  # What the test set would have chosen: reported, as the survey does, and used for nothing.
+  oracle = max((line for line in evaluations if line["step"] > 0), key=lambda line: line["test/accuracy"])
+  images = plan.budget.steps * plan.budget.batch_size * len(plan.stage.views)
+  return {
+    "model": plan.description["network"]["model"],
+    "methods": [method["name"] for method in plan.config["methods"]],
+    "epochs": plan.budget.epochs,
+    "steps": plan.budget.steps,
+    "forward_passes": {
+      "learner": images,
+      "teachers": kept if plan.stage.number else images * len(plan.reads.teachers),
+      "reference": images if plan.reads.reference is not None else 0,
+    },
+    "backward_passes": images,
+    "metrics": {"last": evaluations[-1], "best_by_validation": best, "oracle": oracle},
+    "reads": plan.reads._asdict(),
+  }
