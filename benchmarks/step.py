@@ -61,7 +61,7 @@ def make_plan(case, cache, args, dataset):
     "views": ("plain",),
   }
   config = experiment(
-    data={"source": args.data},
+    data={"source": args.data, "image_size": getattr(args, "image_size", 0)},
     networks={"teacher": network(teacher), "student": network(student)},
     stages=(
       stage("teacher", batch_size=args.batch_size),
