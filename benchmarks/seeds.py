@@ -51,8 +51,7 @@ class InTurn:
   def train(self, batches):
     """The losses of a step of every seed."""
     done = [program.train([[batch]]) for program, batch in zip(self._programs, batches, strict=True)]
-    jax.block_until_ready([program.state(0) for program in self._programs])
-    return [float(metrics["loss"]) for metrics in done]
+    return [float(metrics["loss"]) for metrics in jax.device_get(done)]
 
 
 class AtOnce:
@@ -63,9 +62,8 @@ class AtOnce:
 
   def train(self, batches):
     """As `InTurn`."""
-    metrics = self._program.train([batches])
-    jax.block_until_ready(self._program.state(0))
-    return [float(of["loss"]) for of in self._program.apart(jax.device_get(metrics))]
+    metrics = jax.device_get(self._program.train([batches]))
+    return [float(of["loss"]) for of in self._program.apart(metrics)]
 
 
 def sides_of(case, args, dataset, devices, beside):

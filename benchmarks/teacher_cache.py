@@ -2,10 +2,11 @@
 
   python benchmarks/teacher_cache.py --workdir=runs/teacher_cache --out=benchmarks/results/teacher_cache.json
 
-Trains a student by KD, RKD and DKD, one a stage, the later ones anchored by the one before, once for each seed; and all
-of it again with the teacher's answers kept, in a store of its own. The two take turns seed by seed, in one process; the
-first of the cached runs computes the answers, and this counts. Compiled programs are kept in the workdir for both. The
-teacher is trained before, for an epoch, and not counted: what it knows does not change what it costs.
+Trains a student by KD, RKD and DKD, one a stage, the later ones anchored by the one before, once for each seed; all of
+it again with the teacher's answers kept, in a store of its own; and once more so, with all seeds at once, in a third.
+The first two take turns seed by seed, in one process. The answers are computed when asked for, and this counts.
+Compiled programs are kept in the workdir for all. The teacher is trained before, for an epoch, and not counted: what it
+knows does not change what it costs.
 """
 
 import argparse
@@ -43,8 +44,8 @@ def recipe(args):
   }
 
 
-def run(args, seed, kind, teacher, load):
-  """One seed's run: seconds in all, and by stage."""
+def job(args, seed, kind, teacher):
+  """The experiment of a seed."""
   student = {"teachers": ("teacher",), "epochs": args.epochs, "max_images": args.images, **recipe(args)}
   stages = [
     stage(
@@ -57,16 +58,35 @@ def run(args, seed, kind, teacher, load):
     for i, (name, weight) in enumerate(METHODS)
   ]
   networks = {"teacher": network(args.teacher, variables=str(teacher)), "student": network(args.student)}
+  return config(args, seed=seed, networks=networks, stages=tuple(stages))
+
+
+def timed(call):
+  """Seconds, and what the results of a call tell by stage."""
   began = time.monotonic()
-  result = experiment.run(
-    config(args, seed=seed, networks=networks, stages=tuple(stages)),
-    args.workdir / kind / f"seed{seed}",
-    store=args.workdir / kind / "store",
-    load=load,
-  )
-  of_stages = [one["seconds"] for one in result["stages"]]
-  passes = [one["forward_passes"]["teachers"] for one in result["stages"]]
-  return {"seconds": time.monotonic() - began, "stages": of_stages, "teacher_forward_passes": passes}
+  results = call()
+  return {
+    "seconds": time.monotonic() - began,
+    "stages": [[one["seconds"] for one in result["stages"]] for result in results],
+    "teacher_forward_passes": [
+      [one["forward_passes"]["teachers"] for one in result["stages"]] for result in results
+    ],
+  }
+
+
+def one(args, seed, kind, teacher, load):
+  """One seed's run."""
+  folder = args.workdir / kind
+  where = folder / f"seed{seed}"
+  asked = job(args, seed, kind, teacher)
+  return timed(lambda: [experiment.run(asked, where, store=folder / "store", load=load)])
+
+
+def at_once(args, teacher, load):
+  """All seeds, in one run."""
+  folder = args.workdir / "at_once"
+  asked = [(job(args, seed, "float32", teacher), folder / f"seed{seed}") for seed in range(args.seeds)]
+  return timed(lambda: experiment.run_seeds(asked, store=folder / "store", load=load))
 
 
 def main():
@@ -89,25 +109,31 @@ def main():
     parser.error(f"--workdir: {args.workdir} is there already; what it holds would not be trained again")
   programs.keep(str(args.workdir / "programs"))
   load = functools.cache(data.load)  # read once for all runs
-  devices = parallel.select([args.batch_size])
+  devices = parallel.select([args.batch_size], learners=args.seeds)
   teacher = args.workdir / "teacher"
   stages = (stage("teacher", max_images=args.images, **recipe(args)),)
   experiment.run(config(args, networks={"teacher": network(args.teacher)}, stages=stages), teacher, load=load)
   found = {kind: [] for kind in KINDS}
   for seed in range(args.seeds):
     for kind in KINDS:
-      found[kind].append(run(args, seed, kind, teacher, load))
-  total = {kind: sum(one["seconds"] for one in runs) for kind, runs in found.items()}
+      found[kind].append(one(args, seed, kind, teacher, load))
+  together = at_once(args, teacher, load)
+  total = {kind: sum(of["seconds"] for of in runs) for kind, runs in found.items()}
   later = [b["seconds"] / a["seconds"] for a, b in zip(found["off"][1:], found["float32"][1:], strict=True)]
   table = {
     "seconds": total,
     "ratio": total["float32"] / total["off"],
     "ratio_of_later_seeds": statistics.median(later) if later else None,
-    "runs": found,
+    "ratio_at_once": together["seconds"] / total["off"],
+    "runs": found | {"at_once": together},
     "settings": {name: str(value) for name, value in vars(args).items() if name not in ("workdir", "out")},
     **environment(devices),
   }
-  print(json.dumps({name: table[name] for name in ("seconds", "ratio", "ratio_of_later_seeds")}, indent=2))
+  print(
+    json.dumps(
+      {name: table[name] for name in ("seconds", "ratio", "ratio_of_later_seeds", "ratio_at_once")}, indent=2
+    )
+  )
   if args.out:
     write_json(args.out, table)
 
