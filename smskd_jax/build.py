@@ -81,11 +81,11 @@ def make_stage(
   anchor = options(entry["reference"], "stage")
   of_rate, optimiser = entry["schedule"], entry["optimizer"]
   rate = schedule.SCHEDULES[of_rate["name"]](
-    optimiser["learning_rate"], steps_per_epoch, entry["epochs"], **options(of_rate, "name")
+    _learning_rate(entry), steps_per_epoch, entry["epochs"], **options(of_rate, "name")
   )
   return stage_lib.Stage(
     learner=networks[entry["learner"]],
-    optimizer=optimizer.make(schedule=rate, **options(optimiser, "learning_rate")),
+    optimizer=optimizer.make(schedule=rate, **options(optimiser, "learning_rate", "learning_rate_of")),
     teachers=tuple(networks[name] for name in entry["teachers"]),
     terms=_make_terms(entry["methods"]),
     task_weight=entry["task_weight"],
@@ -102,6 +102,17 @@ def make_stage(
     teacher_statistics=entry["teacher_statistics"],
     number=_make_number(field, entry),
   )
+
+
+def _learning_rate(entry: Mapping[str, Any]) -> float:
+  """The linear scaling rule, where a stage's rate is meant for a number of images.
+
+  Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677, section 2.1.
+  Images without labels, which only distil, are not counted.
+  """
+  of = entry["optimizer"]
+  images = entry["batch_size"] * of["accumulate_steps"]
+  return of["learning_rate"] * (images / of["learning_rate_of"] if of["learning_rate_of"] else 1.0)
 
 
 def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:

@@ -14,6 +14,7 @@ from smskd_jax.training import optimizer, schedule, weighting
 
 # Field of a config -> the smallest value allowed and whether the value may be it.
 _AT_LEAST = {
+  "learning_rate_of": 0,
   "seed": 0,
   "split_seed": 0,
   "image_size": 0,
@@ -102,7 +103,7 @@ def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
   of_schedule = lambda **own: schedule.SCHEDULES[of_rate["name"]](rate, 1, stage["epochs"], **own)
   of_optimizer = functools.partial(optimizer.make, optimiser["name"], lambda count: rate)
   _check_factory(f"{field}.schedule", of_schedule, of_rate, "name")
-  _check_factory(f"{field}.optimizer", of_optimizer, optimiser, "name", "learning_rate")
+  _check_factory(f"{field}.optimizer", of_optimizer, optimiser, "name", "learning_rate", "learning_rate_of")
 
 
 def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: str, **needed: Any) -> None:

@@ -1,10 +1,12 @@
 """The command line of the programs that take a config: their flags, and one line for each mistake."""
 
 from collections.abc import Callable, Sequence
+import faulthandler
 import functools
 from pathlib import Path
 import signal
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -21,6 +23,12 @@ CPU_DEVICES = flags.DEFINE_integer(
 )
 COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder of compiled programs, or 'off'; default: one in the user's cache folder."
+)
+DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  "off",
+  "Several processes, one run: 'auto' (SLURM, Open MPI, Kubernetes, Cloud TPU), or "
+  "HOST:PORT,PROCESSES,PROCESS.",
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
 
@@ -47,23 +55,48 @@ def main(run: Callable[[], int], argv: Sequence[str]) -> int:
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not Path(path).is_file():
       raise UserError(f"--config: there is no file {path}")
-    if not DRY_RUN.value:
-      from smskd_jax.runtime import programs
-
-      programs.keep(COMPILATION_CACHE.value)
+    if DISTRIBUTED.value != "off":
+      return _as_one_of_several(run)
     return _until_stopped(run)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
 
-def _until_stopped(run: Callable[[], int]) -> int:
-  from smskd_jax.runtime.interrupt import Interrupted  # after the flags: --help need not wait for JAX
+def _as_one_of_several(run: Callable[[], int]) -> int:
+  """Runs the program in one of several processes. Where it fails, it ends without waiting for the others."""
+  from smskd_jax.runtime import processes
 
+  faulthandler.disable()  # where the lead is gone JAX ends this process, and says so in a line: no stack is needed
+  processes.start(DISTRIBUTED.value)
+  try:
+    return _until_stopped(run)
+  except UserError as error:
+    print(f"error: process {processes.index()}: {error}", file=sys.stderr)
+    status = 2
+  except Exception as error:
+    status = 1
+    if processes.lost_another(error):
+      said = str(error).partition("\n")[0]
+      told = f"another process is gone ({said}); start all again: they go on from the last checkpoint"
+      print(f"error: process {processes.index()}: {told}", file=sys.stderr)
+    else:
+      traceback.print_exc()
+  processes.end_badly(status)
+  return status
+
+
+def _until_stopped(run: Callable[[], int]) -> int:
+  from smskd_jax.runtime import processes, programs  # after the flags: --help need not wait for JAX
+  from smskd_jax.runtime.interrupt import Interrupted
+
+  if not DRY_RUN.value:
+    programs.keep(COMPILATION_CACHE.value)
   try:
     return run()
   except Interrupted as stop:
-    print(f"{stop}; the same command goes on from there", file=sys.stderr)
+    if processes.is_lead():
+      print(f"{stop}; the same command goes on from there", file=sys.stderr)
     return 0 if stop.signum == signal.SIGTERM else 128 + stop.signum
 
 

@@ -76,6 +76,7 @@ STAGE: dict[str, Any] = {
   "optimizer": {
     "name": "sgd",
     "learning_rate": 0.05,
+    "learning_rate_of": 0,  # images that the rate is meant for: it grows in proportion to those of an update; 0: any
     "clip_norm": 0.0,  # the greatest norm of the gradient; 0: no bound
     "accumulate_steps": 1,  # steps that give one update together
   },  # its other fields: the factory's in training/optimizer.py

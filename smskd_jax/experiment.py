@@ -20,7 +20,7 @@ from smskd_jax.learner import Setting
 from smskd_jax.plan import Plan, make_plans
 from smskd_jax.profiling import Profiler
 from smskd_jax.runner import Runner
-from smskd_jax.runtime import console, interrupt, parallel
+from smskd_jax.runtime import console, interrupt, parallel, processes
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
 
@@ -57,8 +57,13 @@ def run(
     Interrupted: SIGTERM or Ctrl-C came, and the state is saved; the same call goes on from there.
   """
   store = Path(store) if store else Path(workdir) / "store"
+  if profile and processes.joined():
+    raise UserError(
+      f"--profile: {profile}, but this run is of several processes (--distributed); profile one of them"
+    )
   ready = _prepare([(config, workdir)], store, cpu_devices, load)
   if dry_run:
+    console.say(overview.cost(ready.plans[0], ready.dataset, store))
     console.say(json.dumps(ready.configs[0], indent=2))
     return ready.configs[0]
   return _carry_out(ready, parallel.select_beside(ready.devices, cpu_devices), profile)[0]
@@ -118,6 +123,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
       raise UserError(f"{workdir}: {field}; runs that are trained at once differ in their seed alone")
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select(batch_sizes(first), cpu_devices, len(runs))
+  workdir_lib.check_alike(first)
   dataset, extra = _data(first["data"], load)
   given = _given(first)
   plans = [make_plans(resolved, dataset, given) for resolved in configs]
@@ -162,8 +168,10 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
     about = {"seed": resolved["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
     results.append({**about, "given": givens[i], "stages": stages, **workdir_lib.environment(devices)})
     store_lib.write_json(workdir / "result.json", results[-1])
-    path = report.write(workdir, ready.store)
-    console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
+    if processes.is_lead():
+      path = report.write(workdir, ready.store)
+      console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
+  processes.meet()
   return results
 
 

@@ -158,6 +158,7 @@ class HeldOut:
     size = -(-min(self._settings["batch_size"], len(image)) // count) * count
 
     def predict(batch: np.ndarray) -> Any:
-      return jax.tree.map(parallel.joined, compiled(variables, parallel.split(batch, self._devices)))
+      said = compiled(variables, parallel.split(batch, self._devices))
+      return jax.tree.map(lambda x: parallel.joined(x, self._devices), said)
 
     return evaluate.in_batches(predict, image, size)

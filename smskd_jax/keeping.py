@@ -24,7 +24,7 @@ from smskd_jax.data.finite import Finite
 from smskd_jax.errors import UserError
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import checkpoint, console, interrupt, parallel, store
+from smskd_jax.runtime import checkpoint, console, interrupt, parallel, processes, store
 from smskd_jax.runtime.table import Table
 from smskd_jax.state import Kept
 from smskd_jax.training import batches, kept
@@ -210,7 +210,7 @@ def _say(
   def say(*shown: np.ndarray) -> dict[str, np.ndarray]:
     answers = compiled(variables, parallel.split(shown, devices))
     names = NAMES[: 1 + question.pooled]
-    return {name: parallel.joined(x) for name, x in zip(names, answers, strict=False)}
+    return {name: parallel.joined(x, devices) for name, x in zip(names, answers, strict=False)}
 
   return say
 
@@ -245,4 +245,5 @@ def _compute(
   finally:
     bar.close()
   table.save()
+  processes.meet()
   return len(images)

@@ -11,7 +11,7 @@ from smskd_jax.data.dataset import Dataset
 from smskd_jax.heldout import HeldOut, Said
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, workdir
+from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes, workdir
 from smskd_jax.runtime.choices import Choices
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, read_metrics
@@ -123,8 +123,10 @@ class Learner:
     said = self._last.logits if self._last and not chosen else None
     kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
     answers.write(entry.answers, kept)
-    result = _result(plan, read_metrics(entry.metrics), self._asked.forward_passes) | told
-    result |= {"seconds": seconds + self._asked.seconds, "learners_at_once": learners}
+    result = told | {"seconds": seconds + self._asked.seconds, "learners_at_once": learners}
+    if processes.is_lead():  # it alone has written, and so can read, the metrics
+      result = _result(plan, read_metrics(entry.metrics), self._asked.forward_passes) | result
+    result = processes.agree(result)
     entry.finish(result)
     return result
 
@@ -138,7 +140,7 @@ class Learner:
     teachers = tuple(map(self._final, plan.reads.teachers))
     of_methods = jax.random.fold_in(key, AUX)
     state = initial.init_state(plan.stage, of_methods, variables, teachers, image, dataset.train.label)
-    return parallel.replicate(state, self._setting.devices)
+    return parallel.replicate(parallel.same(state), self._setting.devices)
 
   def _read(
     self, key: jax.Array, order: jax.Array, stop: interrupt.Interrupt
@@ -174,7 +176,7 @@ class Learner:
       before = [
         line.get("validation/accuracy", 0.0) for line in read_metrics(self.entry.metrics) if line["step"] > 0
       ]
-      if said.values["validation/accuracy"] > max(before, default=-1.0):
+      if processes.agree(said.values["validation/accuracy"] > max(before, default=-1.0)):
         checkpoint.save_variables(self.entry.best, variables)
     return said.values
 

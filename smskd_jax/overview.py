@@ -29,6 +29,24 @@ def of(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store
   )
 
 
+# The peak of a chip in bfloat16, in operations a second, as its maker publishes it.
+PEAKS = {"TPU v5e": 197e12, "A100": 312e12, "H100": 989e12}
+
+
+def cost(plans: Sequence[Plan], dataset: Dataset, store: Path) -> str:
+  """What training the stages that are not in the store computes, and the hours of one chip that this would take.
+
+  At a tenth of the chip's peak, which is a guess: small networks on small images reach less, large ones more. Measure
+  with --profile, and scale.
+  """
+  missing = [plan for plan in plans if Entry(store, plan.key).result() is None]
+  flops = sum(step_flops(plan, dataset) * plan.budget.steps for plan in missing)
+  if not missing:
+    return "to train: nothing; all stages are in the store"
+  hours = ", ".join(f"{flops / peak / 0.1 / 3600:.2g} of {name}" for name, peak in PEAKS.items())
+  return f"to train: {console.quantity(flops)}FLOP; at a tenth of a chip's peak, device-hours: {hours}"
+
+
 class Estimate:
   """How long a run will take, from its first steps: the time of a stage goes with its FLOPs."""
 

@@ -12,7 +12,7 @@ from smskd_jax.learner import Learner, Setting
 from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan
 from smskd_jax.profiling import Profiler
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel
+from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop
@@ -42,7 +42,7 @@ class Runner:
         entries, key=lambda entry: entry.key
       ):  # in one order, or two processes may wait for ever
         locks.enter_context(entry.lock(waiting=console.say))
-      results = [entry.result() for entry in entries]
+      results = processes.agree([entry.result() for entry in entries])
       absent = [i for i, result in enumerate(results) if result is None]
       how = ["read from the store"] * len(plans)
       for some in parallel.shifts(absent, self._beside):
@@ -66,7 +66,7 @@ class Runner:
     """
     entry = Entry(self._setting.store, given.key)
     with entry.lock(waiting=console.say):
-      if entry.result() is None:
+      if processes.agree(entry.result()) is None:
         entry.begin({"variables": given.fingerprint}, {"source": given.source})
         checkpoint.save_variables(entry.final, given.variables)
         entry.finish({"fingerprint": given.fingerprint})

@@ -56,6 +56,7 @@ def test_plain_dicts_are_enough():
   assert resolved["stages"][0]["optimizer"] == {
     "name": "sgd",
     "learning_rate": 1.0,
+    "learning_rate_of": 0,
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 5e-4,
@@ -178,6 +179,7 @@ MISTAKES = {
     change((*STAGE_1, "optimizer", "accumulate_steps"), 0),
     "accumulate_steps: 0 is too small",
   ),
+  "scaling": (change((*STAGE_1, "optimizer", "learning_rate_of"), -1), "learning_rate_of: -1 is too small"),
   "clipping": (change((*STAGE_1, "optimizer", "clip_norm"), -1.0), "clip_norm: -1.0 is too small"),
 }
 

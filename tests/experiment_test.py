@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import data, experiment, losses
-from smskd_jax.config import method, network, stage
+from smskd_jax import data, experiment, losses, overview
+from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.data.augment import normalize
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import answers, checkpoint, choices, parallel
+from smskd_jax.plan import make_plans
+from smskd_jax.runtime import answers, checkpoint, choices, console, parallel
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import loop, similarity
 import tiny
@@ -433,6 +434,20 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
   told = capsys.readouterr().out
   assert not (tmp_path / "new").exists()
   assert "digits: 1,438 train, 359 test images" in told and '"temperature": 4.0' in told
+  assert "to train: " in told and " of TPU v5e, " in told
+
+
+def test_what_training_costs_is_what_its_steps_compute_and_nothing_where_all_is_trained(finished, tmp_path):
+  workdir, _ = finished
+  digits = data.load("digits")
+  plans = make_plans(resolve(runs.tiny()), digits)
+  flops = sum(overview.step_flops(plan, digits) * plan.budget.steps for plan in plans)
+  told = overview.cost(plans, digits, tmp_path / "empty")
+  assert (
+    told.startswith(f"to train: {console.quantity(flops)}FLOP")
+    and f"{flops / 989e13 / 3600:.2g} of H100" in told
+  )
+  assert "nothing" in overview.cost(plans, digits, workdir / "store")
 
 
 def test_several_steps_as_one_program_are_the_same_steps(finished, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ MAY_IMPORT = {
   ),
   "import_torch": "errors filling models exchange runtime",
   "export": "errors models exchange exchange.runs runtime",
-  "command": "errors runtime.interrupt runtime.programs",
+  "command": "errors runtime.interrupt runtime.processes runtime.programs",
   "main": "command experiment",
   "study": "command studies",
 }

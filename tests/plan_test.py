@@ -112,3 +112,20 @@ def test_labels_are_counted_where_some_may_lack(digits):
   )
   known = [one.stage.all_labeled for one in plan.make_plans(config_lib.resolve(config), dataset)]
   assert known == [True, False]
+
+
+def test_a_rate_that_is_meant_for_a_batch_grows_with_it(digits):
+  def update(**optimizer):
+    config = experiment(
+      data={"source": "digits"},
+      networks={"teacher": network(SMALL)},
+      stages=(stage("teacher", batch_size=256, optimizer=optimizer, schedule={"name": "constant"}),),
+    )
+    (only,) = plan.make_plans(config_lib.resolve(config), digits)
+    weights = {"w": jnp.ones(3)}
+    updates, _ = only.stage.optimizer.update(weights, only.stage.optimizer.init(weights), weights)
+    return float(updates["w"][0])
+
+  assert update(learning_rate=0.05, learning_rate_of=64) == pytest.approx(update(learning_rate=0.2))
+  both = update(learning_rate=0.05, learning_rate_of=64, accumulate_steps=1), update(learning_rate=0.05)
+  assert both[0] == pytest.approx(4 * both[1])

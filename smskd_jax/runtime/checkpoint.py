@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from smskd_jax.runtime import processes
+
 
 class Restored(NamedTuple):
   """What a checkpoint gave back."""
@@ -51,14 +53,17 @@ class Checkpoints:
       like: a state of the same structure, shapes, types and placement.
       warn: told of each damaged checkpoint, which is passed over and deleted.
     """
-    for step in sorted(self.steps(), reverse=True):
+    for step in processes.agree(sorted(self.steps(), reverse=True)):
+      restored, problem = None, ""
       try:
-        return self._load(step, like)
+        restored = self._load(step, like)
       except Exception as error:  # orbax and its storage raise what they like on a damaged file
-        warn(
-          f"checkpoint {self._folder / str(step)} is damaged ({_first_line(error)}); trying the one before"
-        )
-        self._orbax.delete(step)
+        problem = _first_line(error) or "?"
+      problems = [told for told in processes.gather(problem) if told]
+      if not problems:
+        return restored
+      warn(f"checkpoint {self._folder / str(step)} is damaged ({problems[0]}); trying the one before")
+      self._orbax.delete(step)
     return None
 
   def _load(self, step: int, like: Any) -> Restored:

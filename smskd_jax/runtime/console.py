@@ -6,11 +6,15 @@ import time
 
 from tqdm import tqdm
 
+from smskd_jax.runtime import processes
+
 LINE_EVERY_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
 def say(text: str = "") -> None:
-  """Prints a line, above a progress bar if there is one."""
+  """Prints a line, above a progress bar if there is one. The lead does, of several processes."""
+  if not processes.is_lead():
+    return
   tqdm.write(text, file=sys.stdout)
   sys.stdout.flush()
 
@@ -40,7 +44,7 @@ def duration(seconds: float) -> str:
 
 def quantity(number: float) -> str:
   """A large number in three digits: '78.0 k', '1.24 M'."""
-  for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+  for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if number >= size:
       return f"{number / size:.3g} {unit}"
   return f"{number:.3g}"
@@ -54,7 +58,7 @@ class Progress:
     self._name, self._total, self._start, self._done = name, total, done, done
     self._began = self._said = time.monotonic()
     self._bar = None
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and processes.is_lead():
       self._bar = tqdm(total=total, initial=done, desc=name, unit=" images", unit_scale=True, leave=False)
 
   def advance(self, images: int) -> None:

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 import contextlib
+import os
 import signal
 import threading
+
+from smskd_jax.runtime import processes
 
 
 class Interrupted(Exception):
@@ -20,11 +23,22 @@ class Interrupt:
 
   def __init__(self) -> None:
     """Nobody has asked yet."""
-    self.signum = 0
+    self.signum, self._calls = 0, 0
 
   def __bool__(self) -> bool:
     """Whether somebody has asked."""
     return self.signum != 0
+
+  def reached(self) -> bool:
+    """Whether to stop now: in all processes at the same call, soon after one of them was asked to."""
+    if processes.count() == 1:
+      return bool(self)
+    from jax.experimental import multihost_utils  # imported here: one process needs none of it
+
+    self._calls += 1
+    if multihost_utils.reached_preemption_sync_point(self._calls):
+      self.signum = signal.SIGTERM
+    return bool(self)
 
   def note(self, signum: int, frame: object) -> None:
     """A signal handler: notes the first signal; the next of the same kind acts as if there were no handler."""
@@ -35,14 +49,27 @@ class Interrupt:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interrupt]:
-  """Watches for SIGTERM and Ctrl-C; outside the main thread, where Python handles no signals, watches nothing."""
+  """Watches for SIGTERM and Ctrl-C; outside the main thread, where Python handles no signals, watches nothing.
+
+  With several processes SIGTERM to any of them is JAX's to tell all, by `reached`; Ctrl-C is taken for it.
+  """
   interrupt = Interrupt()
   if threading.current_thread() is not threading.main_thread():
     yield interrupt
     return
-  before = {s: signal.signal(s, interrupt.note) for s in (signal.SIGTERM, signal.SIGINT)}
+  handlers = {signal.SIGTERM: interrupt.note, signal.SIGINT: interrupt.note}
+  if processes.joined():
+    handlers = {signal.SIGINT: _as_sigterm}
+  before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
   try:
     yield interrupt
   finally:
     for signum, handler in before.items():
       signal.signal(signum, handler)
+
+
+def _as_sigterm(signum: int, frame: object) -> None:
+  """A signal handler: the first Ctrl-C asks to stop, the second stops."""
+  del frame
+  signal.signal(signum, signal.default_int_handler)
+  os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,9 @@
 State is replicated and carries no device axis; a batch is split over the devices. `jax.pmap` is, since JAX 0.10,
 `jit(shard_map(...))`. What leaves a step through `out_axes=None` is taken from one device: everything there has to
 be the same on all, that is, computed from replicated values or been through a collective.
+
+With several processes the devices are those of all; what goes into a compiled function and what comes out of it is this
+process's part, on its own devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from smskd_jax.errors import UserError
+from smskd_jax.runtime import processes
 
 AXIS = "batch"
 MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
@@ -31,12 +36,15 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
   Args:
     batch_sizes: of all stages; each must divide over the devices.
     cpu_devices: how many virtual devices a CPU gives; None for one per core, but with no fewer than 32 images
-      each and so that every batch divides. No effect on GPUs and TPUs, all of which are used.
+      each and so that every batch divides; of several processes, each one. No effect on GPUs and TPUs, all of which
+      are used.
 
   Raises:
     UserError: a batch size that the devices do not divide, or more devices asked for than can be had.
   """
   wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
+  if processes.joined():
+    return _select_of_all(batch_sizes, cpu_devices)
   if wanted < 1:
     raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
   with contextlib.suppress(
@@ -56,6 +64,21 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
   for size in batch_sizes:
     check_divides(size, len(devices))
   return devices
+
+
+def _select_of_all(batch_sizes: Sequence[int], cpu_devices: int | None) -> Devices:
+  """The devices of all processes."""
+  with contextlib.suppress(RuntimeError):
+    jax.config.update("jax_num_cpu_devices", cpu_devices or 1)
+  devices = jax.devices()
+  for size in batch_sizes:
+    check_divides(size, len(devices))
+  return devices
+
+
+def own(devices: Devices) -> list[jax.Device]:
+  """Those of the devices that are of this process."""
+  return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
@@ -85,10 +108,11 @@ def select_beside(devices: Devices, cpu_devices: int | None = None) -> Devices:
 def shifts(items: Sequence[T], devices: Devices) -> list[list[T]]:
   """Learners in groups of those that train at once: as many as the devices, or on GPUs and TPUs a multiple of them.
 
-  On CPUs `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`): there it is one a device.
+  On CPUs `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`): there it is one a device. With
+  several processes it is one after another.
   """
-  size = len(devices)
-  if devices[0].platform != "cpu":
+  size = len(devices) if processes.count() == 1 else 1
+  if devices[0].platform != "cpu" and processes.count() == 1:
     size = max(size, len(items) // size * size)
   return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
@@ -155,6 +179,11 @@ def compile_predict(predict: Callable, devices: Devices) -> Callable:
 
 def free_bytes(devices: Devices) -> int | None:
   """The memory that is free on the fullest device; on a CPU its share of what the machine has. None: not known."""
+  each = processes.gather(_free_bytes(own(devices)))
+  return None if None in each else min(each)
+
+
+def _free_bytes(devices: Devices) -> int | None:
   stats = [device.memory_stats() for device in devices]
   if all(of and "bytes_limit" in of for of in stats):
     return min(of["bytes_limit"] - of["bytes_in_use"] for of in stats)
@@ -171,17 +200,24 @@ def replicate(tree: Any, devices: Devices) -> Any:
 
 def replicated(devices: Devices) -> NamedSharding:
   """The sharding of what is the same on all devices."""
-  return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+  return NamedSharding(Mesh(np.asarray(own(devices)), (AXIS,)), PartitionSpec())
 
 
 def split(tree: Any, devices: Devices) -> Any:
-  """Arrays [b, ...] as [devices, b / devices, ...]."""
-  count = len(devices)
-  return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
+  """Arrays [b, ...] as [own devices, b / devices, ...], of all devices in their order."""
+  count, rows = len(devices), _rows(devices)
+  of_each = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
+  return jax.tree.map(lambda x: of_each(x)[rows], tree)
+
+
+def _rows(devices: Devices) -> Any:
+  """Which of the devices are of this process, as an index."""
+  found = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+  return slice(None) if len(found) == len(devices) else np.array(found)
 
 
 def split_each(trees: Sequence[Any], devices: Devices) -> Any:
-  """n trees of arrays [b, ...] as one of [devices, n, b / devices, ...]."""
+  """n trees of arrays [b, ...] as one of [own devices, n, b / devices, ...]."""
   return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(split(tree, devices) for tree in trees))
 
 
@@ -202,11 +238,21 @@ def part(x: jax.Array, device: jax.Device) -> jax.Array:
   return found[0]
 
 
-def joined(x: jax.Array) -> np.ndarray:
-  """The inverse of `split`, on the host."""
-  return np.asarray(x).reshape(-1, *x.shape[2:])
+def joined(x: jax.Array, devices: Devices) -> np.ndarray:
+  """The inverse of `split`, on the host of every process."""
+  if processes.count() == 1:
+    return np.asarray(x).reshape(-1, *x.shape[2:])
+  gathered = np.asarray(
+    multihost_utils.process_allgather(np.asarray(x))
+  )  # [processes, own devices, b / devices, ...]
+  taken = dict.fromkeys(range(len(gathered)), 0)
+  rows = []
+  for device in devices:
+    rows.append(gathered[device.process_index, taken[device.process_index]])
+    taken[device.process_index] += 1
+  return np.concatenate(rows)
 
 
-def is_lead() -> bool:
-  """Whether this process is the one that writes reports."""
-  return jax.process_index() == 0
+def same(tree: Any) -> Any:
+  """The lead's tree of arrays, in all processes: hosts that differ may round differently."""
+  return multihost_utils.broadcast_one_to_all(tree) if processes.count() > 1 else tree

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from smskd_jax.errors import UserError
+from smskd_jax.runtime import processes
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
 FORMAT = 3
@@ -59,18 +60,27 @@ class Entry:
 
   def begin(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Writes down what the key stands for, and beside it what is not hashed."""
-    self.folder.mkdir(parents=True, exist_ok=True)
     write_json(self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about})
 
   def finish(self, result: Mapping[str, Any]) -> None:
     """Marks the stage as finished: the last thing written. The checkpoints have served."""
+    processes.meet()
     write_json(self.folder / "result.json", result)
-    for folder in (self.checkpoints, self.best):
-      shutil.rmtree(folder, ignore_errors=True)
+    if processes.is_lead():
+      for folder in (self.checkpoints, self.best):
+        shutil.rmtree(folder, ignore_errors=True)
+    processes.meet()
 
   @contextlib.contextmanager
   def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Holds the key, against other processes. The system lets go of it even if the process is killed."""
+    """Holds the key, against other runs. The system lets go of it even if the process is killed.
+
+    Of several processes of a run the lead holds it for all.
+    """
+    if not processes.is_lead():
+      processes.meet()
+      yield
+      return
     self.folder.mkdir(parents=True, exist_ok=True)
     with open(self.folder / "lock", "w") as file:
       try:
@@ -78,11 +88,14 @@ class Entry:
       except BlockingIOError:
         waiting(f"another process trains {self.key}; waiting for it")
         fcntl.flock(file, fcntl.LOCK_EX)
+      processes.meet()
       yield
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file atomically: it is there whole or not at all."""
+  """Writes a JSON file atomically: it is there whole or not at all. The lead does, of several processes."""
+  if not processes.is_lead():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   with open(temporary, "w") as file:
@@ -93,7 +106,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a file of arrays atomically: it is there whole or not at all."""
+  """Writes a file of arrays atomically: it is there whole or not at all. The lead does, of several processes."""
+  if not processes.is_lead():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   with open(temporary, "wb") as file:

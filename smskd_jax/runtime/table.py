@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from smskd_jax.runtime import processes
+
 PRESENT = "present.npy"
 
 
 class Table:
   """Arrays [m, v, ...] by name, of m images and v views, and which of their entries are there.
 
-  One process writes at a time; any number may read what was there when they came.
+  One run writes at a time, the lead of its processes; any number may read what was there when they came.
   """
 
   def __init__(self, folder: Path, shape: tuple[int, int]):
@@ -23,12 +25,14 @@ class Table:
 
   def put(self, images: np.ndarray, views: np.ndarray, said: dict[str, np.ndarray]) -> None:
     """Writes entries [b, ...] of the places `images` [b] and `views` [b], always of the same names."""
-    for name, x in said.items():
+    for name, x in said.items() if processes.is_lead() else ():
       self._open(name, x)[images, views] = x
     self.present[images, views] = True
 
   def save(self) -> None:
     """Marks what was written as there, once it is on the disk."""
+    if not processes.is_lead():
+      return
     for file in self._files.values():
       file.flush()
     temporary = self.folder / f".{os.getpid()}.{PRESENT}"

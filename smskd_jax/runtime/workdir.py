@@ -1,6 +1,7 @@
 """A run's folder: the config that it belongs to, and where things go."""
 
 from collections.abc import Mapping
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import store
+from smskd_jax.runtime import processes, store
 
 _PACKAGES = ("smskd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -51,6 +52,32 @@ def first_difference(field: str, one: Any, other: Any) -> str | None:
   else:
     return None if one == other else f"{field} is {_short(one)} there and {_short(other)} here"
   return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
+
+
+def check_alike(config: Mapping[str, Any]) -> None:
+  """Refuses to run where the processes of a run have not the same config, code and libraries. All must call it.
+
+  Raises:
+    UserError: in all of them; names the process and the first field that differs.
+  """
+  own = {"config": json.loads(json.dumps(config)), "code": _code(), "versions": _versions()}
+  first, *others = processes.gather(own)
+  for index, other in enumerate(others, start=1):
+    for name, theirs in other.items():
+      field = first_difference(name, first[name], theirs)
+      if field is not None:
+        raise UserError(
+          f"process {index} is not like process 0: {field.replace(' there', '').replace(' here', '')}"
+        )
+
+
+def _code() -> str:
+  """A fingerprint of this package's files."""
+  package = Path(__file__).parents[1]
+  sha = hashlib.sha256()
+  for path in sorted(package.rglob("*.py")):
+    sha.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
+  return sha.hexdigest()[:16]
 
 
 def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, devices: Any) -> None:
@@ -121,10 +148,14 @@ def read_run(field: str, folder: Path) -> Run:
 def environment(devices: Any) -> dict[str, Any]:
   """The versions, devices and git revision of this run; recorded, never hashed."""
   return {
-    "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    "versions": _versions(),
     "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
     "git_revision": _git_revision(),
   }
+
+
+def _versions() -> dict[str, str | None]:
+  return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _version(package: str) -> str | None:

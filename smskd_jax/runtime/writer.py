@@ -7,6 +7,8 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from smskd_jax.runtime import processes
+
 
 class MetricsWriter:
   """Appends to a stage's metrics.jsonl, and mirrors it into TensorBoard events of the run.
@@ -16,7 +18,13 @@ class MetricsWriter:
   """
 
   def __init__(self, path: Path, events: Path | None, *, last_step: int):
-    """Opens the file, cut after `last_step`: what an interrupted run wrote later, it will write again."""
+    """Opens the file, cut after `last_step`: what an interrupted run wrote later, it will write again.
+
+    Of several processes the lead writes, and the others do nothing.
+    """
+    self._events, self._file = None, None
+    if not processes.is_lead():
+      return
     self._events = _Events(events) if events is not None else None
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
     temporary = path.with_suffix(".tmp")
@@ -28,14 +36,17 @@ class MetricsWriter:
 
   def write(self, values: Mapping[str, Any]) -> None:
     """Appends one line, {"step", "epoch", names: numbers}; it survives the death of the process."""
+    if self._file is None:
+      return
     self._file.write(_line(values))
     self._file.flush()
     self._mirror(values)
 
   def close(self) -> None:
     """Makes sure that all is on the disk."""
-    os.fsync(self._file.fileno())
-    self._file.close()
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+      self._file.close()
     if self._events is not None:
       self._events.close()
 
@@ -46,6 +57,8 @@ class MetricsWriter:
 
 def mirror_events(metrics: Path, events: Path) -> None:
   """The TensorBoard events of a stage that was read from the store, not trained."""
+  if not processes.is_lead():
+    return
   mirror = _Events(events)
   for values in read_metrics(metrics):
     mirror.write(values)

@@ -13,7 +13,7 @@ from smskd_jax import data, experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.filling import options
-from smskd_jax.runtime import console, interrupt, parallel
+from smskd_jax.runtime import console, interrupt, parallel, processes
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
 from smskd_jax.studies import children, tree
@@ -77,6 +77,10 @@ def run(
     UserError: a mistake in the study, before anything is trained or written.
     Interrupted: SIGTERM or Ctrl-C came; the same call goes on from there.
   """
+  if jobs > 1 and processes.joined():
+    raise UserError(
+      f"--jobs: {jobs}, but this study is one of several processes already (--distributed); use 1"
+    )
   study = _prepare(config, workdir, store, cpu_devices, seeds_at_once)
   _tell(study)
   if dry_run:
@@ -87,16 +91,19 @@ def run(
     experiment.run(
       study.config[TEACHERS], teachers, store=study.store, cpu_devices=cpu_devices, load=study.load
     )
-  units = _units(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
+  wanted = _units(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
+  units = [Unit(variant, tuple(seeds)) for variant, seeds in processes.agree(wanted)]
   ends = _in_others(study, command, jobs, units) if jobs > 1 else _in_process(study, units)
   failures: dict[str, str] = {}
   for unit, error in ends:
     if error:
       failures[str(unit)] = error
       console.say(f"{unit}: {error}")
-    table_lib.write(study.workdir, failures)
-  path = table_lib.write(study.workdir, failures)
-  console.say(f"\n{path.read_text()}\nreport: {path}")
+    if processes.is_lead():
+      table_lib.write(study.workdir, failures)
+  if processes.is_lead():
+    path = table_lib.write(study.workdir, failures)
+    console.say(f"\n{path.read_text()}\nreport: {path}")
   return failures
 
 

@@ -181,7 +181,9 @@ def run(
     if budget.evaluates(step):
       for i, of in enumerate(learners):
         of.write(stamp | of.evaluate(step, stage_lib.learner_variables(program.state(i))))
-    stopping = bool(stop)  # read once: a signal that comes later waits for the next step, and so for its save
+    stopping = (
+      stop.reached()
+    )  # read once: a signal that comes later waits for the next step, and so for its save
     if budget.saves(step) or stopping:
       # Fetching first: what is not finite must not replace the last good checkpoint.
       for i, (of, values) in enumerate(zip(learners, window.fetch(step), strict=True)):

@@ -32,6 +32,7 @@ def test_the_recipe_of_crd():
   assert teacher["optimizer"] == {
     "name": "sgd",
     "learning_rate": 0.05,
+    "learning_rate_of": 0,
     "clip_norm": 0.0,
     "accumulate_steps": 1,
     "momentum": 0.9,

@@ -1,0 +1,43 @@
+"""Three SMSKD stages in float64 on random images, step by step, in one process or in several: prints each loss.
+
+python tests/process_steps.py off|HOST:PORT,PROCESSES,PROCESS DEVICES_OF_EACH
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+import networks
+from smskd_jax.runtime import parallel, processes
+from smskd_jax.training.program import Alone
+from smskd_jax.training.stage import learner_variables
+
+METHODS, STEPS = (("kd", 0.9), ("crd", 0.8), ("rkd", 1.0)), 20
+
+
+def losses(devices):
+  """By method, one a step; the reference of a stage is the student as the one before has left it."""
+  found, left = {}, None
+  for name, weight in METHODS:
+    stage = networks.make_stage((name, weight), reference={"weight": 0.5} if left else None)
+    state, frozen = networks.begin(stage, dtype=np.float64, variables=left)
+    if left:
+      frozen = frozen._replace(reference=left)
+    program = Alone(stage, devices, *parallel.replicate((state, frozen), devices))
+    metrics = [program.train([[networks.batch_of(step, dtype=np.float64)]]) for step in range(STEPS)]
+    found[name] = [float(of["loss"]) for of in metrics]
+    left = jax.device_get(learner_variables(program.state(0)))
+  return found
+
+
+def main(how, devices_of_each):
+  jax.config.update("jax_enable_x64", True)
+  processes.start(how)
+  devices = parallel.select([16], devices_of_each)
+  print(json.dumps({"devices": len(devices), "losses": losses(devices)}))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], int(sys.argv[2]))

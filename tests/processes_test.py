@@ -1,0 +1,200 @@
+"""Tests of runs of several processes: the numbers are those of one, one writes, and all end when one does."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import process_steps
+import runs
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import checkpoint, processes
+from smskd_jax.runtime.writer import read_metrics
+
+
+def port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def join(count):
+  """What tells each process of the others."""
+  where = f"localhost:{port()}"
+  return [f"{where},{count},{index}" for index in range(count)]
+
+
+# The last two stages look up what their teacher says.
+CONFIG = (
+  f"--config={runs.ROOT / 'tests' / 'smoke.py'}",
+  "--config.stages[2].teacher_cache=float32",
+  "--config.stages[3].teacher_cache=float32",
+)
+
+
+def start(workdir, *flags, count=2, of_each=()):
+  """The main program in several processes of two devices each."""
+  flags = (*CONFIG, "--cpu_devices=2", *flags)
+  own = of_each or ((),) * count
+  return [
+    runs.start(workdir, *flags, f"--distributed={how}", *own[index]) for index, how in enumerate(join(count))
+  ]
+
+
+def end(started, timeout=300):
+  """(exit status, stdout, stderr) of each."""
+  said = [process.communicate(timeout=timeout) for process in started]
+  return [(process.returncode, *of) for process, of in zip(started, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The folders of a run of one process and of one of two, with as many devices."""
+  folder = tmp_path_factory.mktemp("processes")
+  status, _, err = runs.main(folder / "one", *CONFIG, "--cpu_devices=4")
+  assert status == 0, err
+  return folder, end(start(folder / "two"))
+
+
+def result(workdir):
+  return json.loads((workdir / "result.json").read_text())
+
+
+def lines(workdir, name):
+  (key,) = (one["key"] for one in result(workdir)["stages"] if one["name"] == name)
+  return read_metrics(workdir / "store" / key / "metrics.jsonl")
+
+
+def digests(workdir):
+  finals = [workdir / "store" / one["key"] / "final" for one in result(workdir)["stages"]]
+  return [checkpoint.digest(checkpoint.load_variables(path)) for path in finals]
+
+
+def test_two_processes_give_the_run_of_one(finished):
+  folder, ends = finished
+  assert [status for status, _, _ in ends] == [0, 0], ends
+  one, two = (result(folder / name) for name in ("one", "two"))
+  assert two["devices"] == {"kind": "cpu", "count": 4, "processes": 2}
+  for ours, theirs in zip(two["stages"], one["stages"], strict=True):
+    assert (ours["name"], ours["key"]) == (theirs["name"], theirs["key"])
+    found, expected = (lines(folder / name, ours["name"]) for name in ("two", "one"))
+    assert [set(line) for line in found] == [set(line) for line in expected]
+    for a, b in zip(found, expected, strict=True):
+      if "train/loss" in a:
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+
+
+def test_the_lead_alone_speaks_and_writes(finished):
+  folder, ((_, lead, _), (_, other, _)) = finished
+  of_ours = [line for line in other.splitlines() if "[Gloo]" not in line and "connected to" not in line]
+  assert "report.md" in lead and "test accuracy" in lead and not of_ours
+  for one, two in zip(
+    *(sorted(p.relative_to(folder / n).as_posix() for p in (folder / n).rglob("*")) for n in ("one", "two")),
+    strict=False,
+  ):
+    assert one.split("/")[0] == two.split("/")[0]
+  assert len(list((folder / "two" / "tensorboard").rglob("events*"))) == len(result(folder / "two")["stages"])
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_losses_of_three_stages_are_those_of_one_process(float64, count):
+  path = os.pathsep.join((str(runs.ROOT / "tests"), str(runs.ROOT)))
+  environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
+  command = [sys.executable, str(runs.ROOT / "tests" / "process_steps.py")]
+  started = [
+    subprocess.Popen(
+      [*command, how, "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    for how in join(count)
+  ]
+  expected = process_steps.losses(jax.devices()[: 2 * count])
+  for status, out, err in end(started):
+    assert status == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["devices"] == 2 * count
+    for name, of_method in expected.items():
+      np.testing.assert_allclose(found["losses"][name], of_method, rtol=1e-9, err_msg=name)
+
+
+def wait_for(workdir, step, started):
+  """Until a checkpoint of a step or a later one is there."""
+  until = time.monotonic() + 120
+  while time.monotonic() < until:
+    steps = [int(p.name) for p in Path(workdir).glob("store/*/checkpoints/[0-9]*") if p.name.isdigit()]
+    if max(steps, default=0) >= step:
+      return
+    assert all(process.poll() is None for process in started), end(started)
+    time.sleep(0.05)
+  pytest.fail("no checkpoint")
+
+
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_sigterm_to_one_saves_all_at_one_step_and_the_run_goes_on(finished, tmp_path, who):
+  started = start(tmp_path)
+  wait_for(tmp_path, 4, started)
+  started[who].send_signal(signal.SIGTERM)
+  ends = end(started, timeout=90)
+  assert [status for status, _, _ in ends] == [0, 0], ends
+  assert "the same command goes on from there" in ends[0][2] and not (tmp_path / "result.json").exists()
+  ends = end(start(tmp_path))
+  assert [status for status, _, _ in ends] == [0, 0], ends
+  assert "goes on from step" in ends[0][1]
+  assert digests(tmp_path) == digests(finished[0] / "two")
+
+
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_where_one_is_killed_the_others_end_and_one_process_goes_on(finished, tmp_path, who):
+  started = start(tmp_path)
+  wait_for(tmp_path, 4, started)
+  started[who].kill()
+  began = time.monotonic()
+  ends = end(started, timeout=90)
+  assert time.monotonic() - began < 60
+  status, _, err = ends[1 - who]
+  assert status not in (0, None) and err.strip(), ends
+  assert not (tmp_path / "result.json").exists()
+  status, out, err = runs.main(tmp_path, *CONFIG, "--cpu_devices=4")
+  assert status == 0 and "goes on from step" in out, err
+  for ours, theirs in zip(result(tmp_path)["stages"], result(finished[0] / "two")["stages"], strict=True):
+    nll = [of["metrics"]["last"]["test/nll"] for of in (ours, theirs)]
+    assert nll[0] == pytest.approx(nll[1], rel=1e-3)
+
+
+def test_a_process_with_another_config_is_refused_and_named(tmp_path):
+  ends = end(start(tmp_path / "new", of_each=((), ("--config.log_every_steps=7",))), timeout=90)
+  assert all(status for status, _, _ in ends)
+  assert any("process 1 is not like process 0: config.log_every_steps is" in err for _, _, err in ends), ends
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  "how", ["sometimes", "localhost,2,0", "localhost:1234,2,2", "localhost:1234,2", "localhost:0,2,1"]
+)
+def test_what_cannot_be_joined_is_refused(how):
+  with pytest.raises(
+    UserError, match="--distributed: .* is none of 'off', 'auto' and HOST:PORT,PROCESSES,PROCESS"
+  ):
+    processes.start(how)
+
+
+def test_one_process_agrees_with_itself():
+  assert processes.gather({"a": 1}) == [{"a": 1}] and processes.agree(7) == 7 and processes.is_lead()
+  processes.meet()
+
+
+@pytest.mark.slow
+def test_the_launcher_runs_two_processes(finished, tmp_path):
+  environment = os.environ | {"PYTHON": sys.executable, "PYTHONWARNINGS": "ignore"}
+  environment["PYTHONPATH"] = os.pathsep.join((str(runs.ROOT / "tests"), str(runs.ROOT)))
+  command = [runs.ROOT / "launch" / "local.sh", "2", f"--workdir={tmp_path}", "--cpu_devices=2", *CONFIG]
+  done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, env=environment, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert digests(tmp_path) == digests(finished[0] / "two")
