@@ -25,6 +25,7 @@ import step
 
 from smskd_jax import data
 from smskd_jax.data import augment
+from smskd_jax.runtime import beside as beside_lib
 from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
@@ -126,7 +127,7 @@ def main():
   parser.add_argument("--out", type=Path, help="a JSON file, to which the rows are added")
   args = parser.parse_args()
   devices = parallel.select([args.batch_size], learners=args.seeds)
-  beside = parallel.select_beside(devices)
+  beside = beside_lib.select(devices)
   if args.seeds > len(beside) and args.seeds % len(beside):
     parser.error(f"--seeds: {args.seeds} do not divide over {len(beside)} devices")
   dataset = data.load(args.data, image_size=args.image_size)

@@ -20,6 +20,7 @@ from smskd_jax.learner import Setting
 from smskd_jax.plan import Plan, make_plans
 from smskd_jax.profiling import Profiler
 from smskd_jax.runner import Runner
+from smskd_jax.runtime import beside as beside_lib
 from smskd_jax.runtime import console, interrupt, parallel, processes
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
@@ -66,7 +67,7 @@ def run(
     console.say(overview.cost(ready.plans[0], ready.dataset, store))
     console.say(json.dumps(ready.configs[0], indent=2))
     return ready.configs[0]
-  return _carry_out(ready, parallel.select_beside(ready.devices, cpu_devices), profile)[0]
+  return _carry_out(ready, beside_lib.select(ready.devices, cpu_devices), profile)[0]
 
 
 def run_seeds(
@@ -95,7 +96,7 @@ def run_seeds(
     Interrupted: as `run`.
   """
   ready = _prepare(runs, Path(store), cpu_devices, load)
-  return _carry_out(ready, parallel.select_beside(ready.devices, cpu_devices))
+  return _carry_out(ready, beside_lib.select(ready.devices, cpu_devices))
 
 
 class _Ready(NamedTuple):

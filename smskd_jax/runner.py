@@ -13,6 +13,7 @@ from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan
 from smskd_jax.profiling import Profiler
 from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes
+from smskd_jax.runtime import beside as beside_lib
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop
@@ -45,7 +46,7 @@ class Runner:
       results = processes.agree([entry.result() for entry in entries])
       absent = [i for i, result in enumerate(results) if result is None]
       how = ["read from the store"] * len(plans)
-      for some in parallel.shifts(absent, self._beside):
+      for some in beside_lib.shifts(absent, self._beside):
         trained = self._train([(plans[i], events[i]) for i in some], stop)
         for i, of_seed in zip(some, trained, strict=True):
           results[i], how[i] = of_seed, console.duration(of_seed["seconds"])

@@ -445,7 +445,7 @@ def test_what_training_costs_is_what_its_steps_compute_and_nothing_where_all_is_
   told = overview.cost(plans, digits, tmp_path / "empty")
   assert (
     told.startswith(f"to train: {console.quantity(flops)}FLOP")
-    and f"{flops / 989e13 / 3600:.2g} of H100" in told
+    and f"{flops / 989e11 / 3600:.2g} of H100" in told
   )
   assert "nothing" in overview.cost(plans, digits, workdir / "store")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 import signal
 import socket
 import subprocess
@@ -96,11 +95,9 @@ def test_the_lead_alone_speaks_and_writes(finished):
   folder, ((_, lead, _), (_, other, _)) = finished
   of_ours = [line for line in other.splitlines() if "[Gloo]" not in line and "connected to" not in line]
   assert "report.md" in lead and "test accuracy" in lead and not of_ours
-  for one, two in zip(
-    *(sorted(p.relative_to(folder / n).as_posix() for p in (folder / n).rglob("*")) for n in ("one", "two")),
-    strict=False,
-  ):
-    assert one.split("/")[0] == two.split("/")[0]
+  assert {path.name for path in (folder / "two").iterdir()} == {
+    path.name for path in (folder / "one").iterdir()
+  }
   assert len(list((folder / "two" / "tensorboard").rglob("events*"))) == len(result(folder / "two")["stages"])
 
 
@@ -124,48 +121,58 @@ def test_losses_of_three_stages_are_those_of_one_process(float64, count):
       np.testing.assert_allclose(found["losses"][name], of_method, rtol=1e-9, err_msg=name)
 
 
-def wait_for(workdir, step, started):
-  """Until a checkpoint of a step or a later one is there."""
-  until = time.monotonic() + 120
+def start_and_wait(workdir):
+  """Two processes that train: they have saved a checkpoint."""
+  saved = lambda: {path for path in workdir.glob("store/*/checkpoints/[0-9]*") if path.name.isdigit()}
+  before, started, until = saved(), start(workdir), time.monotonic() + 120
   while time.monotonic() < until:
-    steps = [int(p.name) for p in Path(workdir).glob("store/*/checkpoints/[0-9]*") if p.name.isdigit()]
-    if max(steps, default=0) >= step:
-      return
+    if saved() - before:
+      return started
     assert all(process.poll() is None for process in started), end(started)
     time.sleep(0.05)
   pytest.fail("no checkpoint")
 
 
-@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_sigterm_to_one_saves_all_at_one_step_and_the_run_goes_on(finished, tmp_path, who):
-  started = start(tmp_path)
-  wait_for(tmp_path, 4, started)
+def sigterm(workdir, who):
+  """Two processes, of which one is asked to stop: both do, at one step."""
+  started = start_and_wait(workdir)
   started[who].send_signal(signal.SIGTERM)
   ends = end(started, timeout=90)
   assert [status for status, _, _ in ends] == [0, 0], ends
-  assert "the same command goes on from there" in ends[0][2] and not (tmp_path / "result.json").exists()
-  ends = end(start(tmp_path))
-  assert [status for status, _, _ in ends] == [0, 0], ends
-  assert "goes on from step" in ends[0][1]
-  assert digests(tmp_path) == digests(finished[0] / "two")
+  assert "the same command goes on from there" in ends[0][2] and not (workdir / "result.json").exists()
 
 
-@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_where_one_is_killed_the_others_end_and_one_process_goes_on(finished, tmp_path, who):
-  started = start(tmp_path)
-  wait_for(tmp_path, 4, started)
+def kill(workdir, who):
+  """Two processes, of which one is killed: the other ends, and says why. Returns what the lead has said."""
+  started = start_and_wait(workdir)
   started[who].kill()
   began = time.monotonic()
   ends = end(started, timeout=90)
   assert time.monotonic() - began < 60
   status, _, err = ends[1 - who]
   assert status not in (0, None) and err.strip(), ends
-  assert not (tmp_path / "result.json").exists()
+  assert not (workdir / "result.json").exists()
+  return ends[0][1]
+
+
+def test_stopped_killed_and_ended_by_one_process_it_is_the_same_run(finished, tmp_path):
+  sigterm(tmp_path, who=1)
+  assert "goes on from step" in kill(tmp_path, who=1)
   status, out, err = runs.main(tmp_path, *CONFIG, "--cpu_devices=4")
   assert status == 0 and "goes on from step" in out, err
   for ours, theirs in zip(result(tmp_path)["stages"], result(finished[0] / "two")["stages"], strict=True):
     nll = [of["metrics"]["last"]["test/nll"] for of in (ours, theirs)]
     assert nll[0] == pytest.approx(nll[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("ends", [sigterm, kill])
+def test_as_many_processes_go_on_bit_for_bit(finished, tmp_path, ends, who):
+  ends(tmp_path, who)
+  again = end(start(tmp_path))
+  assert [status for status, _, _ in again] == [0, 0], again
+  assert digests(tmp_path) == digests(finished[0] / "two")
 
 
 def test_a_process_with_another_config_is_refused_and_named(tmp_path):

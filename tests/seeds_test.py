@@ -116,6 +116,7 @@ def test_a_run_that_was_stopped_goes_on_at_once(finished, tmp_path, monkeypatch)
     assert mine == whole
 
 
+@pytest.mark.slow
 def test_those_that_were_stopped_at_different_steps_go_on_one_by_one(finished, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(interrupt.Interrupted):
     stop_at(5, patch)

@@ -20,26 +20,36 @@ import jax.numpy as jnp
 from smskd_jax.losses import checks, numerics
 from smskd_jax.losses import method as _method
 
-# Anchors whose angles are held at once: b x n x n angles of a large batch are never stored whole. The usual batch of
-# 64 is one chunk, which saves computing the angles twice.
-CHUNK = 64
+# The b x n x n angles of a large batch are never stored whole: beyond so many examples j, they are computed for some of
+# them at a time, and so are anchors i, fewer the more examples there are. The usual batch of 64 is one piece, which
+# saves computing the angles twice.
+CHUNK, ROWS, PAIRS = 64, 512, 1 << 17  # anchors at most, examples j, and anchors times examples
 
 
 def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Relations of one anchor [d] to j, k of all examples [n, d]: distances [n] and cosines [n, n]."""
+  """Relations of one anchor [d] to all examples [n, d]: distances [n] and directions [n, d]."""
   # The offsets themselves: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32, and the
   # differences of pairs of them are never needed.
   offset = everyone - anchor[None, :]
   distance = numerics.norm(offset)
-  direction = numerics.divide(offset, distance[:, None])
-  return distance, jnp.einsum("jd,kd->jk", direction, direction, precision="highest")
+  return distance, numerics.divide(offset, distance[:, None])
 
 
-def _map(f, anchors):
-  """f of every anchor, in chunks beyond CHUNK of them; the backward pass then computes each chunk again."""
-  if jax.tree.leaves(anchors)[0].shape[0] <= CHUNK:
-    return jax.vmap(f)(anchors)
-  return jax.lax.map(jax.checkpoint(f), anchors, batch_size=CHUNK)
+def _by_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """The mean Huber loss of the cosines between all pairs of an anchor's directions, [n, d] and [n, d']."""
+
+  def of_row(row):
+    cosine = lambda one, all: jnp.einsum("d,kd->k", one, all, precision="highest")
+    return jnp.mean(numerics.huber(cosine(row[0], student) - cosine(row[1], teacher)))
+
+  return jnp.mean(_map(of_row, (student, teacher), ROWS))
+
+
+def _map(f, rows, size):
+  """f of every row, in pieces where there are more than `size`; the backward pass then computes each piece again."""
+  if jax.tree.leaves(rows)[0].shape[0] <= size:
+    return jax.vmap(f)(rows)
+  return jax.lax.map(jax.checkpoint(f), rows, batch_size=size)
 
 
 def _in_units_of_the_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
@@ -68,8 +78,8 @@ def loss(
       k are everyone's.
 
   Returns:
-    [b]; zero for a batch of one, which has no relations. Takes memory for CHUNK n (n + d) numbers at most, n being
-    the global batch.
+    [b]; zero for a batch of one, which has no relations. With n the global batch, it takes memory for PAIRS (ROWS + d)
+    numbers at most, or n (ROWS + d) where n is more than PAIRS: not for the square of n.
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
@@ -77,11 +87,11 @@ def loss(
   students, teachers = (_method.gather(x, axis_name) for x in anchors)
 
   def of_anchor(anchor):
-    student_distance, student_cosine = _relations(anchor[0], students)
-    teacher_distance, teacher_cosine = _relations(anchor[1], teachers)
-    return student_distance, teacher_distance, jnp.mean(numerics.huber(student_cosine - teacher_cosine))
+    student_distance, student_direction = _relations(anchor[0], students)
+    teacher_distance, teacher_direction = _relations(anchor[1], teachers)
+    return student_distance, teacher_distance, _by_angle(student_direction, teacher_direction)
 
-  *distances, by_angle = _map(of_anchor, anchors)
+  *distances, by_angle = _map(of_anchor, anchors, max(1, min(CHUNK, PAIRS // len(students))))
   student_distance, teacher_distance = (_in_units_of_the_mean(x, axis_name) for x in distances)
   by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
   return distance_weight * by_distance + angle_weight * by_angle

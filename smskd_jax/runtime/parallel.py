@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -27,7 +26,6 @@ AXIS = "batch"
 MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
 
 Devices = Sequence[jax.Device]
-T = TypeVar("T")
 
 
 def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners: int = 1) -> Devices:
@@ -50,7 +48,7 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
   with contextlib.suppress(
     RuntimeError
   ):  # JAX is in use already, as in a notebook: its devices are what they are
-    made = wanted if cpu_devices is not None else max(wanted, min(learners, _cores()))
+    made = wanted if cpu_devices is not None else max(wanted, min(learners, cores()))
     jax.config.update("jax_num_cpu_devices", made)
   devices = jax.local_devices()
   if devices[0].platform == "cpu":
@@ -83,38 +81,15 @@ def own(devices: Devices) -> list[jax.Device]:
 
 def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
   most = min((size // MIN_IMAGES_PER_CPU_DEVICE for size in batch_sizes), default=1)
-  count = max(1, min(_cores(), most))
+  count = max(1, min(cores(), most))
   while any(size % count for size in batch_sizes):
     count -= 1
   return count
 
 
-def _cores() -> int:
+def cores() -> int:
+  """How many this process may use."""
   return len(os.sched_getaffinity(0))
-
-
-def select_beside(devices: Devices, cpu_devices: int | None = None) -> Devices:
-  """The devices on which several learners train, each with whole batches: where `select` has made more, these too.
-
-  Args:
-    devices: as `select` gives them.
-    cpu_devices: as for `select`: where they were asked for, there are no others.
-  """
-  if devices[0].platform != "cpu" or cpu_devices is not None:
-    return devices
-  return jax.local_devices()[: max(len(devices), _cores())]
-
-
-def shifts(items: Sequence[T], devices: Devices) -> list[list[T]]:
-  """Learners in groups of those that train at once: as many as the devices, or on GPUs and TPUs a multiple of them.
-
-  On CPUs `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`): there it is one a device. With
-  several processes it is one after another.
-  """
-  size = len(devices) if processes.count() == 1 else 1
-  if devices[0].platform != "cpu" and processes.count() == 1:
-    size = max(size, len(items) // size * size)
-  return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def check_divides(batch_size: int, num_devices: int) -> None:
@@ -219,23 +194,6 @@ def _rows(devices: Devices) -> Any:
 def split_each(trees: Sequence[Any], devices: Devices) -> Any:
   """n trees of arrays [b, ...] as one of [own devices, n, b / devices, ...]."""
   return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(split(tree, devices) for tree in trees))
-
-
-def stack(trees: Sequence[Any]) -> Any:
-  """n trees of arrays as one of [n, ...], on the host where they were there."""
-  of_host = lambda xs: all(isinstance(x, np.ndarray) for x in xs)
-  return jax.tree.map(lambda *xs: np.stack(xs) if of_host(xs) else jnp.stack(xs), *trees)
-
-
-def deal(tree: Any, devices: Devices) -> Any:
-  """Arrays [devices, ...], each row on its device."""
-  return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)))
-
-
-def part(x: jax.Array, device: jax.Device) -> jax.Array:
-  """The row of an array [devices, ...] that lies on a device."""
-  (found,) = (shard.data for shard in x.addressable_shards if shard.device == device)
-  return found[0]
 
 
 def joined(x: jax.Array, devices: Devices) -> np.ndarray:

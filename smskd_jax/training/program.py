@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from smskd_jax.runtime import parallel
+from smskd_jax.runtime import beside, parallel
 from smskd_jax.state import Batch, Frozen, TrainState
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.objective import Metrics
@@ -100,7 +100,7 @@ class Together:
   def state(self, learner: int) -> TrainState:
     """As in `Program`; on its own device."""
     device, among = self._where(learner)
-    own = lambda x: parallel.part(x, self.devices[device])
+    own = lambda x: beside.part(x, self.devices[device])
     return jax.tree.map(lambda x: own(x) if among is None else own(x)[among], self._state)
 
   def train(self, batches: Sequence[Batches]) -> Metrics:
@@ -108,7 +108,7 @@ class Together:
     if len(batches) == 1:
       self._state, metrics = self._step(self._state, self._frozen, self._deal(batches[0]))
     else:
-      rows = [parallel.stack(own) for own in zip(*batches, strict=True)]
+      rows = [beside.stack(own) for own in zip(*batches, strict=True)]
       self._state, metrics = self._steps(self._state, self._frozen, self._deal(rows))
     return metrics
 
@@ -132,8 +132,8 @@ class Together:
   def _deal(self, trees: Sequence[Any]) -> Any:
     """One tree of arrays [devices, ...], or [devices, learners of each, ...]."""
     shape = (len(self.devices), self._of_each) if self._of_each > 1 else (len(self.devices),)
-    stacked = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), parallel.stack(trees))
-    return parallel.deal(stacked, self.devices)
+    stacked = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), beside.stack(trees))
+    return beside.deal(stacked, self.devices)
 
   def _deal_frozen(self, learners: Sequence[Beside]) -> tuple[Frozen, Frozen]:
     """What the learners read, and along which axis each of it is theirs: None for what is the same for all."""

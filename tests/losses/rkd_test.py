@@ -101,8 +101,9 @@ def test_half_precision_is_computed_in_single():
   np.testing.assert_allclose(rows, loss(student.astype(float), teacher.astype(float)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name, value", [("CHUNK", 3), ("ROWS", 3), ("PAIRS", 13)])
 @pytest.mark.parametrize("b", [6, 7])
-def test_chunks_of_anchors_change_nothing(monkeypatch, b):
+def test_pieces_change_nothing(monkeypatch, b, name, value):
   student, teacher = embeddings(0, b), embeddings(1, b)
 
   def run():
@@ -115,7 +116,7 @@ def test_chunks_of_anchors_change_nothing(monkeypatch, b):
     return rows, gradient
 
   at_once = run()
-  monkeypatch.setattr(rkd, "CHUNK", 3)
+  monkeypatch.setattr(rkd, name, value)
   for actual, expected in zip(run(), at_once, strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
@@ -131,6 +132,16 @@ def test_memory_of_a_large_batch_is_that_of_its_chunks():
   assert 4 * rkd.CHUNK >= 256 and four < 2**30
   # Each chunk's angles are 16 times as many: held at once they would take 64 times the memory.
   assert four < 16 * one_chunk
+
+
+def test_memory_of_a_device_does_not_grow_with_the_square_of_their_number():
+  def memory(num_devices, b=256):
+    given = [jax.ShapeDtypeStruct((num_devices, b, d), jnp.float32) for d in (64, 256)]
+    mean = lambda s, t: rkd.loss(s, t, axis_name="batch").mean()
+    gradient = jax.pmap(jax.grad(mean), axis_name="batch", devices=jax.devices()[:num_devices])
+    return gradient.lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+  assert memory(8) < 2.5 * memory(4) < 2**32, "twice the devices; their square would be four times"
 
 
 @pytest.mark.parametrize("name", ["distance_weight", "angle_weight"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import networks
-from smskd_jax.runtime import parallel
+from smskd_jax.runtime import beside
 from smskd_jax.training.program import Beside, Together
 from smskd_jax.training.stage import make_probe, make_train_step
 
@@ -44,7 +44,7 @@ def alone(begun, steps):
     yield state, metrics
 
 
-@pytest.mark.parametrize("count, num_devices, own_teachers", [(2, 2, False), (4, 2, True), (2, 1, False)])
+@pytest.mark.parametrize("count, num_devices, own_teachers", [(2, 2, False), (4, 2, True)])
 def test_learners_at_once_are_the_learners(float64, count, num_devices, own_teachers):
   begun = learners(count, own_teachers=own_teachers)
   expected = list(alone(begun, range(3)))
@@ -97,8 +97,8 @@ def test_devices_say_nothing_to_each_other():
 
 def test_shifts_have_one_learner_a_device_on_cpus():
   two = jax.devices()[:2]
-  assert parallel.shifts([7, 8, 9], two) == [[7, 8], [9]]
-  assert parallel.shifts([], two) == []
+  assert beside.shifts([7, 8, 9], two) == [[7, 8], [9]]
+  assert beside.shifts([], two) == []
 
 
 class Gpu:
@@ -109,6 +109,6 @@ class Gpu:
   "count, num_devices, sizes", [(5, 1, [5]), (5, 2, [4, 1]), (3, 4, [3]), (9, 4, [8, 1]), (4, 4, [4])]
 )
 def test_shifts_have_as_many_learners_on_each_accelerator(count, num_devices, sizes):
-  found = parallel.shifts(list(range(count)), [Gpu()] * num_devices)
+  found = beside.shifts(list(range(count)), [Gpu()] * num_devices)
   assert [len(some) for some in found] == sizes
   assert list(itertools.chain(*found)) == list(range(count))
