@@ -23,7 +23,7 @@ _SEEDS_AT_ONCE = flags.DEFINE_integer(
   lower_bound=1,
 )
 _ONLY = flags.DEFINE_string(
-  "only", "", "VARIANT:SEED or VARIANT:SEED,SEED: run that one, and write no report."
+  "only", "", "VARIANT:SEED, VARIANT:SEED,SEED or a number: run that unit, and write no report."
 )
 
 

@@ -13,7 +13,13 @@ import pytest
 import runs
 
 LAUNCH = runs.ROOT / "launch"
-SCRIPTS = (".ci/run", "launch/local.sh", "launch/slurm.sbatch", "launch/tpu_pod.sh")
+SCRIPTS = (
+  ".ci/run",
+  "launch/local.sh",
+  "launch/slurm.sbatch",
+  "launch/slurm_study.sbatch",
+  "launch/tpu_pod.sh",
+)
 EXPERIMENT = ("--config=configs/smoke.py", "--workdir=/mnt/shared/a run")
 
 
@@ -151,6 +157,19 @@ def test_a_slurm_job_is_one_process_or_one_for_each_task(tmp_path, stand_in, tas
   _, call = (tmp_path / "calls.txt").read_text().splitlines()
   assert call.startswith(called) and call.endswith("--workdir=/mnt/shared/a run")
   assert ("--distributed=auto" in call) == (tasks == "8")
+
+
+def test_a_slurm_array_runs_a_unit_of_a_study_in_each_task(tmp_path, stand_in):
+  stand_in("python")
+  (tmp_path / ".venv" / "bin").mkdir(parents=True)
+  (tmp_path / ".venv" / "bin" / "activate").write_text("")
+  then = 'for i in 0 1 2; do SLURM_SUBMIT_DIR=$PWD SLURM_ARRAY_TASK_ID=$i bash "${@:2}"; done'
+  stand_in("sbatch", then)
+  where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+  command = ["sbatch", "--array=0-2", LAUNCH / "slurm_study.sbatch", *EXPERIMENT]
+  subprocess.run(command, check=True, env=where, cwd=tmp_path)
+  _, *calls = (tmp_path / "calls.txt").read_text().splitlines()
+  assert calls == [f"python -u -m smskd_jax.study --only={i} {' '.join(EXPERIMENT)}" for i in range(3)]
 
 
 def test_on_this_machine_one_process_is_the_program_itself(tmp_path, stand_in):

@@ -87,7 +87,10 @@ def test_the_readme_has_one_test_command():
   assert len([line for line in text.splitlines() if line.startswith("pip install -e '.[test]'")]) == 1
 
 
-@pytest.mark.parametrize("script", [".ci/run", "launch/local.sh", "launch/slurm.sbatch", "launch/tpu_pod.sh"])
+SCRIPTS = ("local.sh", "slurm.sbatch", "slurm_study.sbatch", "tpu_pod.sh")
+
+
+@pytest.mark.parametrize("script", [".ci/run", *(f"launch/{name}" for name in SCRIPTS)])
 def test_a_script_can_be_started(script):
   path = ROOT / script
   subprocess.run(["bash", "-n", path], check=True)

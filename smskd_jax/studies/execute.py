@@ -19,26 +19,10 @@ from smskd_jax.runtime import workdir as workdir_lib
 from smskd_jax.studies import children, tree
 from smskd_jax.studies import config as config_lib
 from smskd_jax.studies import table as table_lib
+from smskd_jax.studies import units as units_lib
+from smskd_jax.studies.units import Unit
 
 TEACHERS = "teachers"  # the folder of their run
-
-
-class Unit(NamedTuple):
-  """A variant with a seed, or with several that are trained at once."""
-
-  variant: str
-  seeds: tuple[int, ...]
-
-  def __str__(self) -> str:
-    return f"{self.variant}:{','.join(map(str, self.seeds))}"
-
-  def folder(self, workdir: Path) -> Path:
-    """The workdir of its first seed."""
-    return workdir / self.variant / f"seed{self.seeds[0]}"
-
-  def each(self) -> list["Unit"]:
-    """Its seeds as units of their own."""
-    return [Unit(self.variant, (seed,)) for seed in self.seeds]
 
 
 Failures = Iterator[tuple[Unit, str | None]]  # each unit as it ends, with what went wrong
@@ -86,12 +70,8 @@ def run(
   if dry_run:
     return {}
   store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
-  if study.config[TEACHERS]:
-    teachers = study.workdir / TEACHERS
-    experiment.run(
-      study.config[TEACHERS], teachers, store=study.store, cpu_devices=cpu_devices, load=study.load
-    )
-  wanted = _units(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
+  _train_teachers(study)
+  wanted = units_lib.of_study(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
   units = [Unit(variant, tuple(seeds)) for variant, seeds in processes.agree(wanted)]
   ends = _in_others(study, command, jobs, units) if jobs > 1 else _in_process(study, units)
   failures: dict[str, str] = {}
@@ -115,12 +95,14 @@ def run_one(
   store: str | Path | None = None,
   cpu_devices: int | None = None,
 ) -> dict[str, Any]:
-  """Runs one unit of a study, of which the teachers are trained, and writes no report.
+  """Runs one unit of a study, its teachers first where they are not trained yet, and writes no report.
+
+  Many processes and machines may do so at once on one store: what one trains the others wait for.
 
   Args:
     config: as for `run`.
     workdir: as for `run`.
-    only: VARIANT:SEED, or VARIANT:SEED,SEED,... at once.
+    only: VARIANT:SEED, or VARIANT:SEED,SEED,... at once, or the place of a VARIANT:SEED among all, from 0.
     store: as for `run`.
     cpu_devices: as for `run`.
 
@@ -131,13 +113,9 @@ def run_one(
     UserError: as `run`; also where the study has no such unit.
     Interrupted: as `run`.
   """
-  variant, _, seeds = only.rpartition(":")
-  study = _prepare(config, workdir, store, cpu_devices, seeds.count(",") + 1)
-  units = {str(unit): unit for unit in _units(study.config, 1)}
-  asked = [f"{variant}:{seed}" for seed in seeds.split(",")]
-  if not set(asked) <= set(units):
-    raise UserError(f"--only: {only!r} is no VARIANT:SEED of this study; it has: {', '.join(units)}")
-  unit = Unit(variant, tuple(seed for name in asked for seed in units[name].seeds))
+  study = _prepare(config, workdir, store, cpu_devices, only.count(",") + 1)
+  unit = units_lib.find(study.config, only)
+  _train_teachers(study)
   return {str(unit): error for unit, error in _in_process(study, [unit]) if error}
 
 
@@ -170,20 +148,16 @@ def _prepare(
   return _Study(study, workdir, store, devices, cpu_devices, functools.lru_cache(maxsize=2)(data.load))
 
 
-def _units(
-  study: Mapping[str, Any], seeds_at_once: int, wanted: Callable[[Unit], bool] = lambda unit: True
-) -> list[Unit]:
-  """What of a study is wanted, some seeds after others, all variants of these before the next."""
-  units, seeds = [], study["seeds"]
-  for i in range(0, len(seeds), seeds_at_once):
-    for name in study["variants"]:
-      some = [unit.seeds[0] for unit in Unit(name, seeds[i : i + seeds_at_once]).each() if wanted(unit)]
-      units += [Unit(name, tuple(some))] if some else []
-  return units
-
-
 def _finished(unit: Unit, workdir: Path) -> bool:
   return (unit.folder(workdir) / "result.json").exists()
+
+
+def _train_teachers(study: _Study) -> None:
+  """Trains them, or waits for another process that does, or finds that they are there."""
+  if study.config[TEACHERS]:
+    where = study.workdir / TEACHERS
+    how = functools.partial(experiment.run, store=study.store, cpu_devices=study.cpu_devices)
+    how(study.config[TEACHERS], where, load=study.load)
 
 
 def _check(workdir: Path, study: Mapping[str, Any]) -> None:
@@ -210,7 +184,8 @@ def _tell(study: _Study) -> None:
   if rate is None:
     of_data = next(iter(study.config["variants"].values()))["data"]
     rate = tree.timed_rate(found, study.load(**options(of_data, "extra_tests")), study.devices)
-  console.say(tree.describe(found, study.config, rate))
+  count = len(units_lib.of_study(study.config, 1))
+  console.say(f"{tree.describe(found, study.config, rate)}\n{count} units: --only=0 to --only={count - 1}")
 
 
 def _in_process(study: _Study, units: Sequence[Unit]) -> Failures:

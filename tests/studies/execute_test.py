@@ -9,7 +9,7 @@ from smskd_jax import experiment as experiment_lib
 from smskd_jax import runner
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.errors import UserError
-from smskd_jax.studies import execute, tree
+from smskd_jax.studies import execute, tree, units
 from smskd_jax.studies.config import changed, resolve, study
 from tiny import SMALL
 
@@ -172,14 +172,15 @@ def test_seeds_at_once_are_the_same_study(finished, tmp_path):
 
 def test_units_are_seeds_of_a_variant_and_what_is_finished_is_left_out():
   resolved = resolve(make(seeds=(0, 1, 2)))
-  assert [str(u) for u in execute._units(resolved, 1)][:4] == [
+  assert str(units.find(resolved, "4")) == "free:1" and str(units.find(resolved, "free:2,0")) == "free:2,0"
+  assert [str(u) for u in units.of_study(resolved, 1)][:4] == [
     "anchored:0",
     "free:0",
     "exploding:0",
     "anchored:1",
   ]
   wanted = lambda unit: str(unit) not in ("free:1", "exploding:2")
-  found = [str(unit) for unit in execute._units(resolved, 2, wanted)]
+  found = [str(unit) for unit in units.of_study(resolved, 2, wanted)]
   assert found == ["anchored:0,1", "free:0", "exploding:0,1", "anchored:2", "free:2"]
 
 
@@ -209,9 +210,8 @@ def test_the_tree_of_the_orders_has_each_beginning_once(tmp_path):
   assert "the rest takes about" in told
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--seeds_at_once=2",)])
-def test_several_at_once_are_the_same(finished, tmp_path, flags):
+def without_failures(tmp_path):
+  """A file with the study's config, less the variant that fails."""
   config = tmp_path / "config.py"
   config.write_text(
     "import sys\n"
@@ -221,18 +221,38 @@ def test_several_at_once_are_the_same(finished, tmp_path, flags):
     "  only = {name: one for name, one in execute_test.variants().items() if name != 'exploding'}\n"
     "  return execute_test.make(seeds=(0, 1), variants=only)\n"
   )
-  status, out, err = runs.program(
-    "study", tmp_path / "jobs", f"--config={config}", "--cpu_devices=1", "--jobs=2", *flags
-  )
+  return f"--config={config}", "--cpu_devices=1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--seeds_at_once=2",)])
+def test_several_at_once_are_the_same(tmp_path, flags):
+  status, _, err = runs.program("study", tmp_path / "jobs", *without_failures(tmp_path), "--jobs=2", *flags)
   assert status == 0, err
   numbers = json.loads((tmp_path / "jobs" / "result.json").read_text())["variants"]
   assert set(numbers) == {"anchored", "free"} and all(set(of) == {"0", "1"} for of in numbers.values())
+
+
+@pytest.mark.slow
+def test_units_run_at_once_on_one_store_and_the_study_adds_the_report(tmp_path):
+  flags = without_failures(tmp_path)
+  started = [runs.start(tmp_path / "study", *flags, f"--only={i}", module="study") for i in (0, 1)]
+  for process in started:
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+  status, out, err = runs.program("study", tmp_path / "study", *flags)
+  assert status == 0, err
+  assert out.count("read from the store") >= 1
+  numbers = json.loads((tmp_path / "study" / "result.json").read_text())["variants"]
+  assert all(set(of) == {"0", "1"} for of in numbers.values())
+  assert "report:" in out and (tmp_path / "study" / "report.md").is_file()
 
 
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     (("--only=free:7",), "--only: 'free:7' is no VARIANT:SEED"),
+    (("--only=99",), "--only: 99, but this study has "),
     (("--only=free",), "--only: 'free' is no VARIANT:SEED"),
     (("--jobs=0",), "--jobs"),
     (("--seeds_at_once=0",), "--seeds_at_once"),

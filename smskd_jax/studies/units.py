@@ -1,0 +1,55 @@
+"""What a study is run as: a variant with a seed, or with several at once."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smskd_jax.errors import UserError
+
+
+class Unit(NamedTuple):
+  """A variant with a seed, or with several that are trained at once."""
+
+  variant: str
+  seeds: tuple[int, ...]
+
+  def __str__(self) -> str:
+    return f"{self.variant}:{','.join(map(str, self.seeds))}"
+
+  def folder(self, workdir: Path) -> Path:
+    """The workdir of its first seed."""
+    return workdir / self.variant / f"seed{self.seeds[0]}"
+
+  def each(self) -> list["Unit"]:
+    """Its seeds as units of their own."""
+    return [Unit(self.variant, (seed,)) for seed in self.seeds]
+
+
+def of_study(
+  study: Mapping[str, Any], seeds_at_once: int, wanted: Callable[[Unit], bool] = lambda unit: True
+) -> list[Unit]:
+  """What of a study is wanted, some seeds after others, all variants of these before the next."""
+  units, seeds = [], study["seeds"]
+  for i in range(0, len(seeds), seeds_at_once):
+    for name in study["variants"]:
+      some = [unit.seeds[0] for unit in Unit(name, seeds[i : i + seeds_at_once]).each() if wanted(unit)]
+      units += [Unit(name, tuple(some))] if some else []
+  return units
+
+
+def find(study: Mapping[str, Any], only: str) -> Unit:
+  """The unit that --only names: VARIANT:SEED, VARIANT:SEED,SEED,... or the place of one among all, from 0.
+
+  Raises:
+    UserError: the study has no such unit.
+  """
+  each = {str(unit): unit for unit in of_study(study, 1)}
+  if only.isdigit():
+    if int(only) >= len(each):
+      raise UserError(f"--only: {only}, but this study has {len(each)} units, 0 to {len(each) - 1}")
+    return list(each.values())[int(only)]
+  variant, _, seeds = only.rpartition(":")
+  asked = [f"{variant}:{seed}" for seed in seeds.split(",")]
+  if not set(asked) <= set(each):
+    raise UserError(f"--only: {only!r} is no VARIANT:SEED of this study; it has: {', '.join(each)}")
+  return Unit(variant, tuple(seed for name in asked for seed in each[name].seeds))
