@@ -28,6 +28,7 @@ from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.state import Frozen
 from smskd_jax.training import batches, initial, loop
 from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.program import Alone
 
 
 def make_plan(args):
@@ -78,14 +79,13 @@ def main():
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
     writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
     bar = console.Progress("stage", budget.steps * budget.batch_size, 0)
-    hooks = loop.Hooks(
-      functools.partial(batches.draw, drawing, key),
-      lambda step, variables: {},
-      writer.write,
-      lambda step, just_now: bar.advance(just_now * budget.batch_size),
-    )
+    order = functools.partial(batches.draw, drawing, key)
+    learning = loop.Learning(order, lambda step, variables: {}, writer.write, checkpoints, {})
+    program = Alone(plan.stage, devices, state, frozen)
     began = time.perf_counter()
-    loop.run(plan.stage, budget, state, frozen, devices, checkpoints, hooks, stop, {})
+    loop.run(
+      program, budget, [learning], lambda step, just_now: bar.advance(just_now * budget.batch_size), stop
+    )
     seconds = time.perf_counter() - began
     checkpoints.close()
     writer.close()

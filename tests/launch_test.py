@@ -142,33 +142,32 @@ def test_what_a_pod_needs_is_asked_for(tmp_path, args, message):
   assert status == 2 and message in err
 
 
+def submit(tmp_path, stand_in, then, *command):
+  """The calls that a job makes; `then` is what sbatch does with a script: it runs it with variables of the job."""
+  for name in ("python", "srun"):
+    stand_in(name)
+  stand_in("sbatch", f"export SLURM_SUBMIT_DIR=$PWD; {then}")
+  (tmp_path / ".venv" / "bin").mkdir(parents=True)
+  (tmp_path / ".venv" / "bin" / "activate").write_text("")
+  where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+  subprocess.run(["sbatch", *command, *EXPERIMENT], check=True, env=where, cwd=tmp_path)
+  _, *calls = (tmp_path / "calls.txt").read_text().splitlines()
+  return calls
+
+
 @pytest.mark.parametrize(
   "tasks, called", [("1", "python -u -m smskd_jax.main"), ("8", "srun --kill-on-bad-exit=1")]
 )
 def test_a_slurm_job_is_one_process_or_one_for_each_task(tmp_path, stand_in, tasks, called):
-  for name in ("python", "srun"):
-    stand_in(name)
-  (tmp_path / ".venv" / "bin").mkdir(parents=True)
-  (tmp_path / ".venv" / "bin" / "activate").write_text("")
-  # What sbatch does with a script: it runs it in the folder of submission, with variables of the job.
-  stand_in("sbatch", f'SLURM_SUBMIT_DIR=$PWD SLURM_NTASKS={tasks} bash "$@"')
-  where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-  subprocess.run(["sbatch", LAUNCH / "slurm.sbatch", *EXPERIMENT], check=True, env=where, cwd=tmp_path)
-  _, call = (tmp_path / "calls.txt").read_text().splitlines()
+  then = f'SLURM_NTASKS={tasks} bash "$@"'
+  (call,) = submit(tmp_path, stand_in, then, LAUNCH / "slurm.sbatch")
   assert call.startswith(called) and call.endswith("--workdir=/mnt/shared/a run")
   assert ("--distributed=auto" in call) == (tasks == "8")
 
 
 def test_a_slurm_array_runs_a_unit_of_a_study_in_each_task(tmp_path, stand_in):
-  stand_in("python")
-  (tmp_path / ".venv" / "bin").mkdir(parents=True)
-  (tmp_path / ".venv" / "bin" / "activate").write_text("")
-  then = 'for i in 0 1 2; do SLURM_SUBMIT_DIR=$PWD SLURM_ARRAY_TASK_ID=$i bash "${@:2}"; done'
-  stand_in("sbatch", then)
-  where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-  command = ["sbatch", "--array=0-2", LAUNCH / "slurm_study.sbatch", *EXPERIMENT]
-  subprocess.run(command, check=True, env=where, cwd=tmp_path)
-  _, *calls = (tmp_path / "calls.txt").read_text().splitlines()
+  then = 'for i in 0 1 2; do SLURM_ARRAY_TASK_ID=$i bash "${@:2}"; done'
+  calls = submit(tmp_path, stand_in, then, "--array=0-2", LAUNCH / "slurm_study.sbatch")
   assert calls == [f"python -u -m smskd_jax.study --only={i} {' '.join(EXPERIMENT)}" for i in range(3)]
 
 

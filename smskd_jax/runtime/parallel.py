@@ -41,10 +41,10 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
     UserError: a batch size that the devices do not divide, or more devices asked for than can be had.
   """
   wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
-  if processes.joined():
-    return _select_of_all(batch_sizes, cpu_devices)
   if wanted < 1:
     raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
+  if processes.joined():
+    return _select_of_all(batch_sizes, cpu_devices)
   with contextlib.suppress(
     RuntimeError
   ):  # JAX is in use already, as in a notebook: its devices are what they are
