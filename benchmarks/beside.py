@@ -75,10 +75,14 @@ def our_evaluation(network, variables, dataset, devices, size):
   compiled = parallel.compile_predict(evaluate.make_predict(network, normalize), devices)
   variables = parallel.replicate(variables, devices)
 
-  def predict(batch):
-    return jax.tree.map(parallel.joined, compiled(variables, parallel.split(batch, devices)))
+  def of_images(image):
+    def predict(places):
+      said = compiled(variables, image[parallel.split(places, devices)])
+      return jax.tree.map(lambda x: parallel.joined(x, devices), said)
 
-  return lambda image: evaluate.in_batches(predict, image, size)
+    return evaluate.in_batches(predict, len(image), size)
+
+  return of_images
 
 
 def torch_evaluation(network, variables, dataset, size, layout):

@@ -29,7 +29,7 @@ epochs), budget, mode, batch_size, learning_rate (0: the recipe's), optimizer, v
 
 from smskd_jax import literature
 from smskd_jax.config import experiment, network, parse_arg, stage
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.studies import published
 
 
 def get_config(arg=None):
@@ -41,17 +41,14 @@ def get_config(arg=None):
     teacher="resnet56",
     teacher_variables="",
     student="resnet20",
-    stages="fitnet+kd",
     epochs=240,
     teacher_epochs=0,
-    budget="total",
-    mode="sequential",
     batch_size=64,
     learning_rate=0.0,
     optimizer="sgd",
     validation=0.0,
     seed=0,
-    reference_weight=1.0,
+    **published.ARGUMENTS,
   )
   common = {"batch_size": args.batch_size, "schedule": {"name": "multistep"}}
   recipe = common | {"optimizer": {"name": args.optimizer, "learning_rate": rate(args, args.student)}}
@@ -64,7 +61,7 @@ def get_config(arg=None):
       "teacher": network(args.teacher, variables=args.teacher_variables),
       "student": student_network(args),
     },
-    stages=(*(() if args.teacher_variables else (trained,)), *student_stages(args, recipe)),
+    stages=(*(() if args.teacher_variables else (trained,)), *published.stages(args, recipe)),
   )
 
 
@@ -80,54 +77,3 @@ def student_network(args):
   if "dml" in args.stages.split("+"):
     return network("cohort", first=args.student, peer=args.student)
   return network(args.student)
-
-
-def student_stages(args, recipe):
-  """The student's stages: one a method, or all methods in one."""
-  names = args.stages.split("+")
-  published = [
-    literature.recipe(name, args.teacher, args.student, field="config argument stages") for name in names
-  ]
-  if args.mode == "joint":
-    terms, task_weights, _ = zip(*published, strict=True)
-    return [student_stage(terms, min(task_weights), args.epochs, recipe)]
-  if args.mode != "sequential":
-    raise unknown("config argument mode", args.mode, ("sequential", "joint"))
-  return [
-    student_stage(
-      (one.term,),
-      one.task_weight,
-      epochs,
-      recipe,
-      name=f"student_{names[i]}" if names.index(names[i]) == i else "",
-      reference={"stage": "previous", "weight": args.reference_weight} if i else {},
-    )
-    for i, (one, epochs) in enumerate(zip(published, shares(args, len(names)), strict=True))
-  ]
-
-
-def student_stage(terms, task_weight, epochs, recipe, **fields):
-  """A stage of the student."""
-  return stage(
-    "student",
-    teachers=("teacher",),
-    methods=terms,
-    task_weight=task_weight,
-    epochs=epochs,
-    **recipe,
-    **fields,
-  )
-
-
-def shares(args, count):
-  """The epochs of each stage; what does not divide goes to the first stages."""
-  if args.budget == "full":
-    return [args.epochs] * count
-  if args.budget != "total":
-    raise unknown("config argument budget", args.budget, ("total", "full"))
-  if args.epochs < count:
-    raise UserError(
-      f"config argument epochs: {args.epochs} cannot be shared by {count} stages; use budget=full"
-    )
-  share, rest = divmod(args.epochs, count)
-  return [share + (i < rest) for i in range(count)]

@@ -1,16 +1,14 @@
-"""Mistakes in a resolved config: values out of range, and stages that need what is not there yet."""
+"""Mistakes in the values of a resolved config: numbers out of range, and options that a factory refuses."""
 
 from collections.abc import Callable, Iterator
 import functools
 import math
-import re
 from typing import Any
 
 from smskd_jax import losses, models
-from smskd_jax.data import finite
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.errors import UserError
 from smskd_jax.filling import options
-from smskd_jax.training import optimizer, schedule, weighting
+from smskd_jax.training import optimizer, schedule
 
 # Field of a config -> the smallest value allowed and whether the value may be it.
 _AT_LEAST = {
@@ -24,6 +22,7 @@ _AT_LEAST = {
   "alternate_epochs": 0,
   "probe_every_steps": 0,
   "steps_at_once": 0,
+  "workers": 0,
   "weight": 0,
   "task_weight": 0,
   "warmup_epochs": 0,
@@ -31,15 +30,7 @@ _AT_LEAST = {
   "unlabeled_batch_size": 0,
   "num_classes": 0,
 }
-# Field of a stage -> what it may be.
-_CHOICES = {
-  "start": ("previous", "fresh"),
-  "images": ("train", "unlabeled"),
-  "trains": ("all", "head"),
-  "teacher_statistics": ("running", "batch"),
-  "select": ("last", "validation"),
-  "teacher_cache": ("off", "float32", "float16"),
-}
+_PARTS = ("random_crop_area", "central_crop")  # greater than 0 and at most 1
 _SHARES = ("validation", "label_smoothing", "average")  # at least 0 and less than 1
 _ABOVE = {
   "epochs": 0,
@@ -72,6 +63,8 @@ def check_values(config: dict[str, Any]) -> None:
       raise UserError(f"{field}: {value} is too small; it must be greater than {_ABOVE[name]}")
     if name in _SHARES and not 0 <= value < 1:
       raise UserError(f"{field}: {value} is not in [0, 1)")
+    if name in _PARTS and not 0 < value <= 1:
+      raise UserError(f"{field}: {value} is not in (0, 1]")
   for name, entry in config["networks"].items():
     field, factory = f"config.networks.{name}", models.factory(entry["model"])
     _check_factory(field, factory, entry, "model", "variables", num_classes=2)
@@ -111,121 +104,6 @@ def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: 
     factory(**options(entry, *ours) | needed)
   except ValueError as error:
     raise UserError(f"{field}: {error}") from error
-
-
-def check_stages(config: dict[str, Any]) -> None:
-  """Checks that each stage finds what it reads: its networks, trained teachers, an earlier stage to be anchored by.
-
-  Raises:
-    UserError: the first stage that does not.
-  """
-  if not config["stages"]:
-    raise UserError("config.stages: there are none; add at least one stage(...)")
-  for i, stage in enumerate(config["stages"]):
-    field, earlier = f"config.stages[{i}]", config["stages"][:i]
-    _check_name(field, stage, earlier)
-    for name in (stage["learner"], *stage["teachers"]):
-      if name not in config["networks"]:
-        raise unknown(f"{field}: network", name, config["networks"])
-    for name in stage["teachers"]:
-      if name not in [s["learner"] for s in earlier] and not config["networks"][name]["variables"]:
-        raise UserError(
-          f"{field}.teachers: {name!r} is not trained by then; put a stage with learner={name!r} before this one, "
-          f"or say in config.networks.{name}.variables where its variables are"
-        )
-    for method in stage["methods"]:
-      if not stage["teachers"] and method["name"] not in losses.WITHOUT_TEACHER:
-        raise UserError(f"{field}.teachers: empty, but {method['name']!r} needs a teacher")
-    for name, choices in _CHOICES.items():
-      if stage[name] not in choices:
-        raise unknown(f"{field}.{name}", stage[name], choices)
-    if stage["select"] == "validation" and not config["data"]["validation"]:
-      raise UserError(
-        f"{field}.select: 'validation', but nothing is held out; set config.data.validation, as to 0.1"
-      )
-    _check_images(field, stage, config["data"]["unlabeled"])
-    if stage["teacher_cache"] != "off":
-      _check_cache(f"{field}.teacher_cache: {stage['teacher_cache']!r}", stage)
-    _check_reference(field, stage, earlier)
-
-
-def _check_name(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
-  name = stage["name"]
-  if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) or name in ("none", "previous"):
-    raise UserError(
-      f"{field}.name: {name!r} is not a name of letters, digits and _ . + - (nor none, previous)"
-    )
-  if name in [s["name"] for s in earlier]:
-    raise UserError(f"{field}.name: {name!r} is the name of an earlier stage too; give each stage its own")
-
-
-def _check_images(field: str, stage: dict[str, Any], source: str) -> None:
-  """What a stage may do depends on whether its images have labels."""
-  alone, beside = stage["images"] == "unlabeled", stage["unlabeled_batch_size"]
-  for method in stage["methods"]:
-    if method["name"] in losses.OF_SEVERAL_VIEWS and len(stage["views"]) < 2:
-      raise UserError(
-        f"{field}.views: {stage['views']}, but {method['name']!r} needs two or more, as ('crop_flip', 'autoaugment')"
-      )
-  if not stage["views"]:
-    raise UserError(f"{field}.views: empty; name at least one, as ('crop_flip',)")
-  if not (alone or beside):
-    return
-  name = "images" if alone else "unlabeled_batch_size"
-  said = f"{field}.{name}: {stage[name]!r}"
-  if not source:
-    raise UserError(f"{said}, but config.data.unlabeled names no source")
-  if alone and beside:
-    raise UserError(
-      f"{field}.unlabeled_batch_size: {beside}, but config.images is 'unlabeled' already; use 0"
-    )
-  if alone and stage["task_weight"]:
-    raise UserError(f"{said}, which have no labels; set {field}.task_weight to 0")
-  if stage["mix"]["name"] != "none":
-    raise UserError(f"{said}, but {stage['mix']['name']!r} mixes labels; use 'none'")
-  for method in stage["methods"]:
-    if method["name"] in losses.READS_LABELS:
-      raise UserError(f"{said}, but {method['name']!r} needs the label of every image")
-
-
-def _check_cache(said: str, stage: dict[str, Any]) -> None:
-  """What the teachers say can be kept where it is a function of finitely many views, and little."""
-  if not stage["teachers"]:
-    raise UserError(f"{said}, but the stage has no teachers; use 'off'")
-  if len(set(stage["views"])) > 1 or stage["views"][0] not in finite.FINITE:
-    raise UserError(
-      f"{said}, but of the views {stage['views']} there are too many; use {' or '.join(finite.FINITE)} alone, or 'off'"
-    )
-  needed = {"images": "train", "unlabeled_batch_size": 0, "teacher_statistics": "running"}
-  for name, given, only in (
-    ("mix", stage["mix"]["name"], "none"),
-    *((name, stage[name], only) for name, only in needed.items()),
-  ):
-    if given != only:
-      raise UserError(f"{said}, but {name} is {given!r}; use {only!r}, or no cache: 'off'")
-  for method in stage["methods"]:
-    if method["name"] in losses.READS_MAPS:
-      raise UserError(
-        f"{said}, but {method['name']!r} reads the teachers' maps, which are not kept; use 'off'"
-      )
-
-
-def _check_reference(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
-  anchor, own = stage["reference"], [s["name"] for s in earlier if s["learner"] == stage["learner"]]
-  if anchor["weighting"] not in weighting.WEIGHTINGS:
-    raise unknown(f"{field}.reference.weighting", anchor["weighting"], weighting.WEIGHTINGS)
-  if anchor["stage"] == "none":
-    return
-  if not own:
-    raise UserError(
-      f"{field}.reference.stage: {anchor['stage']!r}, but this is the first stage of {stage['learner']!r}; use 'none'"
-    )
-  if anchor["stage"] not in ("previous", *own):
-    raise unknown(f"{field}.reference.stage", anchor["stage"], ("previous", "none", *own))
-  if anchor["weighting"] not in weighting.WITHOUT_TEACHER and not stage["teachers"]:
-    raise UserError(
-      f"{field}.reference.weighting: {anchor['weighting']!r} needs a teacher; name one, or use 'constant'"
-    )
 
 
 def _leaves(field: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax import checks, filling, losses, models
+from smskd_jax import checks, filling, losses, models, prerequisites
 from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError
 from smskd_jax.models import custom
@@ -25,6 +25,9 @@ EXPERIMENT: dict[str, Any] = {
     "validation": 0.0,  # share of the training images held out, stratified by class; 0: none
     "split_seed": 0,  # of the hold-out and nothing else, so that runs of different seeds share it
     "image_size": 0,  # the side of the square that all images are resized to; 0: as they are
+    "streamed": False,  # leave the images of folder: and tfds: where they are; read and cut them when they are needed
+    "random_crop_area": 0.08,  # of a streamed image, the least share that a step sees; the greatest is 1
+    "central_crop": 0.875,  # of its shorter side, the share that is tested on: 224 of 256
     "unlabeled": "",  # a source whose training images stages may use without their labels; '': none
     "extra_tests": (),  # 'cifar10.1', corruptions as 'gaussian_noise:3', or 'corruptions'; see data/extra_tests.py
   },
@@ -39,6 +42,7 @@ EXPERIMENT: dict[str, Any] = {
   },
   "checkpoint": {"every_steps": 500, "keep": 2},
   "log_every_steps": 50,
+  "workers": 0,  # processes that decode streamed images; 0: a thread for each core
   "steps_at_once": 0,  # in one program, between what happens beside them; 0: 1 on a CPU, 16 on others
   "probe_every_steps": 0,  # norms and cosines of the gradients of task, methods and reference; each costs a step or two
 }
@@ -148,7 +152,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
   resolved = _experiment(filling.plain(config))
   resolved["stages"] = _named(resolved["stages"])
   checks.check_values(resolved)
-  checks.check_stages(resolved)
+  prerequisites.check(resolved)
   return resolved
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from smskd_jax.data import augment
-from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.data.dataset import Dataset, Images, Split
 from smskd_jax.plan import Plan
 from smskd_jax.recall import Recall
 from smskd_jax.runtime import answers, checkpoint, parallel
@@ -149,7 +149,7 @@ class HeldOut:
     return {name: say(split.image) for name, split in self.splits.items()}
 
   def _say(
-    self, make: Callable[..., evaluate.Predict], network: nn.Module, variables: Any, image: np.ndarray
+    self, make: Callable[..., evaluate.Predict], network: nn.Module, variables: Any, image: Images
   ) -> Any:
     """What a network of replicated variables says of a set of images: a tree of [n, ...]."""
     if (make, network) not in self._compiled:
@@ -157,8 +157,8 @@ class HeldOut:
     compiled, count = self._compiled[make, network], len(self._devices)
     size = -(-min(self._settings["batch_size"], len(image)) // count) * count
 
-    def predict(batch: np.ndarray) -> Any:
-      said = compiled(variables, parallel.split(batch, self._devices))
+    def predict(places: np.ndarray) -> Any:
+      said = compiled(variables, image[parallel.split(places, self._devices)])  # read where they are needed
       return jax.tree.map(lambda x: parallel.joined(x, self._devices), said)
 
-    return evaluate.in_batches(predict, image, size)
+    return evaluate.in_batches(predict, len(image), size)

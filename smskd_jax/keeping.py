@@ -160,7 +160,7 @@ def _question(plan: Plan) -> Question:
   entry, images = plan.config, plan.drawing.images
   pooled = _of_embeddings(entry)
   views = finite_view(f"config.stages[{plan.place}]", entry)
-  return Question(views, images.image, images.rows, pooled, np.dtype(entry["teacher_cache"]))
+  return Question(views, images.image[:], images.rows, pooled, np.dtype(entry["teacher_cache"]))
 
 
 def _reads_embeddings(plan: Plan, entry: Mapping[str, Any]) -> bool:

@@ -53,7 +53,8 @@ class Learner:
     self.entry.begin(plan.description, {"name": plan.name, **workdir.environment(setting.devices)})
     key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.place)
     order = jax.random.fold_in(key, ORDER)
-    self.batches = functools.partial(batches.draw, plan.drawing, order)
+    own = parallel.own_places(plan.budget.batch_size, setting.devices)
+    self.batches = functools.partial(batches.draw, plan.drawing, order, own=own)
     self._state: TrainState | None = self._first_state(key)
     self.frozen, self._asked = self._read(jax.random.fold_in(key, STEPS), order, stop)
     self._last: Said | None = None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from smskd_jax import build
-from smskd_jax.data.dataset import Dataset
+from smskd_jax.data.dataset import Dataset, content
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Given
@@ -114,7 +114,9 @@ def _drawing(
   if not steps_per_epoch:
     raise UserError(f"{field}.batch_size: {size}, but there are only {len(images.rows)} training images")
   others = without_labels() if beside else None
-  return batches.Drawing(images, size, entry["epochs"], steps_per_epoch, others, beside)
+  return batches.Drawing(
+    images, size, entry["epochs"], steps_per_epoch, others, beside, workers=config["workers"]
+  )
 
 
 def _budget(config: Mapping[str, Any], drawing: batches.Drawing) -> loop.Budget:
@@ -172,12 +174,16 @@ def _describe(
   }
 
 
+# Fields of the data that change the images, and so their fingerprint.
+_IN_THE_FINGERPRINT = ("source", "image_size", "streamed", "random_crop_area", "central_crop")
+
+
 def _describe_data(of_data: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
   """The labelled images; the others where the stage sees them. What is only tested on trains nothing."""
   described: dict[str, Any] = {"fingerprint": dataset.fingerprint}
-  described |= options(of_data, "source", "folder", "image_size", "unlabeled", "extra_tests")
+  described |= options(of_data, *_IN_THE_FINGERPRINT, "folder", "unlabeled", "extra_tests")
   if dataset.unlabeled is not None and (entry["images"] == "unlabeled" or entry["unlabeled_batch_size"]):
-    described["unlabeled"] = hashlib.sha256(dataset.unlabeled.tobytes()).hexdigest()
+    described["unlabeled"] = hashlib.sha256(content(dataset.unlabeled)).hexdigest()
   return described
 
 

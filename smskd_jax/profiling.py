@@ -103,7 +103,7 @@ def of_stage(
     steps: how many to trace, or as many as there are batches for.
     ceilings: of these devices.
   """
-  split = [parallel.split(batch, devices) for batch in itertools.islice(batches, WARM + steps)]
+  split = [parallel.deal(batch, devices) for batch in itertools.islice(batches, WARM + steps)]
   step: Any = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
   compiled = step.lower(state, frozen, split[0]).compile()
   state = jax.tree.map(jnp.copy, state)

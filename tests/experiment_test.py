@@ -451,9 +451,9 @@ def test_what_training_costs_is_what_its_steps_compute_and_nothing_where_all_is_
 
 
 def test_several_steps_as_one_program_are_the_same_steps(finished, tmp_path, monkeypatch):
-  sent, split_each = [], parallel.split_each
+  sent, deal_each = [], parallel.deal_each
   monkeypatch.setattr(
-    parallel, "split_each", lambda trees, _: (sent.append(len(trees)), split_each(trees, _))[1]
+    parallel, "deal_each", lambda trees, _: (sent.append(len(trees)), deal_each(trees, _))[1]
   )
   config = runs.tiny(steps_at_once=3, checkpoint={"every_steps": 500})
   config.stages = config.stages[:2]

@@ -25,9 +25,10 @@ MAY_IMPORT = {
   "__init__": "state losses models training",
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
-  "checks": "errors filling losses models data training",
+  "checks": "errors filling losses models training",
+  "prerequisites": "errors losses data training",
   "filling": "errors",
-  "config": "checks filling errors losses models data training",
+  "config": "checks prerequisites filling errors losses models data training",
   "build": "config filling errors losses models data training",
   "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
   "profiling": "plan state runtime training",
@@ -151,3 +152,8 @@ def test_pmap_has_one_place():
 def test_orbax_has_one_place():
   users = {module for module in MODULES if any(name.startswith("orbax") for name in imports_of(module))}
   assert users == {"runtime.checkpoint"}
+
+
+def test_grain_has_one_place():
+  users = {module for module in MODULES if any(name.split(".")[0] == "grain" for name in imports_of(module))}
+  assert users == {"data.ahead"}

@@ -1,8 +1,9 @@
-"""Real images for tests of augmentation."""
+"""Real images for tests of augmentation and of folders of photographs."""
 
 import functools
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from smskd_jax import data
@@ -27,3 +28,27 @@ def rgb(n=24, size=32):
 def grey(n=24):
   """Clothes: [n, 28, 28, 1]."""
   return np.asarray(data.load("fashion_mnist_small").test.image[:n])
+
+
+def write_folder(root, count, *, square=0, part="val"):
+  """Pieces of scikit-learn's two photographs, a class each, as ImageNet lays them out.
+
+  Args:
+    root: the folder.
+    count: of each class to train on; a quarter of it is to test on.
+    square: the side of all pieces, which are then lossless; 0: JPEG of all sizes, and one grey and one CMYK in them.
+    part: the folder of those to test on.
+  """
+  rng = np.random.RandomState(0)
+  for name, wnid in (("china.jpg", "n03877845"), ("flower.jpg", "n11939491")):
+    photograph = Image.fromarray(load_sample_image(name))
+    for where, of_class in (("train", count), (part, count // 4)):
+      folder = root / where / wnid
+      folder.mkdir(parents=True)
+      for i in range(of_class):
+        width, height = (square, square) if square else rng.randint(40, 200, 2)
+        left, top = rng.randint(0, photograph.width - width), rng.randint(0, photograph.height - height)
+        piece = photograph.crop((left, top, left + width, top + height))
+        mode = {0: "L", 1: "CMYK"}.get(i, "RGB") if not square else "RGB"
+        piece.convert(mode).save(folder / f"{wnid}_{i}.{'png' if square else 'JPEG'}")
+  return root

@@ -11,6 +11,7 @@ import numpy as np
 
 import networks
 from smskd_jax.runtime import parallel, processes
+from smskd_jax.state import Batch
 from smskd_jax.training.program import Alone
 from smskd_jax.training.stage import learner_variables
 
@@ -26,7 +27,9 @@ def losses(devices):
     if left:
       frozen = frozen._replace(reference=left)
     program = Alone(stage, devices, *parallel.replicate((state, frozen), devices))
-    metrics = [program.train([[networks.batch_of(step, dtype=np.float64)]]) for step in range(STEPS)]
+    own = parallel.own_places(16, devices)
+    batches = (networks.batch_of(step, dtype=np.float64) for step in range(STEPS))
+    metrics = [program.train([[Batch(*(x[own] for x in batch))]]) for batch in batches]
     found[name] = [float(of["loss"]) for of in metrics]
     left = jax.device_get(learner_variables(program.state(0)))
   return found

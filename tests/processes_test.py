@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,19 +17,6 @@ from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, processes
 from smskd_jax.runtime.writer import read_metrics
 
-
-def port():
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    return free.getsockname()[1]
-
-
-def join(count):
-  """What tells each process of the others."""
-  where = f"localhost:{port()}"
-  return [f"{where},{count},{index}" for index in range(count)]
-
-
 # The last two stages look up what their teacher says.
 CONFIG = (
   f"--config={runs.ROOT / 'tests' / 'smoke.py'}",
@@ -44,14 +30,9 @@ def start(workdir, *flags, count=2, of_each=()):
   flags = (*CONFIG, "--cpu_devices=2", *flags)
   own = of_each or ((),) * count
   return [
-    runs.start(workdir, *flags, f"--distributed={how}", *own[index]) for index, how in enumerate(join(count))
+    runs.start(workdir, *flags, f"--distributed={how}", *own[index])
+    for index, how in enumerate(runs.join(count))
   ]
-
-
-def end(started, timeout=300):
-  """(exit status, stdout, stderr) of each."""
-  said = [process.communicate(timeout=timeout) for process in started]
-  return [(process.returncode, *of) for process, of in zip(started, said, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +41,7 @@ def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("processes")
   status, _, err = runs.main(folder / "one", *CONFIG, "--cpu_devices=4")
   assert status == 0, err
-  return folder, end(start(folder / "two"))
+  return folder, runs.end(start(folder / "two"))
 
 
 def result(workdir):
@@ -110,10 +91,10 @@ def test_losses_of_three_stages_are_those_of_one_process(float64, count):
     subprocess.Popen(
       [*command, how, "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    for how in join(count)
+    for how in runs.join(count)
   ]
   expected = process_steps.losses(jax.devices()[: 2 * count])
-  for status, out, err in end(started):
+  for status, out, err in runs.end(started):
     assert status == 0, err
     found = json.loads(out.splitlines()[-1])
     assert found["devices"] == 2 * count
@@ -128,7 +109,7 @@ def start_and_wait(workdir):
   while time.monotonic() < until:
     if saved() - before:
       return started
-    assert all(process.poll() is None for process in started), end(started)
+    assert all(process.poll() is None for process in started), runs.end(started)
     time.sleep(0.05)
   pytest.fail("no checkpoint")
 
@@ -137,7 +118,7 @@ def sigterm(workdir, who):
   """Two processes, of which one is asked to stop: both do, at one step."""
   started = start_and_wait(workdir)
   started[who].send_signal(signal.SIGTERM)
-  ends = end(started, timeout=90)
+  ends = runs.end(started, timeout=90)
   assert [status for status, _, _ in ends] == [0, 0], ends
   assert "the same command goes on from there" in ends[0][2] and not (workdir / "result.json").exists()
 
@@ -147,7 +128,7 @@ def kill(workdir, who):
   started = start_and_wait(workdir)
   started[who].kill()
   began = time.monotonic()
-  ends = end(started, timeout=90)
+  ends = runs.end(started, timeout=90)
   assert time.monotonic() - began < 60
   status, _, err = ends[1 - who]
   assert status not in (0, None) and err.strip(), ends
@@ -170,13 +151,13 @@ def test_stopped_killed_and_ended_by_one_process_it_is_the_same_run(finished, tm
 @pytest.mark.parametrize("ends", [sigterm, kill])
 def test_as_many_processes_go_on_bit_for_bit(finished, tmp_path, ends, who):
   ends(tmp_path, who)
-  again = end(start(tmp_path))
+  again = runs.end(start(tmp_path))
   assert [status for status, _, _ in again] == [0, 0], again
   assert digests(tmp_path) == digests(finished[0] / "two")
 
 
 def test_a_process_with_another_config_is_refused_and_named(tmp_path):
-  ends = end(start(tmp_path / "new", of_each=((), ("--config.log_every_steps=7",))), timeout=90)
+  ends = runs.end(start(tmp_path / "new", of_each=((), ("--config.log_every_steps=7",))), timeout=90)
   assert all(status for status, _, _ in ends)
   assert any("process 1 is not like process 0: config.log_every_steps is" in err for _, _, err in ends), ends
   assert not (tmp_path / "new").exists()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import socket
 import subprocess
 import sys
 
@@ -91,3 +92,21 @@ def left_by(workdir):
       checkpoint.load_variables(Path(workdir) / "store" / one["key"] / "final")
     )
   return result, digests
+
+
+def port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def join(count):
+  """What tells each process of the others."""
+  where = f"localhost:{port()}"
+  return [f"{where},{count},{index}" for index in range(count)]
+
+
+def end(started, timeout=300):
+  """(exit status, stdout, stderr) of each."""
+  said = [process.communicate(timeout=timeout) for process in started]
+  return [(process.returncode, *of) for process, of in zip(started, said, strict=True)]

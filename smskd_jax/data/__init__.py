@@ -8,6 +8,9 @@ cifar10_jpeg         JPEG copies beside the checkout, for tests and benchmarks
 npz:FILE             your own arrays train_images, train_labels, test_images, test_labels, perhaps class_names
 folder:DIR           your own files train/CLASS/*.png and test/CLASS/*.png, or .jpg, or .jpeg
 tfds:NAME            a data set that TensorFlow Datasets has prepared in data.folder, read without TensorFlow
+
+The last two can be streamed too: images of many sizes, more than memory holds, are then read and cut when they are
+needed.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +18,7 @@ from types import MappingProxyType
 
 from smskd_jax.data import cifar, cifar_jpeg, digits, holdout, idx, image_folder, npz, resize, tfds
 from smskd_jax.data.dataset import Arrays, Dataset, Split, build
+from smskd_jax.data.photographs import Squares
 from smskd_jax.errors import UserError, unknown
 
 __all__ = ["SOURCES", "Dataset", "Split", "load"]
@@ -34,6 +38,11 @@ SOURCES: Mapping[str, Callable[[str, str], Arrays]] = MappingProxyType(
   }
 )
 
+# Readers of what can be streamed, which are also told how photographs are cut.
+STREAMED: Mapping[str, Callable[[str, str, Squares], Arrays]] = MappingProxyType(
+  {"folder:": image_folder.photographs, "tfds:": tfds.photographs}
+)
+
 
 def load(
   source: str,
@@ -43,8 +52,11 @@ def load(
   split_seed: int = 0,
   image_size: int = 0,
   unlabeled: str = "",
+  streamed: bool = False,
+  random_crop_area: float = 0.08,
+  central_crop: float = 0.875,
 ) -> Dataset:
-  """Reads a data set into memory.
+  """Reads a data set into memory, or finds out where its images are.
 
   Args:
     source: a name of `SOURCES`, with what follows the colon where it ends in one.
@@ -54,6 +66,9 @@ def load(
     image_size: the side of the square that every image is resized to; 0 leaves them as they are.
     unlabeled: another source, in the same folder where it needs one, whose training images come without their labels,
       resized to the shape of the others; "" for none.
+    streamed: leave images where they are, and read them when they are asked for, cut to squares of image_size.
+    random_crop_area: of streamed images, the least share of one that is trained on.
+    central_crop: of streamed images, the share of the shorter side that is tested on.
 
   Returns:
     The data set. Its mean, std and fingerprint do not depend on what is held out.
@@ -66,23 +81,32 @@ def load(
     raise UserError(
       f"data.image_size: {image_size} is too small; the networks need at least 8, or 0 for no change"
     )
-  dataset = _read("data.source", source, folder)
-  if image_size:
+  if streamed and not image_size:
+    raise UserError("data.image_size: 0, but streamed images are cut to squares of one size; give it, as 224")
+  squares = Squares(image_size, random_crop_area, central_crop) if streamed else None
+  dataset = _read("data.source", source, folder, squares)
+  if image_size and not streamed:
     dataset = resize.resize(dataset, image_size)
   if unlabeled:
-    images = _read("data.unlabeled", unlabeled, folder).train.image
+    images = _read("data.unlabeled", unlabeled, folder, squares).train.image
     dataset = dataset._replace(unlabeled=resize.to_shape(images, dataset.image_shape))
   return holdout.hold_out(dataset, validation, split_seed)
 
 
-def _read(field: str, source: str, folder: str) -> Dataset:
+def _read(field: str, source: str, folder: str, squares: Squares | None) -> Dataset:
   """A source's data set; what its reader has to say of `data.source` is said of the field."""
   head, colon, argument = source.partition(":")
   if head + colon not in SOURCES:
     raise unknown(field, source, SOURCES)
   if colon and not argument:
     raise UserError(f"{field}: {source!r} lacks what follows the colon; see smskd_jax/data/__init__.py")
+  if squares and head + colon not in STREAMED:
+    raise UserError(
+      f"data.streamed: True, but {field} {source!r} is read into memory; stream one of: {', '.join(STREAMED)}"
+    )
   try:
+    if squares:
+      return build(source, STREAMED[head + colon](argument, folder, squares))
     return build(source, SOURCES[head + colon](argument, folder))
   except UserError as error:
     raise UserError(str(error).replace("data.source", field, 1)) from error

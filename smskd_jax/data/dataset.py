@@ -7,14 +7,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from smskd_jax.data.photographs import Photographs
 from smskd_jax.errors import UserError
+
+Images = np.ndarray | Photographs  # [n, h, w, c], uint8: in memory, or read when they are asked for
 
 
 class Split(NamedTuple):
-  """Images and their labels, in memory."""
+  """Images and their labels."""
 
-  image: np.ndarray  # [n, h, w, c], uint8
+  image: Images
   label: np.ndarray  # [n], int32
+
+  def only(self, rows: np.ndarray) -> "Split":
+    """Some of them, by their places or a mask."""
+    return Split(only(self.image, rows), self.label[rows])
+
+
+def only(image: Images, rows: np.ndarray) -> Images:
+  """Some images, by their places or a mask; photographs stay where they are."""
+  return image.only(rows) if isinstance(image, Photographs) else image[rows]
 
 
 class Moments(NamedTuple):
@@ -24,13 +36,17 @@ class Moments(NamedTuple):
   std: tuple[float, ...]
 
 
+# ImageNet's, as torchvision has them: photographs are normalized by them, as published networks for photographs expect.
+OF_PHOTOGRAPHS = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 class Arrays(NamedTuple):
   """What a reader finds in its files, as yet unchecked: `load` makes a Dataset of it."""
 
   train: Split  # images may lack the channel, labels may be any integers
   test: Split
   class_names: tuple[str, ...] = ()  # none: the labels' numbers serve as names
-  moments: Moments | None = None  # none: measured on the training images
+  moments: Moments | None = None  # none: measured on the training images, or those of photographs
 
 
 class Dataset(NamedTuple):
@@ -44,7 +60,7 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str  # of the source's arrays, before validation was held out
-  unlabeled: np.ndarray | None = None  # [m, h, w, c], uint8: images of another source, without their labels
+  unlabeled: Images | None = None  # [m, h, w, c]: images of another source, without their labels
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -61,18 +77,26 @@ def build(name: str, arrays: Arrays) -> Dataset:
   )
   names = arrays.class_names or _numbers(where, train.label)
   _check_agreement(where, train, test, names)
-  mean, std = arrays.moments or _moments(where, train.image)
+  if isinstance(train.image, Photographs):
+    mean, std = arrays.moments or OF_PHOTOGRAPHS
+  else:
+    mean, std = arrays.moments or _moments(where, train.image)
   return Dataset(name, train, None, test, names, mean, std, fingerprint(train, test, names))
 
 
 def fingerprint(train: Split, test: Split, class_names: tuple[str, ...]) -> str:
-  """SHA-256, in hex, of every pixel, label, shape and class name."""
+  """SHA-256, in hex, of every label, shape and class name and every pixel; of photographs see `content`."""
   shapes = [train.image.shape, test.image.shape]
-  digest = hashlib.sha256(json.dumps([shapes, class_names]).encode())
+  found = hashlib.sha256(json.dumps([shapes, class_names]).encode())
   for split in (train, test):
-    digest.update(split.image.tobytes())
-    digest.update(split.label.astype("<i4").tobytes())  # the same bytes on every machine
-  return digest.hexdigest()
+    found.update(content(split.image))
+    found.update(split.label.astype("<i4").tobytes())  # the same bytes on every machine
+  return found.hexdigest()
+
+
+def content(image: Images) -> bytes:
+  """Every pixel; of photographs, which are too many for that, what stands for their files and how they are cut."""
+  return image.fingerprint.encode() if isinstance(image, Photographs) else image.tobytes()
 
 
 def _check_split(where: str, name: str, split: Split) -> Split:

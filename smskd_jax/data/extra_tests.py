@@ -57,7 +57,7 @@ def load(field: str, name: str, dataset: Dataset, folder: str) -> Split:
   if name == _CIFAR_10_1:
     return _cifar_10_1(field, dataset, pathlib.Path(folder or "data"))
   corruption, _, severity = name.partition(":")
-  return dataset.test._replace(image=corruptions.corrupt(dataset.test.image, corruption, int(severity)))
+  return dataset.test._replace(image=corruptions.corrupt(dataset.test.image[:], corruption, int(severity)))
 
 
 def prepare(

@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
   check(fraction, seed)
   if not fraction:
     return dataset
-  image, label = dataset.train
+  label = dataset.train.label
   held = stratified(label, fraction, seed)
   for k, count in zip(*np.unique(label, return_counts=True), strict=True):
     if not 0 < np.sum(held & (label == k)) < count:
@@ -49,4 +49,4 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
       raise UserError(
         f"data.validation: {of_class} leaves train or validation without any; give another fraction, or 0"
       )
-  return dataset._replace(train=Split(image[~held], label[~held]), validation=Split(image[held], label[held]))
+  return dataset._replace(train=dataset.train.only(~held), validation=dataset.train.only(held))

@@ -1,14 +1,46 @@
-"""A user's own images: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or .jpg, or .jpeg."""
+"""A user's own images: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or .jpg, or .jpeg; or val in test's place.
 
+In memory they are of one size. As photographs they need not be: they stay in their files.
+"""
+
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
 from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.photographs import Photographs, Squares
+from smskd_jax.data.pictures import open_picture
 from smskd_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Files(NamedTuple):
+  """Image files, as records; their names as bytes in one array, because there may be millions."""
+
+  root: str
+  names: np.ndarray  # [n], bytes: PART/CLASS/FILE
+
+  def read(self, i: int) -> bytes:
+    """The i-th file."""
+    return pathlib.Path(self.name(i)).read_bytes()
+
+  def name(self, i: int) -> str:
+    """The i-th file's name."""
+    return os.path.join(self.root, os.fsdecode(self.names[i]))
+
+
+class _Listed(NamedTuple):
+  """One part of a folder."""
+
+  names: list[str]  # PART/CLASS/FILE, class by class, each class in the order of the file names
+  sizes: list[int]  # bytes
+  label: list[int]
 
 
 def image_folder(argument: str, folder: str) -> Arrays:
@@ -17,21 +49,47 @@ def image_folder(argument: str, folder: str) -> Arrays:
   The sorted names of the folders in train are the classes, in this order.
   """
   del folder
-  root = pathlib.Path(argument)
   where = f"data.source: 'folder:{argument}'"
-  names = _folders(root / "train", where)
-  if len(names) < 2:
+  root = pathlib.Path(argument)
+  class_names, (train, test) = _list(root, where)
+  image = _stack([root / name for name in (*train.names, *test.names)], where)
+  label = np.array([*train.label, *test.label])
+  at = len(train.names)
+  return Arrays(Split(image[:at], label[:at]), Split(image[at:], label[at:]), class_names)
+
+
+def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
+  """The same images, of any sizes and in colours, to be read when they are asked for.
+
+  Their fingerprint is of the names and sizes of the files.
+  """
+  del folder
+  class_names, parts = _list(pathlib.Path(argument), f"data.source: 'folder:{argument}'")
+  names = [name for part in parts for name in part.names]
+  sizes = [size for part in parts for size in part.sizes]
+  digest = hashlib.sha256(repr(list(zip(names, sizes, strict=True))).encode()).hexdigest()
+  files, at = Files(argument, np.array([os.fsencode(name) for name in names])), len(parts[0].names)
+  train, test = (
+    Split(Photographs(files, rows, squares, digest), np.array(part.label))
+    for part, rows in zip(parts, np.split(np.arange(len(names)), [at]), strict=True)
+  )
+  return Arrays(train, test, class_names)
+
+
+def _list(root: pathlib.Path, where: str) -> tuple[tuple[str, ...], list[_Listed]]:
+  """The classes, and what is in train and in test."""
+  class_names = _folders(root / "train", where)
+  if len(class_names) < 2:
     raise UserError(
-      f"{where}: {root / 'train'} holds {len(names)} class folders; make one folder a class, at least 2"
+      f"{where}: {root / 'train'} holds {len(class_names)} class folders; make one folder a class, at least 2"
     )
-  train, test = (_list(root / part, names, where) for part in ("train", "test"))
-  for name in names:
-    if not any(path.parent.name == name for path in train):
-      raise UserError(f"{where}: {root / 'train' / name} holds no images; put some there, or remove it")
-  image = _stack([*train, *test], where)
-  label = np.array([names.index(path.parent.name) for path in (*train, *test)])
-  at = len(train)
-  return Arrays(Split(image[:at], label[:at]), Split(image[at:], label[at:]), names)
+  val = not (root / "test").is_dir() and (root / "val").is_dir()  # ImageNet's, as it is usually laid out
+  parts = [_list_part(root, part, class_names, where) for part in ("train", "val" if val else "test")]
+  for k in sorted(set(range(len(class_names))) - set(parts[0].label)):
+    raise UserError(
+      f"{where}: {root / 'train' / class_names[k]} holds no images; put some there, or remove it"
+    )
+  return class_names, parts
 
 
 def _folders(path: pathlib.Path, where: str) -> tuple[str, ...]:
@@ -42,20 +100,26 @@ def _folders(path: pathlib.Path, where: str) -> tuple[str, ...]:
   )
 
 
-def _list(path: pathlib.Path, class_names: tuple[str, ...], where: str) -> list[pathlib.Path]:
-  """The image files of one part, class by class, each class in the order of the file names."""
-  files = []
-  for name in _folders(path, where):
+def _list_part(root: pathlib.Path, part: str, class_names: tuple[str, ...], where: str) -> _Listed:
+  listed = _Listed([], [], [])
+  for name in _folders(root / part, where):
     if name not in class_names:
-      raise UserError(f"{where}: {path / name} has no counterpart in train; add one, or remove it")
-    files += sorted(
-      file
-      for file in (path / name).iterdir()
-      if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )
-  if not files:
-    raise UserError(f"{where}: no {', '.join(SUFFIXES)} file in {path}/CLASS; put images there")
-  return files
+      raise UserError(f"{where}: {root / part / name} has no counterpart in train; add one, or remove it")
+    for file, size in sorted(_images(root / part / name)):
+      listed.names.append(f"{part}/{name}/{file}")
+      listed.sizes.append(size)
+      listed.label.append(class_names.index(name))
+  if not listed.names:
+    raise UserError(f"{where}: no {', '.join(SUFFIXES)} file in {root / part}/CLASS; put images there")
+  return listed
+
+
+def _images(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
+  """Names and sizes of the image files in a folder."""
+  with os.scandir(folder) as entries:  # several times faster than pathlib, and there may be millions
+    for entry in entries:
+      if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+        yield entry.name, entry.stat().st_size
 
 
 def _stack(files: list[pathlib.Path], where: str) -> np.ndarray:
@@ -66,7 +130,7 @@ def _stack(files: list[pathlib.Path], where: str) -> np.ndarray:
     if image.shape[:2] != images[0].shape[:2]:
       (h, w), (h0, w0) = image.shape[:2], images[0].shape[:2]
       sizes = f"{files[0]} is {h0}x{w0} (height x width) but {file} is {h}x{w}"
-      raise UserError(f"{where}: {sizes}; resize the images to one size")
+      raise UserError(f"{where}: {sizes}; resize the images to one size, or set data.streamed")
   if all(image.ndim == 2 for image in images):
     return np.stack(images)
   return np.stack([image if image.ndim == 3 else np.stack([image] * 3, axis=-1) for image in images])
@@ -74,16 +138,7 @@ def _stack(files: list[pathlib.Path], where: str) -> np.ndarray:
 
 def _decode(file: pathlib.Path, where: str) -> np.ndarray:
   """One image, [h, w] where it is grey, else [h, w, 3], uint8."""
-  from PIL import Image
-
   try:
-    with Image.open(file) as image:
-      if image.mode in ("1", "L", "LA"):
-        return np.asarray(image.convert("L"))
-      if image.mode in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
-        # Through RGBA, since a palette with transparency would make Pillow warn.
-        return np.asarray(image.convert("RGBA").convert("RGB"))
-      mode = image.mode
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of bad files
-    raise UserError(f"{where}: cannot read {file} ({error}); replace or remove it") from None
-  raise UserError(f"{where}: {file} has pixels of kind {mode}; convert it to 8-bit grey or RGB")
+    return np.asarray(open_picture(file, str(file)))
+  except ValueError as error:
+    raise UserError(f"{where}: {error}") from None

@@ -21,9 +21,9 @@ def draw() -> dict[str, np.ndarray]:
   rng = np.random.RandomState(SEED)  # whose stream NumPy has frozen
   train, test = _pick(rng, train, 600), _pick(rng, test, 200)
   return {
-    "train_images": train.image,
+    "train_images": train.image[:],
     "train_labels": train.label,
-    "test_images": test.image,
+    "test_images": test.image[:],
     "test_labels": test.label,
     "class_names": np.array(idx.CLASS_NAMES),
   }

@@ -2,22 +2,25 @@
 
 import numpy as np
 
-from smskd_jax.data.dataset import Dataset, Split, fingerprint
+from smskd_jax.data.dataset import Dataset, Images, Split, fingerprint
+from smskd_jax.data.photographs import Photographs
 
 _LUMA = np.array([299, 587, 114])  # of red, green and blue, ITU-R 601, in thousandths
 
 
-def to_shape(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def to_shape(image: Images, shape: tuple[int, int, int]) -> Images:
   """Resizes by Pillow's bilinear filter, which averages where it shrinks; repeats grey or takes the luma of colours.
 
   Args:
-    image: [n, h, w, c], uint8, c 1 or 3.
+    image: [n, h, w, c], uint8, c 1 or 3. Photographs have their shape.
     shape: of the result's images, [h, w, c].
 
   Returns:
     [n, *shape], uint8; the images themselves where they have that shape.
   """
   height, width, channels = shape
+  if isinstance(image, Photographs):
+    return image
   if image.shape[1:3] != (height, width):
     image = np.stack([_resized(one, height, width) for one in image])
   if image.shape[3] == channels:

@@ -5,18 +5,22 @@ preparing one would download it: a machine without internet waits for minutes.
 """
 
 from collections.abc import Iterator
+import contextlib
 import difflib
+import hashlib
 import importlib.util
 import json
 import os
 import pathlib
 import re
 import sys
-from typing import Any
+import tempfile
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.photographs import Photographs, Squares
 from smskd_jax.errors import UserError
 
 BLOCK = 1024  # examples decoded in one call
@@ -30,27 +34,92 @@ def tfds(argument: str, folder: str) -> Arrays:
   Under `tfds.testing.mock_data` nothing needs to be prepared.
   """
   where = f"data.source: 'tfds:{argument}'"
-  if importlib.util.find_spec("tensorflow_datasets") is None:
-    raise UserError(f"{where} needs TensorFlow Datasets; pip install tensorflow-datasets")
   if _mocked():
     import tensorflow_datasets
 
     return of_builder(tensorflow_datasets.builder(argument), where)
-  root = pathlib.Path(folder or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-  return of_builder(_builder(_prepared(argument, root, where), where), where)
+  return of_builder(_builder(_prepared(argument, folder, where), where), where)
+
+
+class Examples(NamedTuple):
+  """A split's encoded images, as records."""
+
+  source: Any  # TFDS's, which does not decode
+  split: str
+
+  def read(self, i: int) -> bytes:
+    """The i-th.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+      return self.source[i]["image"]
+    except Exception as error:  # TFDS lets through whatever its parsers raise
+      raise ValueError(f"cannot read {self.name(i)} ({_line(error)}); prepare it again") from None
+
+  def name(self, i: int) -> str:
+    """Where the i-th is."""
+    return f"example {i} of split {self.split}"
+
+
+def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
+  """The same examples, of any sizes, in their records until they are asked for.
+
+  Their fingerprint is of TFDS's description and of the names and sizes of the files. Labels are in the records too: the
+  first time all of them are read for it, and the labels are kept in the user's cache folder.
+  """
+  where = f"data.source: 'tfds:{argument}'"
+  path = _prepared(argument, folder, where)
+  builder = _builder(path, where)
+  _check_features(builder, where)
+  from tensorflow_datasets import decode
+
+  listed = sorted((file.name, file.stat().st_size) for file in path.iterdir())
+  digest = hashlib.sha256(repr((listed, (path / "dataset_info.json").read_text())).encode()).hexdigest()
+
+  def split(name: str) -> Split:
+    source = _source(builder, name, where, decoders={"image": decode.SkipDecoding()})
+    label = _labels(source, name, digest, where)
+    return Split(
+      Photographs(Examples(source, name), np.arange(len(label)), squares, f"{digest} {name}"), label
+    )
+
+  names = tuple(getattr(builder.info.features["label"], "names", None) or ())
+  return Arrays(split("train"), split(_test_split(builder, where)), names)
+
+
+def _labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
+  """[n], int32: from the cache folder, or read of every example."""
+  cache = (
+    pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "smskd_jax" / "labels"
+  )
+  file = cache / f"{digest[:32]}-{split}.npy"
+  with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged: then it is made again
+    return np.load(file, allow_pickle=False)
+  label = np.array([example["label"] for example in _in_blocks(source, split, where)], np.int32)
+  with contextlib.suppress(OSError):  # without a cache, they are read again the next time
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as written:
+      np.save(written, label)
+    os.replace(written.name, file)  # at once: several processes may be at it
+  return label
 
 
 def _mocked() -> bool:
   """Whether `tfds.testing.mock_data` is in force, which answers for every data set with random examples."""
-  if "tensorflow_datasets" not in sys.modules:
+  if sys.modules.get("tensorflow_datasets") is None:
     return False
   import tensorflow_datasets
 
   return tensorflow_datasets.core.DatasetBuilder.download_and_prepare.__module__.endswith("testing.mocking")
 
 
-def _prepared(argument: str, root: pathlib.Path, where: str) -> pathlib.Path:
+def _prepared(argument: str, folder: str, where: str) -> pathlib.Path:
   """The folder that holds the newest version asked for."""
+  if importlib.util.find_spec("tensorflow_datasets") is None:
+    raise UserError(f"{where} needs TensorFlow Datasets; pip install tensorflow-datasets")
+  root = pathlib.Path(folder or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
   match = re.fullmatch(r"(\w+(?:/[^:/]+)?)(?::(\d+\.\d+\.\d+))?", argument)
   if not match:
     raise UserError(
@@ -95,6 +164,12 @@ def _builder(path: pathlib.Path, where: str) -> Any:
 
 def of_builder(builder: Any, where: str) -> Arrays:
   """Reads the two splits of a TFDS builder whose data are prepared, or mocked."""
+  _check_features(builder, where)
+  train, test = (_split(builder, name, where) for name in ("train", _test_split(builder, where)))
+  return Arrays(train, test, tuple(getattr(builder.info.features["label"], "names", None) or ()))
+
+
+def _check_features(builder: Any, where: str) -> None:
   features = builder.info.features
   lacking = [key for key in ("image", "label") if key not in features]
   if lacking:
@@ -102,8 +177,6 @@ def of_builder(builder: Any, where: str) -> Arrays:
     raise UserError(
       f"{where} has no feature {lacking[0]!r} (but {found}); take a set for image classification"
     )
-  train, test = (_split(builder, name, where) for name in ("train", _test_split(builder, where)))
-  return Arrays(train, test, tuple(getattr(features["label"], "names", None) or ()))
 
 
 def _test_split(builder: Any, where: str) -> str:
@@ -123,21 +196,39 @@ def _split(builder: Any, name: str, where: str) -> Split:
     labels.append(example["label"])
     if images[-1].shape != images[0].shape:  # said at once: not after all of ImageNet has been read
       sizes = f"{images[0].shape} but also {images[-1].shape}"
-      raise UserError(f"{where}: images of split {name} are {sizes}; take a set of one size")
+      raise UserError(
+        f"{where}: images of split {name} are {sizes}; take a set of one size, or set data.streamed"
+      )
   return Split(np.array(images), np.array(labels))
 
 
 def _examples(builder: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
-  """All examples of a split, read many at a time, which is several times faster than one by one."""
+  """All examples of a split."""
+  yield from _in_blocks(_source(builder, name, where), name, where)
+
+
+def _source(builder: Any, name: str, where: str, **options: Any) -> Any:
+  """TFDS's reader of a split."""
   try:
-    source = builder.as_data_source(split=name)
+    return builder.as_data_source(split=name, **options)
+  except Exception as error:  # TFDS lets through whatever its readers raise
+    raise _unreadable(error, name, where) from None
+
+
+def _in_blocks(source: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
+  """All examples, read many at a time, which is several times faster than one by one."""
+  try:
     if _mocked():  # mocked sources cannot read in bulk
       yield from (source[i] for i in range(len(source)))
       return
     for first in range(0, len(source), BLOCK):
       yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
   except Exception as error:  # TFDS lets through whatever its decoders raise
-    raise UserError(f"{where}: cannot read split {name} ({_line(error)}); prepare it again") from None
+    raise _unreadable(error, name, where) from None
+
+
+def _unreadable(error: Exception, name: str, where: str) -> UserError:
+  return UserError(f"{where}: cannot read split {name} ({_line(error)}); prepare it again")
 
 
 def _line(error: Exception) -> str:

@@ -185,15 +185,26 @@ def split(tree: Any, devices: Devices) -> Any:
   return jax.tree.map(lambda x: of_each(x)[rows], tree)
 
 
+def own_places(batch_size: int, devices: Devices) -> np.ndarray:
+  """Which places of a batch are on the devices of this process, device by device."""
+  return split(np.arange(batch_size), devices).reshape(-1)
+
+
+def deal(tree: Any, devices: Devices) -> Any:
+  """Arrays of what `own_places` names, [own, ...], as [own devices, own / own devices, ...]."""
+  count = len(own(devices))
+  return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
+
+
 def _rows(devices: Devices) -> Any:
   """Which of the devices are of this process, as an index."""
   found = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
   return slice(None) if len(found) == len(devices) else np.array(found)
 
 
-def split_each(trees: Sequence[Any], devices: Devices) -> Any:
-  """n trees of arrays [b, ...] as one of [own devices, n, b / devices, ...]."""
-  return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(split(tree, devices) for tree in trees))
+def deal_each(trees: Sequence[Any], devices: Devices) -> Any:
+  """n trees as for `deal` as one, of [own devices, n, own / own devices, ...]."""
+  return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(deal(tree, devices) for tree in trees))
 
 
 def joined(x: jax.Array, devices: Devices) -> np.ndarray:

@@ -20,7 +20,7 @@ from smskd_jax.errors import UserError
 from smskd_jax.runtime import processes
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
-FORMAT = 3
+FORMAT = 4
 
 
 def key_of(description: Mapping[str, Any]) -> str:

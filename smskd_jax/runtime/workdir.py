@@ -28,8 +28,11 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
   check_writable("--workdir", workdir)
   if not (workdir / "config.json").exists():
     return
-  theirs = json.loads((workdir / "config.json").read_text())["config"]
-  field = first_difference("config", theirs, json.loads(json.dumps(config)))
+  theirs = json.loads((workdir / "config.json").read_text())["config"] | {"workers": 0}
+  ours = json.loads(json.dumps(config)) | {
+    "workers": 0
+  }  # as many as a machine likes: no result depends on it
+  field = first_difference("config", theirs, ours)
   if field is not None:
     raise UserError(f"--workdir: {workdir} belongs to another config: {field}; choose another folder")
 
@@ -54,13 +57,13 @@ def first_difference(field: str, one: Any, other: Any) -> str | None:
   return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
 
 
-def check_alike(config: Mapping[str, Any]) -> None:
-  """Refuses to run where the processes of a run have not the same config, code and libraries. All must call it.
+def check_alike(**own: Any) -> None:
+  """Refuses to run where the processes of a run have not the same of what is given, by name. All must call it.
 
   Raises:
     UserError: in all of them; names the process and the first field that differs.
   """
-  own = {"config": json.loads(json.dumps(config)), "code": _code(), "versions": _versions()}
+  own = json.loads(json.dumps(own))
   first, *others = processes.gather(own)
   for index, other in enumerate(others, start=1):
     for name, theirs in other.items():
@@ -71,8 +74,12 @@ def check_alike(config: Mapping[str, Any]) -> None:
         )
 
 
+def code() -> dict[str, Any]:
+  """What computes: a fingerprint of this package's files, and the versions of the libraries."""
+  return {"code": _code(), "versions": _versions()}
+
+
 def _code() -> str:
-  """A fingerprint of this package's files."""
   package = Path(__file__).parents[1]
   sha = hashlib.sha256()
   for path in sorted(package.rglob("*.py")):

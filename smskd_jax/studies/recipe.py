@@ -182,7 +182,7 @@ def shares(epochs: int, count: int) -> list[int]:
     UserError: there are fewer epochs than stages.
   """
   if epochs < count:
-    raise UserError(f"config argument epochs: {epochs} cannot be shared by {count} stages")
+    raise UserError(f"config argument epochs: {epochs} cannot be shared by {count} stages; give more")
   share, rest = divmod(epochs, count)
   return [share + (i < rest) for i in range(count)]
 

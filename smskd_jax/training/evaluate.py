@@ -37,24 +37,21 @@ def make_features(network: nn.Module, normalize: Callable[[jax.Array], jax.Array
   return features
 
 
-def in_batches(predict: Callable[[np.ndarray], Any], image: np.ndarray, batch_size: int) -> Any:
-  """What is said of all images, in batches of one size: the last is filled up with zeros, and cut.
+def in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
+  """What is said of so many images, in batches of one size: the last is filled up with the first images, and cut.
 
   Args:
-    predict: images [batch_size, h, w, c] -> a tree of arrays [batch_size, ...].
-    image: [n, h, w, c], of any n of 1 or more.
+    predict: places of images, [batch_size] -> a tree of arrays [batch_size, ...].
+    count: of all images, n, 1 or more.
     batch_size: of every call.
 
   Returns:
     The tree, of arrays [n, ...] on the host.
   """
   pieces = []
-  for start in range(0, len(image), batch_size):
-    piece = image[start : start + batch_size]
-    missing = batch_size - len(piece)
-    padded = np.pad(piece, ((0, missing), *((0, 0),) * (image.ndim - 1)))
-    pieces.append(jax.device_get(predict(padded)))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(image)], *pieces)
+  for start in range(0, count, batch_size):
+    pieces.append(jax.device_get(predict(np.arange(start, start + batch_size) % count)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)
 
 
 def evenly(count: int, of: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.objective import Metrics
 from smskd_jax.training.stage import Stage
 
-Batches = Sequence[Batch]  # of the host, one for each learner
+Batches = Sequence[Batch]  # of the host, one for each learner; of several processes, each its own part
 
 
 class Program(Protocol):
@@ -59,15 +59,15 @@ class Alone:
     """As in `Program`."""
     own = [batch for (batch,) in batches]
     if len(own) == 1:
-      self._state, metrics = self._step(self._state, self._frozen, parallel.split(own[0], self.devices))
+      self._state, metrics = self._step(self._state, self._frozen, parallel.deal(own[0], self.devices))
     else:
-      split = parallel.split_each(own, self.devices)
-      self._state, metrics = self._steps(self._state, self._frozen, split)
+      dealt = parallel.deal_each(own, self.devices)
+      self._state, metrics = self._steps(self._state, self._frozen, dealt)
     return metrics
 
   def probe(self, batches: Batches) -> Metrics:
     """As in `Program`."""
-    return self._probe(self._state, self._frozen, parallel.split(batches[0], self.devices))
+    return self._probe(self._state, self._frozen, parallel.deal(batches[0], self.devices))
 
   def apart(self, metrics: Metrics) -> list[Metrics]:
     """As in `Program`."""

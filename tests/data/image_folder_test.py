@@ -88,8 +88,52 @@ def test_refuses_an_absent_folder(tmp_path, refuses):
 
 
 def test_refuses_an_absent_test_folder(tmp_path, refuses, rgb):
-  (tmp_path / "test").rename(tmp_path / "val")
+  (tmp_path / "test").rename(tmp_path / "held_out")
   refuses("folder:.", f"no folder {tmp_path / 'test'}", "test/CLASS")
+
+
+def test_val_stands_in_for_a_missing_test_folder(tmp_path, rgb):
+  expected = data.load(f"folder:{tmp_path}")
+  (tmp_path / "test").rename(tmp_path / "val")
+  found = data.load(f"folder:{tmp_path}")
+  assert found.fingerprint == expected.fingerprint and len(found.test.label) == 2
+
+
+def test_streamed_they_are_the_same_images(tmp_path, rgb):
+  save(tmp_path / "train/bee/2.png", np.zeros((30, 20, 3), np.uint8))  # of another size
+  loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, central_crop=1.0)
+  assert loaded.image_shape == (8, 8, 3) and loaded.class_names == ("ant", "bee")
+  assert loaded.train.label.tolist() == [0, 0, 1, 1] and loaded.test.label.tolist() == [0, 1]
+  for split, first in ((loaded.train, 0), (loaded.test, 3)):
+    expected = [image[:, 1:9] for image in list(rgb.values())[first:][: 3 if first == 0 else 2]]
+    np.testing.assert_array_equal(split.image[: len(expected)], expected)
+  assert loaded.mean == (0.485, 0.456, 0.406) and loaded.std == (0.229, 0.224, 0.225)
+
+
+def test_streamed_their_fingerprint_is_of_names_and_sizes(tmp_path, rgb):
+  found = lambda: data.load(f"folder:{tmp_path}", streamed=True, image_size=8).fingerprint
+  first = found()
+  assert found() == first
+  file = tmp_path / "train/bee/1.png"
+  content = file.read_bytes()
+  file.write_bytes(content + b" ")
+  assert found() != first
+  file.write_bytes(content)
+  assert found() == first
+  file.rename(tmp_path / "train/bee/2.png")
+  assert found() != first
+
+
+def test_streamed_some_are_held_out(tmp_path, rgb):
+  for i in range(2, 9):
+    save(tmp_path / f"train/bee/{i}.png", np.full((8, 10, 3), 10 * i, np.uint8))
+    save(tmp_path / f"train/ant/{i + 1}.png", np.full((8, 10, 3), 10 * i, np.uint8))
+  loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, central_crop=1.0, validation=0.25)
+  in_memory = data.load(f"folder:{tmp_path}", validation=0.25)
+  for name in ("train", "validation"):
+    ours, theirs = getattr(loaded, name), getattr(in_memory, name)
+    np.testing.assert_array_equal(ours.label, theirs.label)
+    np.testing.assert_array_equal(ours.image[:], theirs.image[:, :, 1:9])
 
 
 @pytest.mark.parametrize("names", [[], ["ant"]])

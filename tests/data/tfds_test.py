@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow_datasets
 
 from smskd_jax import data
+from smskd_jax.data import tfds as tfds_reader
+from smskd_jax.errors import UserError
+from smskd_jax.training import batches
 
 COUNTS = {"train": 300, "test": 100}
 NAMES = ["cat", "dog", "owl"]
@@ -78,6 +82,71 @@ def test_round_trip(name, prepared, capfd):
     np.testing.assert_array_equal(found.image[in_order(found)], expected.image[in_order(expected)])
     np.testing.assert_array_equal(found.label[in_order(found)], expected.label[in_order(expected)])
   assert capfd.readouterr() == ("", "")
+
+
+def stream(folder):
+  return data.load("tfds:smskd_round_trip", folder=str(folder), streamed=True, image_size=8, central_crop=1.0)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """The user's cache folder."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+def test_streamed_they_are_the_same_examples(prepared, cache, capfd):
+  loaded, in_memory = stream(prepared), data.load("tfds:smskd_round_trip", folder=str(prepared))
+  assert loaded.class_names == in_memory.class_names and loaded.image_shape == (8, 8, 3)
+  for split in COUNTS:
+    found, expected = getattr(loaded, split), getattr(in_memory, split)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_array_equal(found.image[:], expected.image[:, :8])  # of 9 pixels: round(0.5) is 0
+  assert capfd.readouterr() == ("", "")
+
+
+def test_streamed_their_labels_are_read_once(prepared, cache, monkeypatch):
+  first = stream(prepared)
+  assert len(list(cache.rglob("*.npy"))) == 2
+  monkeypatch.setattr(tfds_reader, "_in_blocks", None)
+  again = stream(prepared)
+  np.testing.assert_array_equal(again.train.label, first.train.label)
+  assert again.fingerprint == first.fingerprint
+  for file in cache.rglob("*.npy"):
+    file.write_bytes(b"")
+  with pytest.raises(TypeError):  # what is damaged is read again
+    stream(prepared)
+
+
+def test_streamed_other_processes_may_read_them(prepared, cache):
+  train = stream(prepared).train
+  drawing = batches.Drawing(batches.labeled(train), 50, 1, 6)
+  ours, theirs = (
+    list(batches.draw(drawing._replace(workers=workers), jax.random.key(0), 0)) for workers in (0, 1)
+  )
+  assert len(ours) == 6
+  for one, other in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_streamed_missing_records_are_refused(data_dir, cache, refuses):
+  for path in (data_dir / "smskd_round_trip" / "1.0.0").glob("*-train.*"):
+    path.unlink()
+  options = {"streamed": True, "image_size": 8, "folder": str(data_dir)}
+  refuses("tfds:smskd_round_trip", "cannot read split train", "prepare it again", **options)
+
+
+def test_streamed_a_damaged_record_is_named(data_dir, cache):
+  train = stream(data_dir).train
+  for path in (data_dir / "smskd_round_trip" / "1.0.0").glob("*-train.*"):
+    path.write_bytes(bytes(path.stat().st_size))
+  with pytest.raises(UserError, match="data.source: cannot read example 3 of split train"):
+    train.image[3:4]
+
+
+def test_streamed_it_must_be_prepared(tmp_path, refuses):
+  options = {"streamed": True, "image_size": 8, "folder": str(tmp_path)}
+  refuses("tfds:cifar10", f"is not prepared in {tmp_path}", **options)
 
 
 def test_data_dir_from_the_environment(prepared, monkeypatch):

@@ -25,11 +25,11 @@ def test_predictions_do_not_depend_on_the_padding_of_the_last_batch(count):
   image = np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2, 1)
   sizes = []
 
-  def predict(batch):
-    sizes.append(len(batch))
-    return batch.reshape(len(batch), -1)[:, :3]
+  def predict(places):
+    sizes.append(len(places))
+    return image[places].reshape(len(places), -1)[:, :3]
 
-  logits = evaluate.in_batches(predict, image, 4)
+  logits = evaluate.in_batches(predict, count, 4)
   np.testing.assert_array_equal(logits, image.reshape(count, -1)[:, :3])
   assert set(sizes) == {4}
 

@@ -1,0 +1,63 @@
+"""What steps need, made before they ask for it, in threads or processes: the only place that knows Grain."""
+
+import atexit
+from collections.abc import Callable, Iterator
+import functools
+import os
+
+from absl import flags
+import numpy as np
+
+from smskd_jax.errors import UserError
+
+
+def ahead(
+  of_step: Callable[[int], np.ndarray], first: int, end: int, *, workers: int = 0
+) -> Iterator[np.ndarray]:
+  """The arrays that a function makes of the steps first, ..., end - 1, in their order.
+
+  Whatever is made depends on its step alone, and so not on who makes it, how many there are, or where they begin.
+
+  Args:
+    of_step: pure. Processes of their own get a copy of it, pickled, and must not need devices for it.
+    first: step.
+    end: the step behind the last.
+    workers: processes that call it; 0: as many threads as there are cores. Threads do where the time goes into
+      decoding, during which Pillow lets go of the interpreter.
+
+  Raises:
+    UserError: what the function has raised.
+  """
+  import grain  # here: who streams nothing need not wait for it
+
+  if first >= end:
+    return
+  threads = 1 if workers else len(os.sched_getaffinity(0))
+  steps = grain.MapDataset.range(first, end).map(functools.partial(_or_mistake, of_step))
+  made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads)))
+  if workers:
+    if not flags.FLAGS.is_parsed():  # as in a notebook: Grain's processes ask for flags of its own
+      flags.FLAGS.mark_as_parsed()
+    made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+  iterator = iter(made)
+  atexit.register(iterator.close)  # before the interpreter is taken apart, which would be too late for it
+  try:
+    yield from map(_checked, iterator)
+  finally:
+    atexit.unregister(iterator.close)
+    iterator.close()
+
+
+def _or_mistake(of_step: Callable[[int], np.ndarray], step: int) -> np.ndarray | UserError:
+  """A user's mistake as a value: to what is raised Grain adds lines of its own."""
+  try:
+    return of_step(step)
+  except UserError as error:
+    return error
+
+
+def _checked(made: np.ndarray | UserError) -> np.ndarray:
+  """A copy: arrays of other processes lie in memory that is shared and scarce."""
+  if isinstance(made, UserError):
+    raise made
+  return np.array(made)

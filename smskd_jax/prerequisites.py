@@ -1,0 +1,144 @@
+"""Mistakes in the stages of a resolved config: what needs what is not there, and what does not go together."""
+
+import re
+from typing import Any
+
+from smskd_jax import losses
+from smskd_jax.data import finite
+from smskd_jax.errors import UserError, unknown
+from smskd_jax.training import weighting
+
+# Field of a stage -> what it may be.
+_CHOICES = {
+  "start": ("previous", "fresh"),
+  "images": ("train", "unlabeled"),
+  "trains": ("all", "head"),
+  "teacher_statistics": ("running", "batch"),
+  "select": ("last", "validation"),
+  "teacher_cache": ("off", "float32", "float16"),
+}
+
+
+def check(config: dict[str, Any]) -> None:
+  """Checks that each stage finds what it reads: its networks, trained teachers, an earlier stage to be anchored by.
+
+  Raises:
+    UserError: the first stage that does not.
+  """
+  if not config["stages"]:
+    raise UserError("config.stages: there are none; add at least one stage(...)")
+  if config["data"]["streamed"] and config["data"]["extra_tests"]:
+    raise UserError(
+      f"config.data.extra_tests: {config['data']['extra_tests']!r} are made of images in memory, and these are "
+      "streamed; leave it empty"
+    )
+  for i, stage in enumerate(config["stages"]):
+    field, earlier = f"config.stages[{i}]", config["stages"][:i]
+    _check_name(field, stage, earlier)
+    for name in (stage["learner"], *stage["teachers"]):
+      if name not in config["networks"]:
+        raise unknown(f"{field}: network", name, config["networks"])
+    for name in stage["teachers"]:
+      if name not in [s["learner"] for s in earlier] and not config["networks"][name]["variables"]:
+        raise UserError(
+          f"{field}.teachers: {name!r} is not trained by then; put a stage with learner={name!r} before this one, "
+          f"or say in config.networks.{name}.variables where its variables are"
+        )
+    for method in stage["methods"]:
+      if not stage["teachers"] and method["name"] not in losses.WITHOUT_TEACHER:
+        raise UserError(f"{field}.teachers: empty, but {method['name']!r} needs a teacher")
+    for name, choices in _CHOICES.items():
+      if stage[name] not in choices:
+        raise unknown(f"{field}.{name}", stage[name], choices)
+    if stage["select"] == "validation" and not config["data"]["validation"]:
+      raise UserError(
+        f"{field}.select: 'validation', but nothing is held out; set config.data.validation, as to 0.1"
+      )
+    _check_images(field, stage, config["data"]["unlabeled"])
+    if stage["teacher_cache"] != "off" and config["data"]["streamed"]:
+      raise UserError(
+        f"{field}.teacher_cache: {stage['teacher_cache']!r}, but of streamed images every step sees other parts; use "
+        "'off'"
+      )
+    if stage["teacher_cache"] != "off":
+      _check_cache(f"{field}.teacher_cache: {stage['teacher_cache']!r}", stage)
+    _check_reference(field, stage, earlier)
+
+
+def _check_name(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
+  name = stage["name"]
+  if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) or name in ("none", "previous"):
+    raise UserError(
+      f"{field}.name: {name!r} is not a name of letters, digits and _ . + - (nor none, previous)"
+    )
+  if name in [s["name"] for s in earlier]:
+    raise UserError(f"{field}.name: {name!r} is the name of an earlier stage too; give each stage its own")
+
+
+def _check_images(field: str, stage: dict[str, Any], source: str) -> None:
+  """What a stage may do depends on whether its images have labels."""
+  alone, beside = stage["images"] == "unlabeled", stage["unlabeled_batch_size"]
+  for method in stage["methods"]:
+    if method["name"] in losses.OF_SEVERAL_VIEWS and len(stage["views"]) < 2:
+      raise UserError(
+        f"{field}.views: {stage['views']}, but {method['name']!r} needs two or more, as ('crop_flip', 'autoaugment')"
+      )
+  if not stage["views"]:
+    raise UserError(f"{field}.views: empty; name at least one, as ('crop_flip',)")
+  if not (alone or beside):
+    return
+  name = "images" if alone else "unlabeled_batch_size"
+  said = f"{field}.{name}: {stage[name]!r}"
+  if not source:
+    raise UserError(f"{said}, but config.data.unlabeled names no source")
+  if alone and beside:
+    raise UserError(
+      f"{field}.unlabeled_batch_size: {beside}, but config.images is 'unlabeled' already; use 0"
+    )
+  if alone and stage["task_weight"]:
+    raise UserError(f"{said}, which have no labels; set {field}.task_weight to 0")
+  if stage["mix"]["name"] != "none":
+    raise UserError(f"{said}, but {stage['mix']['name']!r} mixes labels; use 'none'")
+  for method in stage["methods"]:
+    if method["name"] in losses.READS_LABELS:
+      raise UserError(f"{said}, but {method['name']!r} needs the label of every image")
+
+
+def _check_cache(said: str, stage: dict[str, Any]) -> None:
+  """What the teachers say can be kept where it is a function of finitely many views, and little."""
+  if not stage["teachers"]:
+    raise UserError(f"{said}, but the stage has no teachers; use 'off'")
+  if len(set(stage["views"])) > 1 or stage["views"][0] not in finite.FINITE:
+    raise UserError(
+      f"{said}, but of the views {stage['views']} there are too many; use {' or '.join(finite.FINITE)} alone, or 'off'"
+    )
+  needed = {"images": "train", "unlabeled_batch_size": 0, "teacher_statistics": "running"}
+  for name, given, only in (
+    ("mix", stage["mix"]["name"], "none"),
+    *((name, stage[name], only) for name, only in needed.items()),
+  ):
+    if given != only:
+      raise UserError(f"{said}, but {name} is {given!r}; use {only!r}, or no cache: 'off'")
+  for method in stage["methods"]:
+    if method["name"] in losses.READS_MAPS:
+      raise UserError(
+        f"{said}, but {method['name']!r} reads the teachers' maps, which are not kept; use 'off'"
+      )
+
+
+def _check_reference(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
+  anchor, own = stage["reference"], [s["name"] for s in earlier if s["learner"] == stage["learner"]]
+  if anchor["weighting"] not in weighting.WEIGHTINGS:
+    raise unknown(f"{field}.reference.weighting", anchor["weighting"], weighting.WEIGHTINGS)
+  if anchor["stage"] == "none":
+    return
+  if not own:
+    raise UserError(
+      f"{field}.reference.stage: {anchor['stage']!r}, but this is the first stage of {stage['learner']!r}; use 'none'"
+    )
+  if anchor["stage"] not in ("previous", *own):
+    raise unknown(f"{field}.reference.stage", anchor["stage"], ("previous", "none", *own))
+  if anchor["weighting"] not in weighting.WITHOUT_TEACHER and not stage["teachers"]:
+    raise UserError(
+      f"{field}.reference.weighting: {anchor['weighting']!r} needs a teacher; name one, or use 'constant'"
+    )

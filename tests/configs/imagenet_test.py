@@ -1,0 +1,75 @@
+"""Tests of configs/imagenet.py: the literature's recipe, and a run on a folder with ImageNet's layout."""
+
+import json
+
+import pytest
+
+from photographs import write_folder
+import runs
+from smskd_jax.config import resolve
+from smskd_jax.errors import UserError
+
+
+def get_config(arg=None):
+  return resolve(runs.module("configs/imagenet.py").get_config(arg))
+
+
+def test_the_recipe():
+  config = get_config("stages=dkd+kd")
+  teacher, dkd, kd = config["stages"]
+  assert config["data"]["streamed"] and config["data"]["image_size"] == 224
+  assert (config["data"]["random_crop_area"], config["data"]["central_crop"]) == (0.08, 0.875)
+  for stage in config["stages"]:
+    of = stage["optimizer"]
+    assert (of["learning_rate"], of["learning_rate_of"], of["momentum"], of["weight_decay"]) == (
+      0.1,
+      256,
+      0.9,
+      1e-4,
+    )
+    assert stage["schedule"]["milestones"] == (0.3, 0.6, 0.9)
+    assert stage["augment"]["crop_flip"] == {"padding": 0, "flip": True, "views": 0}
+  assert (teacher["epochs"], dkd["epochs"], kd["epochs"]) == (100, 50, 50)
+  assert kd["reference"]["stage"] == "previous"
+  assert (kd["task_weight"], kd["methods"][0]["weight"], kd["methods"][0]["temperature"]) == (0.5, 0.5, 1.0)
+  assert (dkd["methods"][0]["beta"], dkd["methods"][0]["temperature"]) == (0.5, 1.0)
+  assert dkd["methods"][0]["warmup_epochs"] == 1.0
+
+
+def test_the_other_pair_has_weights_of_its_own():
+  arg = "teacher=imagenet_resnet50,student=imagenet_mobilenet_v1,stages=dkd+reviewkd,teacher_variables=there"
+  dkd, reviewkd = get_config(arg)["stages"]
+  assert dkd["methods"][0]["beta"] == 2.0 and reviewkd["methods"][0]["weight"] == 8.0
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("stages=dkdd", "argument stages: unknown 'dkdd'; did you mean 'dkd'"),
+    ("budget=none", "argument budget: unknown 'none'"),
+    ("epochs=1,stages=dkd+kd", "1 cannot be shared by 2 stages"),
+  ],
+)
+def test_mistakes(arg, message):
+  with pytest.raises(UserError, match=message):
+    get_config(arg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("teacher", "student"),
+  [("imagenet_resnet34", "imagenet_resnet18"), ("imagenet_resnet50", "imagenet_mobilenet_v1")],
+)
+def test_it_runs_on_photographs(teacher, student, tmp_path):
+  """Three hundred, of all sizes: narrow networks learn which of the two they are pieces of."""
+  folder = write_folder(tmp_path / "imagenet", 120)
+  of = (
+    f"dataset=folder:{folder},teacher={teacher},student={student},image_size=64,batch_size=48,stages=dkd+kd"
+  )
+  of += ",epochs=16,teacher_epochs=8,learning_rate=0.4"
+  narrow = [f"--config.networks.{name}.width=0.125" for name in ("teacher", "student")]
+  status, out, err = runs.main(tmp_path / "run", f"--config=configs/imagenet.py:{of}", *narrow)
+  assert status == 0, err
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert [stage["name"] for stage in result["stages"]] == ["teacher", "student_dkd", "student_kd"]
+  assert result["stages"][-1]["metrics"]["last"]["test/accuracy"] > 0.8
