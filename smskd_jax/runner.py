@@ -39,9 +39,8 @@ class Runner:
     """
     entries = [Entry(self._setting.store, plan.key) for plan in plans]
     with contextlib.ExitStack() as locks:
-      for entry in sorted(
-        entries, key=lambda entry: entry.key
-      ):  # in one order, or two processes may wait for ever
+      # In one order, or two processes may wait for ever.
+      for entry in sorted(entries, key=lambda entry: entry.key):
         locks.enter_context(entry.lock(waiting=console.say))
       results = processes.agree([entry.result() for entry in entries])
       absent = [i for i, result in enumerate(results) if result is None]

@@ -31,9 +31,7 @@ class Archive(NamedTuple):
   test: tuple[str, ...]
   class_names: str
   labels: int  # bytes of labels before each image; the last one is ours
-  moments: (
-    Moments  # the literature's, to four digits; per pixel, not the mean over images of each image's std
-  )
+  moments: Moments  # the literature's, to four digits; per pixel, not the mean of each image's std
 
 
 ARCHIVES = MappingProxyType(

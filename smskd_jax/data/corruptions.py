@@ -129,9 +129,8 @@ def corrupt(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np
     [n, h, w, c], uint8.
   """
   rng = np.random.default_rng([seed, zlib.crc32(name.encode()), severity])
-  pieces = np.array_split(
-    image, -(-len(image) // 1000)
-  )  # bounds the memory; the draws go on from piece to piece
+  # In pieces, which bounds the memory; the draws go on from one to the next.
+  pieces = np.array_split(image, -(-len(image) // 1000))
   corrupted = (CORRUPTIONS[name](piece / 255.0, severity - 1, rng) for piece in pieces)
   return np.concatenate([np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8) for x in corrupted])
 

@@ -28,9 +28,8 @@ class BatchNorm(nn.Module):
   axis_name: str | None = None  # the axis of devices that the statistics of the batch span
   momentum: float = 0.9  # how much of the running statistics a step keeps
   epsilon: float = 1e-5
-  dtype: Any = (
-    None  # of the result; None: the common type of input and parameters. Statistics are never narrower
-  )
+  # of the result; None: the common type of input and parameters. Statistics are never narrower
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -133,9 +133,8 @@ def _variant(name: str, variant: Mapping[str, Any], study_: Mapping[str, Any]) -
   return resolved
 
 
-GIVEN = (
-  "(the study's teachers)"  # where the variables of such networks come from, until the teachers are trained
-)
+# Where the variables of such networks come from, until the teachers are trained.
+GIVEN = "(the study's teachers)"
 
 
 def teachers_of(study_: Mapping[str, Any]) -> list[str]:

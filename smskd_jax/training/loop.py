@@ -20,9 +20,8 @@ from smskd_jax.state import Batch
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.program import Batches, Program
 
-IN_FLIGHT = (
-  2  # programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon
-)
+# Programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon.
+IN_FLIGHT = 2
 
 
 class Budget(NamedTuple):
@@ -117,9 +116,8 @@ class Window:
       steps = [one for of_program in programs for one in _each(of_program[learner])]
       for i, metrics in enumerate(steps):
         at = step - len(steps) + i + 1
-        for name in sorted(
-          metrics, key=lambda name: name in ("loss", "gradient_norm")
-        ):  # the cause before its effects
+        # The cause before its effects.
+        for name in sorted(metrics, key=lambda name: name in ("loss", "gradient_norm")):
           value = float(metrics[name])
           if not math.isfinite(value):
             raise NonFinite(
@@ -181,9 +179,7 @@ def run(
     if budget.evaluates(step):
       for i, of in enumerate(learners):
         of.write(stamp | of.evaluate(step, stage_lib.learner_variables(program.state(i))))
-    stopping = (
-      stop.reached()
-    )  # read once: a signal that comes later waits for the next step, and so for its save
+    stopping = stop.reached()  # once: a signal that comes later waits for the next step, and its save
     if budget.saves(step) or stopping:
       # Fetching first: what is not finite must not replace the last good checkpoint.
       for i, (of, values) in enumerate(zip(learners, window.fetch(step), strict=True)):

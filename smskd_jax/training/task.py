@@ -19,9 +19,8 @@ class Answer(NamedTuple):
   """What is right for each image of a view."""
 
   label: jax.Array  # [b], int32; of a mixed image, the label of its larger part
-  target: jax.Array | None = (
-    None  # [b, k], the shares of the classes in mixed images; None where none is mixed
-  )
+  # [b, k], the shares of the classes in mixed images; None where none is mixed
+  target: jax.Array | None = None
 
 
 def cross_entropy(logits: jax.Array, answer: Answer, *, smoothing: float = 0.0) -> jax.Array:
