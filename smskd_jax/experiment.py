@@ -163,18 +163,25 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
       for of_stage in zip(*ready.plans, strict=True)
     ]
   results = []
-  for i, (resolved, workdir) in enumerate(zip(ready.configs, ready.workdirs, strict=True)):
+  for i, given in enumerate(givens):
     stages = [of_stage[i] for of_stage in trained]
-    for stage, of_stage in zip(stages, held_out.on_extra_tests(ready.plans[i], ready.extra), strict=True):
-      stage["extra_tests"] = of_stage
-    about = {"seed": resolved["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
-    results.append({**about, "given": givens[i], "stages": stages, **workdir_lib.environment(devices)})
-    store_lib.write_json(workdir / "result.json", results[-1])
-    if processes.is_lead():
-      path = report.write(workdir, ready.store)
-      console.say(f"\n{path.read_text()}\n{console.duration(time.monotonic() - began)}; report: {path}")
+    for stage, values in zip(stages, held_out.on_extra_tests(ready.plans[i], ready.extra), strict=True):
+      stage["extra_tests"] = values
+    results.append(_write(ready, i, {"given": given, "stages": stages}))
+    console.say(f"{console.duration(time.monotonic() - began)}; report: {ready.workdirs[i] / 'report.md'}")
   processes.meet()
   return results
+
+
+def _write(ready: _Ready, i: int, found: Mapping[str, Any]) -> dict[str, Any]:
+  """Writes result and report of one of the runs; returns the result."""
+  workdir, dataset = ready.workdirs[i], ready.dataset
+  about = {"seed": ready.configs[i]["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
+  result = {**about, **found, **workdir_lib.environment(ready.devices)}
+  store_lib.write_json(workdir / "result.json", result)
+  if processes.is_lead():
+    console.say(f"\n{report.write(workdir, ready.store).read_text()}")
+  return result
 
 
 def _data(
