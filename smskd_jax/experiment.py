@@ -124,7 +124,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
       raise UserError(f"{workdir}: {field}; runs that are trained at once differ in their seed alone")
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select(batch_sizes(first), cpu_devices, len(runs))
-  workdir_lib.check_alike(config=first, **workdir_lib.code())
+  workdir_lib.check_alike(config=first, **workdir_lib.likeness())
   dataset, extra = _data(first["data"], load)
   workdir_lib.check_alike(data={"fingerprint": dataset.fingerprint})
   given = _given(first)

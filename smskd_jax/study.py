@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from smskd_jax import command
+from smskd_jax.errors import UserError
 
 _JOBS = flags.DEFINE_integer(
   "jobs", 1, "How many runs at once, each on its share of the cores.", lower_bound=1
@@ -22,8 +23,14 @@ _SEEDS_AT_ONCE = flags.DEFINE_integer(
   "How many seeds of a variant to train at once, one on each core or device.",
   lower_bound=1,
 )
+_RAY = flags.DEFINE_string(
+  "ray",
+  "",
+  "Spread the runs over a Ray cluster: 'local', one started on this machine; 'auto' or HOST:PORT, one that this "
+  "machine is a node of. --jobs is then how many at once on a node.",
+)
 _ONLY = flags.DEFINE_string(
-  "only", "", "VARIANT:SEED, VARIANT:SEED,SEED or a number: run that unit, and write no report."
+  "only", "", "VARIANT:SEED, VARIANT:SEED,SEED, a number or teachers: run that unit, and write no report."
 )
 
 
@@ -33,6 +40,10 @@ def run() -> int:
 
   config, workdir = command.CONFIG.value, str(command.WORKDIR.value)
   store, cpu_devices = command.STORE.value, command.CPU_DEVICES.value
+  if _ONLY.value and _RAY.value:
+    raise UserError(
+      f"--ray: {_RAY.value!r} runs all units of a study, --only={_ONLY.value} one; leave one of them out"
+    )
   if _ONLY.value and not command.DRY_RUN.value:
     failures = execute.run_one(config, workdir, _ONLY.value, store=store, cpu_devices=cpu_devices)
   else:
@@ -44,6 +55,7 @@ def run() -> int:
       dry_run=command.DRY_RUN.value,
       jobs=_JOBS.value,
       seeds_at_once=_SEEDS_AT_ONCE.value,
+      ray=_RAY.value,
       command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
     )
   for unit, error in failures.items():

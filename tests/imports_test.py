@@ -56,7 +56,7 @@ MAY_IMPORT = {
   "export": "errors models exchange exchange.runs runtime",
   "command": "errors runtime.interrupt runtime.processes runtime.programs",
   "main": "command experiment",
-  "study": "command studies",
+  "study": "command errors studies",
 }
 
 
@@ -157,3 +157,8 @@ def test_orbax_has_one_place():
 def test_grain_has_one_place():
   users = {module for module in MODULES if any(name.split(".")[0] == "grain" for name in imports_of(module))}
   assert users == {"data.ahead"}
+
+
+def test_ray_has_one_place():
+  users = {module for module in MODULES if any(name.split(".")[0] == "ray" for name in imports_of(module))}
+  assert users == {"studies.cluster"}

@@ -64,6 +64,11 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
   return devices
 
 
+def leave_accelerators() -> None:
+  """Keeps this process to its CPU: others compute on the GPUs and TPUs. Before JAX's first use."""
+  jax.config.update("jax_platforms", "cpu")
+
+
 def _select_of_all(batch_sizes: Sequence[int], cpu_devices: int | None) -> Devices:
   """The devices of all processes."""
   with contextlib.suppress(RuntimeError):

@@ -74,12 +74,19 @@ def check_alike(**own: Any) -> None:
         )
 
 
-def code() -> dict[str, Any]:
-  """What computes: a fingerprint of this package's files, and the versions of the libraries."""
+def likeness() -> dict[str, Any]:
+  """What must be the same wherever parts of a run or a study are computed."""
   return {"code": _code(), "versions": _versions()}
 
 
+def unlike(theirs: Mapping[str, Any]) -> str:
+  """The first difference from the likeness of another process, in words; '' where there is none."""
+  ours = likeness()
+  return next(filter(None, (first_difference(name, theirs.get(name), ours[name]) for name in ours)), "")
+
+
 def _code() -> str:
+  """A fingerprint of this package's files."""
   package = Path(__file__).parents[1]
   sha = hashlib.sha256()
   for path in sorted(package.rglob("*.py")):

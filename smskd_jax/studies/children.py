@@ -1,11 +1,12 @@
 """Runs of a study in processes of their own, so many at once, each on its share of the cores."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 import signal
 import subprocess
 import time
+import types
 from typing import NamedTuple, TypeVar
 
 from smskd_jax.runtime import console, interrupt
@@ -13,7 +14,9 @@ from smskd_jax.runtime import console, interrupt
 T = TypeVar("T", bound=Hashable)
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
+  """A process, and what it was given."""
+
   process: subprocess.Popen
   cores: set[int]
   began: float
@@ -36,20 +39,20 @@ def run(
   Raises:
     Interrupted: SIGTERM or Ctrl-C came.
   """
-  waiting, running, free, told = list(units), dict[T, _Running](), shares(jobs), set[int]()
+  waiting, running, free, told = list(units), dict[T, Running](), shares(jobs), set[int]()
   with interrupt.watch() as stop:
     try:
       while waiting or running:
         while waiting and free and not stop:
           unit = waiting.pop(0)
-          running[unit] = _start(command_of(unit), log_of(unit), free.pop(0))
+          running[unit] = start(command_of(unit), log_of(unit), free.pop(0))
         ended = [unit for unit, child in running.items() if child.process.poll() is not None]
         for unit in ended:
           child = running.pop(unit)
           free.append(child.cores)
           console.say(f"{unit}: {console.duration(time.monotonic() - child.began)}")
           if not stop:
-            yield unit, _error(child)
+            yield unit, error_of(child)
         if stop:
           if not running:
             raise interrupt.Interrupted(stop.signum, "stopped")
@@ -67,7 +70,23 @@ def shares(jobs: int) -> list[set[int]]:
   return [set(cores[i * size : (i + 1) * size]) or set(cores) for i in range(jobs)]
 
 
-def _start(command: Sequence[str], log: Path, cores: set[int]) -> _Running:
+def start(
+  command: Sequence[str],
+  log: Path,
+  cores: set[int],
+  *,
+  folder: str | None = None,
+  environment: Mapping[str, str] = types.MappingProxyType({}),
+) -> Running:
+  """Starts a process.
+
+  Args:
+    command: what it runs.
+    log: where to append what it says.
+    cores: those that it may use.
+    folder: where it is started; None: here.
+    environment: what it has beside this process's own.
+  """
   log.parent.mkdir(parents=True, exist_ok=True)
   ours = os.sched_getaffinity(0)
   os.sched_setaffinity(
@@ -80,14 +99,17 @@ def _start(command: Sequence[str], log: Path, cores: set[int]) -> _Running:
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C is for the parent, which passes it on
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},  # or the error would not be the last line
+        cwd=folder,
+        env=os.environ
+        | dict(environment)
+        | {"PYTHONUNBUFFERED": "1"},  # or the error would not be the last line
       )
   finally:
     os.sched_setaffinity(0, ours)
-  return _Running(process, cores, time.monotonic(), log)
+  return Running(process, cores, time.monotonic(), log)
 
 
-def _ask_to_stop(children: Iterable[_Running], told: set[int]) -> None:
+def _ask_to_stop(children: Iterable[Running], told: set[int]) -> None:
   """Each once: the second signal would not wait."""
   for child in children:
     if child.process.poll() is None and child.process.pid not in told:
@@ -95,7 +117,8 @@ def _ask_to_stop(children: Iterable[_Running], told: set[int]) -> None:
       told.add(child.process.pid)
 
 
-def _error(child: _Running) -> str | None:
+def error_of(child: Running) -> str | None:
+  """What went wrong in a process that has ended: its last line."""
   if not child.process.returncode:
     return None
   said = child.log.read_text().strip().splitlines()

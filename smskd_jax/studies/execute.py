@@ -1,6 +1,7 @@
 """Runs a study: the teachers, then every variant with every seed, one after another or several at once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -16,16 +17,13 @@ from smskd_jax.filling import options
 from smskd_jax.runtime import console, interrupt, parallel, processes
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
-from smskd_jax.studies import children, tree
+from smskd_jax.studies import cluster, elsewhere, tree
 from smskd_jax.studies import config as config_lib
 from smskd_jax.studies import table as table_lib
 from smskd_jax.studies import units as units_lib
 from smskd_jax.studies.units import Unit
 
 TEACHERS = "teachers"  # the folder of their run
-
-
-Failures = Iterator[tuple[Unit, str | None]]  # each unit as it ends, with what went wrong
 
 
 def run(
@@ -36,6 +34,7 @@ def run(
   cpu_devices: int | None = None,
   jobs: int = 1,
   seeds_at_once: int = 1,
+  ray: str = "",
   command: Sequence[str] = (),
   dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -51,6 +50,7 @@ def run(
     cpu_devices: virtual devices of a CPU; None chooses.
     jobs: how many runs at once, each in a process of its own on its share of the cores.
     seeds_at_once: how many seeds of a variant are one run, its stages trained at once where the devices suit.
+    ray: the Ray cluster that computes, 'local', 'auto' or HOST:PORT; `jobs` is then of each of its nodes. '': none.
     command: what starts this study again, for these processes.
     dry_run: print the tree of stages, and write nothing.
 
@@ -61,19 +61,41 @@ def run(
     UserError: a mistake in the study, before anything is trained or written.
     Interrupted: SIGTERM or Ctrl-C came; the same call goes on from there.
   """
-  if jobs > 1 and processes.joined():
-    raise UserError(
-      f"--jobs: {jobs}, but this study is one of several processes already (--distributed); use 1"
-    )
-  study = _prepare(config, workdir, store, cpu_devices, seeds_at_once)
-  _tell(study)
-  if dry_run:
-    return {}
-  store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
-  _train_teachers(study)
-  wanted = units_lib.of_study(study.config, seeds_at_once, lambda unit: not _finished(unit, study.workdir))
+  for flag, value, used in (("jobs", jobs, jobs > 1), ("ray", ray, bool(ray))):
+    if used and processes.joined():
+      raise UserError(
+        f"--{flag}: {value}, but this study is one of several processes already (--distributed); leave it out"
+      )
+  if ray:
+    cluster.check(ray)
+  with contextlib.ExitStack() as until_the_end:
+    if ray and not dry_run:
+      until_the_end.enter_context(cluster.joined(ray, jobs))
+      parallel.leave_accelerators()
+    study = _prepare(config, workdir, store, cpu_devices, seeds_at_once)
+    _tell(study)
+    if dry_run:
+      return {}
+    store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
+    return _carry_out(study, seeds_at_once, jobs, ray, command)
+
+
+def _carry_out(
+  study: "_Study", seeds_at_once: int, jobs: int, ray: str, command: Sequence[str]
+) -> dict[str, Any]:
+  """Trains what is not finished, and writes the report."""
+  if not ray:
+    _train_teachers(study)
+  wanted = units_lib.of_study(
+    study.config, seeds_at_once, lambda unit: not unit.result(study.workdir).exists()
+  )
   units = [Unit(variant, tuple(seeds)) for variant, seeds in processes.agree(wanted)]
-  ends = _in_others(study, command, jobs, units) if jobs > 1 else _in_process(study, units)
+  if ray:
+    teachers = study.workdir / TEACHERS if study.config[TEACHERS] else None
+    ends = elsewhere.on_cluster(command, study.workdir, study.store, jobs, teachers, units)
+  else:
+    of_jobs = (command, study.workdir, jobs, units)
+    ends = elsewhere.in_processes(*of_jobs) if jobs > 1 else _in_process(study, units)
   failures: dict[str, str] = {}
   for unit, error in ends:
     if error:
@@ -102,7 +124,8 @@ def run_one(
   Args:
     config: as for `run`.
     workdir: as for `run`.
-    only: VARIANT:SEED, or VARIANT:SEED,SEED,... at once, or the place of a VARIANT:SEED among all, from 0.
+    only: VARIANT:SEED, or VARIANT:SEED,SEED,... at once, or the place of a VARIANT:SEED among all, from 0; or
+      'teachers', these alone.
     store: as for `run`.
     cpu_devices: as for `run`.
 
@@ -114,9 +137,9 @@ def run_one(
     Interrupted: as `run`.
   """
   study = _prepare(config, workdir, store, cpu_devices, only.count(",") + 1)
-  unit = units_lib.find(study.config, only)
+  units = [] if only == TEACHERS and study.config[TEACHERS] else [units_lib.find(study.config, only)]
   _train_teachers(study)
-  return {str(unit): error for unit, error in _in_process(study, [unit]) if error}
+  return {str(unit): error for unit, error in _in_process(study, units) if error}
 
 
 class _Study(NamedTuple):
@@ -146,10 +169,6 @@ def _prepare(
   sizes = [size for one in experiments for size in experiment.batch_sizes(one)]
   devices = parallel.select(sizes, cpu_devices, seeds_at_once)
   return _Study(study, workdir, store, devices, cpu_devices, functools.lru_cache(maxsize=2)(data.load))
-
-
-def _finished(unit: Unit, workdir: Path) -> bool:
-  return (unit.folder(workdir) / "result.json").exists()
 
 
 def _train_teachers(study: _Study) -> None:
@@ -188,7 +207,7 @@ def _tell(study: _Study) -> None:
   console.say(f"{tree.describe(found, study.config, rate)}\n{count} units: --only=0 to --only={count - 1}")
 
 
-def _in_process(study: _Study, units: Sequence[Unit]) -> Failures:
+def _in_process(study: _Study, units: Sequence[Unit]) -> units_lib.Ends:
   """Runs the units here, one after another. Where seeds fail at once, each is tried alone, to know which it is."""
   for unit in units:
     error = _attempt(study, unit)
@@ -215,9 +234,3 @@ def _attempt(study: _Study, unit: Unit) -> str | None:
     traceback.print_exc()
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
   return None
-
-
-def _in_others(study: _Study, command: Sequence[str], jobs: int, units: Sequence[Unit]) -> Failures:
-  command_of = lambda unit: [*command, f"--only={unit}"]
-  log_of = lambda unit: unit.folder(study.workdir) / "log.txt"
-  return children.run(units, command_of, log_of, jobs)

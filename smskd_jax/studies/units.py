@@ -1,6 +1,6 @@
 """What a study is run as: a variant with a seed, or with several at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,16 @@ class Unit(NamedTuple):
     """The workdir of its first seed."""
     return workdir / self.variant / f"seed{self.seeds[0]}"
 
+  def result(self, workdir: Path) -> Path:
+    """What is written last of it: there = finished. Of several seeds the first one's."""
+    return self.folder(workdir) / "result.json"
+
   def each(self) -> list["Unit"]:
     """Its seeds as units of their own."""
     return [Unit(self.variant, (seed,)) for seed in self.seeds]
+
+
+Ends = Iterator[tuple[Unit, str | None]]  # each unit as it ends, with what went wrong
 
 
 def of_study(

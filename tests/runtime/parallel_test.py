@@ -1,5 +1,9 @@
 """Tests of runtime/parallel.py. Eight virtual devices are there: see conftest.py."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +27,14 @@ def test_cpu_devices_by_default(monkeypatch):
   assert count(32) == 1
   assert count(128, 96) == 2  # 3 would suit 96, not 128
   assert count(8) == 1
+
+
+def test_a_process_that_leaves_accelerators_looks_for_none():
+  code = "import jax; from smskd_jax.runtime import parallel; parallel.leave_accelerators(); "
+  code += "print(jax.devices()[0].platform)"
+  environment = os.environ | {"JAX_PLATFORMS": "cuda,tpu"}  # of which there may be none
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+  assert done.stdout == "cpu\n", done.stderr
 
 
 def test_as_many_as_asked_for():

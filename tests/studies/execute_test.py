@@ -170,6 +170,17 @@ def test_seeds_at_once_are_the_same_study(finished, tmp_path):
     assert [one["learners_at_once"] for one in result["stages"]] == [2, 2]
 
 
+def test_the_teachers_alone_are_a_unit_too(tmp_path, monkeypatch):
+  trained = Trained(monkeypatch)
+  assert execute.run_one(make(), tmp_path, "teachers", cpu_devices=2) == {}
+  assert trained.names == [("teacher", 0)] and (tmp_path / "teachers" / "result.json").exists()
+  alone = experiment(
+    data={"source": "digits"}, networks={"student": NETWORKS["student"]}, stages=(stage("student", **COMMON),)
+  )
+  with pytest.raises(UserError, match="--only: 'teachers' is no VARIANT:SEED of this study; it has: alone:0"):
+    execute.run_one(study(seeds=(0,), variants={"alone": alone}), tmp_path / "new", "teachers", cpu_devices=2)
+
+
 def test_units_are_seeds_of_a_variant_and_what_is_finished_is_left_out():
   resolved = resolve(make(seeds=(0, 1, 2)))
   assert str(units.find(resolved, "4")) == "free:1" and str(units.find(resolved, "free:2,0")) == "free:2,0"
