@@ -65,8 +65,9 @@ def test_what_a_node_lacks_is_said(asked, tmp_path):
   )
   hidden = asked._replace(folder=str(tmp_path), environment=(("PYTHONPATH", ""), ("PYTHONNOUSERSITE", "1")))
   (tmp_path / "smskd_jax").mkdir()
-  (tmp_path / "smskd_jax" / "__init__.py").touch()  # instead of an installed one
-  assert "smskd_jax cannot be imported there (ModuleNotFoundError: " in node.look(hidden)
+  # In the place of the one that is installed, if one is.
+  (tmp_path / "smskd_jax" / "__init__.py").write_text("raise ModuleNotFoundError('no JAX here')")
+  assert "smskd_jax cannot be imported there (ModuleNotFoundError: no JAX here)" in node.look(hidden)
   other = asked._replace(likeness=json.dumps({**workdir.likeness(), "code": "0123"}))
   assert 'it is not like the study\'s: code is "0123" there and ' in node.look(other)
 
