@@ -1,6 +1,8 @@
 """A Ray cluster of three nodes on this machine, two of them with a CPU, until standard input is closed."""
 
 import json
+import os
+from pathlib import Path
 import shutil
 import sys
 import tempfile
@@ -9,6 +11,8 @@ from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
   folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # pytest's own are too long for the names of sockets
+  os.environ["RAY_TMPDIR"] = folder
+  (Path(folder) / "ray").mkdir()  # Ray writes there which cluster is the newest, and does not make the folder
   cluster = Cluster(
     initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
   )
