@@ -65,6 +65,15 @@ case "$*" in
 esac
 """
 SLICE = ("pod", "us-west4-a", "v5litepod-16")
+WHOLE = [
+  "create",
+  "scp",
+  "ssh",
+  "ssh",
+  "ssh",
+  "ssh",
+  "scp",
+]  # of a run from the slice's making to its results
 
 
 def kinds(calls):
@@ -90,20 +99,7 @@ def test_a_pod_that_is_there_is_used_and_one_that_is_gone_is_made_anew(tmp_path,
   stand_in("gcloud", GCLOUD.format(follow=follow))
   status, _, err, calls = launch(tmp_path, "tpu_pod.sh", *SLICE, *EXPERIMENT)
   assert status == 0 and "making it anew" in err
-  assert kinds(calls) == [
-    "scp",
-    "ssh",
-    "ssh",
-    "ssh",
-    "delete",
-    "create",
-    "scp",
-    "ssh",
-    "ssh",
-    "ssh",
-    "ssh",
-    "scp",
-  ]
+  assert kinds(calls) == ["scp", "ssh", "ssh", "ssh", "delete", *WHOLE]
 
 
 def test_a_run_that_fails_on_a_pod_is_told_and_not_begun_again(tmp_path, stand_in):
@@ -118,15 +114,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(tmp_path, stand_in):
   status, out, _, calls = launch(tmp_path, "tpu_pod.sh", "--dry_run", *SLICE, *EXPERIMENT)
   assert status == 0 and not calls
   commands = [line.split() for line in out.splitlines()]
-  assert [of[4] for of in commands if of[0] == "gcloud"] == [
-    "create",
-    "scp",
-    "ssh",
-    "ssh",
-    "ssh",
-    "ssh",
-    "scp",
-  ]
+  assert [of[4] for of in commands if of[0] == "gcloud"] == WHOLE
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from smskd_jax import data, experiment, filling
 from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
 from smskd_jax.plan import make_plans
-from smskd_jax.runtime import interrupt
+from smskd_jax.runtime import interrupt, processes
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import batches, loop
 import streamed
@@ -144,6 +144,26 @@ def test_two_processes_give_the_run_of_one(folder, finished, tmp_path):
     for a, b in zip(lines, expected, strict=True):
       if "train/loss" in a:
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+
+
+def test_processes_that_see_other_files_are_refused_before_anything_is_written(folder, tmp_path, monkeypatch):
+  def gather(own):
+    if not isinstance(own, dict) or "data" not in own:
+      return [own]
+    return [own, {"data": {"fingerprint": "of a folder that lacks a file"}}]
+
+  monkeypatch.setattr(processes, "gather", gather)
+  with pytest.raises(UserError, match="process 1 is not like process 0: data.fingerprint is .* lacks a file"):
+    experiment.run(streamed.get_config(folder), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_images_without_labels_are_streamed_too(folder, tmp_path):
+  config = streamed.get_config(folder, unlabeled=f"folder:{folder}")
+  config.stages[1].unlabeled_batch_size = 16
+  config.stages = config.stages[:2]
+  result = experiment.run(config, tmp_path, cpu_devices=1)
+  assert result["stages"][1]["forward_passes"]["learner"] == 2 * STEPS * (SIZE + 16)
 
 
 def test_a_file_that_is_damaged_meanwhile_ends_it_with_its_name(tmp_path):

@@ -89,7 +89,9 @@ def load(
     dataset = resize.resize(dataset, image_size)
   if unlabeled:
     images = _read("data.unlabeled", unlabeled, folder, squares).train.image
-    dataset = dataset._replace(unlabeled=resize.to_shape(images, dataset.image_shape))
+    # Photographs are cut to one shape as they are read.
+    shaped = images if streamed else resize.to_shape(images[:], dataset.image_shape)
+    dataset = dataset._replace(unlabeled=shaped)
   return holdout.hold_out(dataset, validation, split_seed)
 
 

@@ -46,7 +46,7 @@ class Arrays(NamedTuple):
   train: Split  # images may lack the channel, labels may be any integers
   test: Split
   class_names: tuple[str, ...] = ()  # none: the labels' numbers serve as names
-  moments: Moments | None = None  # none: measured on the training images, or those of photographs
+  moments: Moments | None = None  # none: measured on all training images
 
 
 class Dataset(NamedTuple):
@@ -77,10 +77,7 @@ def build(name: str, arrays: Arrays) -> Dataset:
   )
   names = arrays.class_names or _numbers(where, train.label)
   _check_agreement(where, train, test, names)
-  if isinstance(train.image, Photographs):
-    mean, std = arrays.moments or OF_PHOTOGRAPHS
-  else:
-    mean, std = arrays.moments or _moments(where, train.image)
+  mean, std = arrays.moments or _moments(where, train.image[:])
   return Dataset(name, train, None, test, names, mean, std, fingerprint(train, test, names))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import OF_PHOTOGRAPHS, Arrays, Split
 from smskd_jax.data.photographs import Photographs, Squares
 from smskd_jax.data.pictures import open_picture
 from smskd_jax.errors import UserError
@@ -73,7 +73,7 @@ def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
     Split(Photographs(files, rows, squares, digest), np.array(part.label))
     for part, rows in zip(parts, np.split(np.arange(len(names)), [at]), strict=True)
   )
-  return Arrays(train, test, class_names)
+  return Arrays(train, test, class_names, OF_PHOTOGRAPHS)
 
 
 def _list(root: pathlib.Path, where: str) -> tuple[tuple[str, ...], list[_Listed]]:

@@ -2,25 +2,22 @@
 
 import numpy as np
 
-from smskd_jax.data.dataset import Dataset, Images, Split, fingerprint
-from smskd_jax.data.photographs import Photographs
+from smskd_jax.data.dataset import Dataset, Split, fingerprint
 
 _LUMA = np.array([299, 587, 114])  # of red, green and blue, ITU-R 601, in thousandths
 
 
-def to_shape(image: Images, shape: tuple[int, int, int]) -> Images:
+def to_shape(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
   """Resizes by Pillow's bilinear filter, which averages where it shrinks; repeats grey or takes the luma of colours.
 
   Args:
-    image: [n, h, w, c], uint8, c 1 or 3. Photographs have their shape.
+    image: [n, h, w, c], uint8, c 1 or 3.
     shape: of the result's images, [h, w, c].
 
   Returns:
     [n, *shape], uint8; the images themselves where they have that shape.
   """
   height, width, channels = shape
-  if isinstance(image, Photographs):
-    return image
   if image.shape[1:3] != (height, width):
     image = np.stack([_resized(one, height, width) for one in image])
   if image.shape[3] == channels:
@@ -43,6 +40,8 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize(dataset: Dataset, size: int) -> Dataset:
   """A data set of square images. Mean and deviation stay those of the images as they were."""
   shape = (size, size, dataset.image_shape[2])
-  train, test = (Split(to_shape(split.image, shape), split.label) for split in (dataset.train, dataset.test))
+  train, test = (
+    Split(to_shape(split.image[:], shape), split.label) for split in (dataset.train, dataset.test)
+  )
   names = dataset.class_names
   return dataset._replace(train=train, test=test, fingerprint=fingerprint(train, test, names))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import OF_PHOTOGRAPHS, Arrays, Split
 from smskd_jax.data.photographs import Photographs, Squares
 from smskd_jax.errors import UserError
 
@@ -85,8 +85,7 @@ def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
       Photographs(Examples(source, name), np.arange(len(label)), squares, f"{digest} {name}"), label
     )
 
-  names = tuple(getattr(builder.info.features["label"], "names", None) or ())
-  return Arrays(split("train"), split(_test_split(builder, where)), names)
+  return Arrays(split("train"), split(_test_split(builder, where)), _class_names(builder), OF_PHOTOGRAPHS)
 
 
 def _labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
@@ -166,7 +165,7 @@ def of_builder(builder: Any, where: str) -> Arrays:
   """Reads the two splits of a TFDS builder whose data are prepared, or mocked."""
   _check_features(builder, where)
   train, test = (_split(builder, name, where) for name in ("train", _test_split(builder, where)))
-  return Arrays(train, test, tuple(getattr(builder.info.features["label"], "names", None) or ()))
+  return Arrays(train, test, _class_names(builder))
 
 
 def _check_features(builder: Any, where: str) -> None:
@@ -177,6 +176,10 @@ def _check_features(builder: Any, where: str) -> None:
     raise UserError(
       f"{where} has no feature {lacking[0]!r} (but {found}); take a set for image classification"
     )
+
+
+def _class_names(builder: Any) -> tuple[str, ...]:
+  return tuple(getattr(builder.info.features["label"], "names", None) or ())
 
 
 def _test_split(builder: Any, where: str) -> str:
