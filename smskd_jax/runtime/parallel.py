@@ -45,9 +45,8 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
     raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
   if processes.joined():
     return _select_of_all(batch_sizes, cpu_devices)
-  with contextlib.suppress(
-    RuntimeError
-  ):  # JAX is in use already, as in a notebook: its devices are what they are
+  # Where JAX is in use already, as in a notebook, its devices are what they are.
+  with contextlib.suppress(RuntimeError):
     made = wanted if cpu_devices is not None else max(wanted, min(learners, cores()))
     jax.config.update("jax_num_cpu_devices", made)
   devices = jax.local_devices()
@@ -216,9 +215,8 @@ def joined(x: jax.Array, devices: Devices) -> np.ndarray:
   """The inverse of `split`, on the host of every process."""
   if processes.count() == 1:
     return np.asarray(x).reshape(-1, *x.shape[2:])
-  gathered = np.asarray(
-    multihost_utils.process_allgather(np.asarray(x))
-  )  # [processes, own devices, b / devices, ...]
+  # [processes, own devices, b / devices, ...]
+  gathered = np.asarray(multihost_utils.process_allgather(np.asarray(x)))
   taken = dict.fromkeys(range(len(gathered)), 0)
   rows = []
   for device in devices:

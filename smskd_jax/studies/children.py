@@ -89,9 +89,8 @@ def start(
   """
   log.parent.mkdir(parents=True, exist_ok=True)
   ours = os.sched_getaffinity(0)
-  os.sched_setaffinity(
-    0, cores
-  )  # the process inherits it; running code between fork and exec could deadlock JAX
+  # The process inherits it; running code between fork and exec could deadlock JAX.
+  os.sched_setaffinity(0, cores)
   try:
     with open(log, "a") as file:
       process = subprocess.Popen(
@@ -100,9 +99,8 @@ def start(
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C is for the parent, which passes it on
         cwd=folder,
-        env=os.environ
-        | dict(environment)
-        | {"PYTHONUNBUFFERED": "1"},  # or the error would not be the last line
+        # Unbuffered, or the error would not be the last line.
+        env=os.environ | dict(environment) | {"PYTHONUNBUFFERED": "1"},
       )
   finally:
     os.sched_setaffinity(0, ours)
