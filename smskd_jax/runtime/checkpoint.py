@@ -32,6 +32,7 @@ class Checkpoints:
     from orbax.checkpoint import v1 as ocp  # imported here: half a second that --help need not wait for
 
     self._folder = folder
+    self._under_way: Any = None  # the response of the last save, until its end is known
     self._orbax = ocp.training.Checkpointer(
       folder.absolute(),
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -39,12 +40,17 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
-    """Starts to save; waits for the save before, if it is still under way. `state` may be donated after."""
-    self._orbax.wait()
+    """Starts to save; waits for the save before, if it is still under way. `state` may be donated after.
+
+    Raises:
+      Exception: the save before has failed, as where the disk is full.
+    """
+    self._wait()
     if step in self.steps():
       return
     state = jax.device_get(state)
-    self._orbax.save_async(step, state, custom_metadata={"digest": digest(state), "note": note})
+    metadata = {"digest": digest(state), "note": note}
+    self._under_way = self._orbax.save_async(step, state, custom_metadata=metadata)
 
   def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
     """The newest checkpoint that is whole, or None.
@@ -79,8 +85,24 @@ class Checkpoints:
     return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
   def close(self) -> None:
-    """Waits for what is being saved."""
-    self._orbax.close()
+    """Waits for what is being saved.
+
+    Raises:
+      Exception: it could not be saved.
+    """
+    try:
+      self._wait()
+    finally:
+      self._orbax.close()
+
+  def _wait(self) -> None:
+    """Waits for the save that is under way, if any; raises its error.
+
+    Each response holds an event loop, with a thread and three file handles, until its result is taken.
+    """
+    response, self._under_way = self._under_way, None
+    if response is not None:
+      response.result()
 
 
 def digest(tree: Any) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import time
 from typing import Any
 
 from smskd_jax.runtime import processes
@@ -83,18 +84,23 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 class _Events:
-  """TensorBoard events in a folder that is made anew."""
+  """TensorBoard events in a folder that is made anew, written by the caller's thread: it gets the errors of the disk."""
 
   def __init__(self, folder: Path):
-    from tensorboardX import SummaryWriter  # imported here: --help need not wait for it
+    from tensorboardX import event_file_writer  # imported here: --help need not wait for it
 
     shutil.rmtree(folder, ignore_errors=True)
-    self._writer = SummaryWriter(str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(str(folder / "events"))
 
   def write(self, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-      if name not in ("step", "epoch"):
-        self._writer.add_scalar(name, value, values["step"])
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
+    scalars = [summary.scalar(name, x) for name, x in values.items() if name not in ("step", "epoch")]
+    for scalar in scalars:
+      event = event_pb2.Event(step=values["step"], wall_time=time.time(), summary=scalar)
+      self._writer.write_event(event)
 
   def close(self) -> None:
     self._writer.close()
