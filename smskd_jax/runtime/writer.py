@@ -84,7 +84,7 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 class _Events:
-  """TensorBoard events in a folder that is made anew, written by the caller's thread: it gets the errors of the disk."""
+  """TensorBoard events in a folder that is made anew. The caller's thread writes, and gets the errors."""
 
   def __init__(self, folder: Path):
     from tensorboardX import event_file_writer  # imported here: --help need not wait for it

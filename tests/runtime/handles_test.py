@@ -34,7 +34,9 @@ def of_checkpoints(folder, marks):
 
 
 def assert_flat(before, after):
-  assert {name: after[name] - before[name] for name in SLACK if after[name] > before[name] + SLACK[name]} == {}
+  assert {
+    name: after[name] - before[name] for name in SLACK if after[name] > before[name] + SLACK[name]
+  } == {}
 
 
 def test_checkpoints_leave_no_handles_and_threads(tmp_path):
