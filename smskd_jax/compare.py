@@ -7,32 +7,22 @@ prints Markdown. Runs are compared stage by stage, by their names; one pair of r
 compared variant by variant, over the seeds that both have.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from smskd_jax import arguments as command_line
 from smskd_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Prints the comparison that the command line asks for; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog="python -m smskd_jax.compare",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_line.parser("compare", __doc__)
   parser.add_argument("one", type=Path, help="the folder of a finished run, or of a study")
   parser.add_argument(
     "other", type=Path, help="a folder of the same kind; differences are this one less the first"
   )
-  flags = parser.parse_args(arguments)
-  try:
-    print(run(flags.one, flags.other), end="")
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return command_line.run(parser, arguments, lambda flags: run(flags.one, flags.other).removesuffix("\n"))
 
 
 def run(one: Path, other: Path) -> str:

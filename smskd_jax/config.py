@@ -6,7 +6,7 @@ write every field out, so that the command line can change any of them and the r
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -205,7 +205,16 @@ def _network(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
       table = {name: custom.factory(name)}
     except ValueError as error:
       raise UserError(f"{field}.model: {error}") from error
-  return filling.fill_entry(field, NETWORK, given, table)
+  return filling.fill_entry(field, NETWORK, _own(given, table.get(name)), table)
+
+
+def _own(given: Mapping[str, Any], factory: Callable[..., Any] | None) -> dict[str, Any]:
+  """A network's fields without other networks' options at their defaults: `model` may be changed alone."""
+  own = NETWORK if factory is None else NETWORK | filling.keywords(factory)
+  others = [filling.keywords(other) for other in models.MODELS.values()]
+  at_default = lambda name, value: any(name in other and other[name] == value for other in others)
+  plain = filling.plain(given)
+  return {name: value for name, value in plain.items() if name in own or not at_default(name, value)}
 
 
 def _method(field: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import sys
 import time
 from typing import Any
 
+from smskd_jax import arguments as command_line
 from smskd_jax.errors import UserError, unknown
 
 # Format -> ending of its file.
@@ -30,26 +31,19 @@ FORMATS = {"safetensors": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Exports what the command line names; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog="python -m smskd_jax.export",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_line.parser("export", __doc__)
   parser.add_argument("workdir", type=Path, help="the folder of a finished run")
   parser.add_argument("--network", default="student", help="its name in the run's config; default: student")
   parser.add_argument("--format", required=True, help=f"one or more of {', '.join(FORMATS)}, with commas")
   parser.add_argument("--out", type=Path, help="the folder to write to; default: WORKDIR/export")
   parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-  flags = parser.parse_args(arguments)
+  return command_line.run(parser, arguments, _run)
+
+
+def _run(flags: argparse.Namespace) -> str:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed but the latency on a CPU
-  try:
-    out = flags.out or flags.workdir / "export"
-    formats = flags.format.split(",")
-    print(run(flags.workdir, flags.network, formats, out, overwrite=flags.overwrite))
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  out = flags.out or flags.workdir / "export"
+  return run(flags.workdir, flags.network, flags.format.split(","), out, overwrite=flags.overwrite)
 
 
 def run(workdir: Path, name: str, formats: Sequence[str], out: Path, *, overwrite: bool = False) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from smskd_jax.errors import UserError
+from smskd_jax import arguments as command_line
 
 if TYPE_CHECKING:
   from smskd_jax.analysis.page import Section
@@ -23,24 +23,18 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Makes the page that the command line asks for; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog="python -m smskd_jax.report",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_line.parser("report", __doc__)
   parser.add_argument("workdir", nargs="+", type=Path, help="the folder of a finished run, or of a study")
   parser.add_argument("--out", type=Path, help="the folder to write to; default: the first workdir")
   parser.add_argument(
     "--embedding", choices=("pca", "tsne"), default="pca", help="how the pictures of embeddings are made"
   )
-  flags = parser.parse_args(arguments)
-  try:
-    for path in run(flags.workdir, flags.out or flags.workdir[0], flags.embedding):
-      print(f"wrote {path}")
-    return 0
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  return command_line.run(parser, arguments, _run)
+
+
+def _run(flags: argparse.Namespace) -> str:
+  written = run(flags.workdir, flags.out or flags.workdir[0], flags.embedding)
+  return "\n".join(f"wrote {path}" for path in written)
 
 
 def run(folders: Sequence[Path], out: Path, embedding: str = "pca") -> tuple[Path, Path]:

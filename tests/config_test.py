@@ -21,6 +21,15 @@ def three_stages():
   )
 
 
+def test_a_model_can_be_changed_alone():
+  config = three_stages()
+  config.networks.student.model = "vgg8"  # which has no shortcut; a ResNet's default says nothing of it
+  assert "shortcut" not in resolve(config)["networks"]["student"]
+  config.networks.student.shortcut = "A"
+  with pytest.raises(UserError, match="config.networks.student: unknown 'shortcut'"):
+    resolve(config)
+
+
 def test_resolved_config_says_everything():
   resolved = resolve(three_stages())
   assert [s["name"] for s in resolved["stages"]] == ["teacher", "student_kd", "student_kd_2"]
@@ -32,6 +41,7 @@ def test_resolved_config_says_everything():
     "num_classes": 0,
     "variables": "",
     "width": 0.5,
+    "shortcut": "B",
     "dtype": "float32",
   }
   assert set(resolved["stages"][0]) == set(config.STAGE)

@@ -17,8 +17,8 @@ from smskd_jax.models import MODELS, torch_weights
 import torch_files
 
 
-def tensors(name="resnet8", width=0.125, num_classes=10, channels=1, prefix=""):
-  made = MODELS[name](num_classes=num_classes, width=width)
+def tensors(name="resnet8", width=0.125, num_classes=10, channels=1, prefix="", **options):
+  made = MODELS[name](num_classes=num_classes, width=width, **options)
   shapes = torch_weights.torch_shapes(made, (32, 32, channels))
   return {prefix + k: x.astype(np.float32) for k, x in golden.state_dict(shapes, 0).items()}
 
@@ -47,6 +47,8 @@ def test_imports(checkpoint, tmp_path, capsys):
     "network": "resnet8",
     "options": {"width": 0.125},
     "num_classes": 10,
+    "image_shape": [32, 32, 1],
+    "normalization": None,
     "source": "model.pth",
     "fingerprint": given.fingerprint,
   }
@@ -79,7 +81,7 @@ def changed(**changes):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (changed(**{"fc.weight": None}), "it has no fc.weight, the classifier of ResNet"),
+    (changed(**{"fc.weight": None}), "missing: fc.weight"),
     (changed(**{"bn1.bias": None}), "missing: bn1.bias"),
     (changed(**{"bn1.bias": None, "more": np.ones(3, np.float32)}), "missing: bn1.bias; unexpected: more"),
     (
@@ -90,7 +92,17 @@ def changed(**changes):
       changed(**{"bn1.bias": np.array([1, np.nan], np.float32)}),
       "params.bn1.bias has values that are not finite",
     ),
-    (tensors("vgg8"), "it has no fc.weight"),
+    (
+      tensors("vgg8"),
+      "these are the weights of vgg8:width=0.125, not of resnet8:width=0.125; give --network=vgg8:width=0.125",
+    ),
+    (tensors("survey_resnet8"), "these are the weights of survey_resnet8:width=0.125, not of resnet8"),
+    (tensors("resnet8", shortcut="A"), "the weights of resnet8:width=0.125,shortcut=A, not of resnet8"),
+    (tensors("resnet14"), "the weights of resnet14:width=0.125, not of resnet8:width=0.125"),
+    (
+      {key: x for key, x in tensors().items() if "layer2" not in key},
+      "layer2.0.downsample.1.running_mean and 10 more",
+    ),
   ],
 )
 def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
@@ -112,12 +124,68 @@ def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
     (["x.pth", "--network=resnet8:wide=2", "--out=new"], "did you mean 'width'"),
     (["x.pth", "--network=resnet8:width=wide", "--out=new"], "option width: 'wide' is not of type float"),
     (["x.pth", "--network=resnet_8", "--out=new"], "did you mean 'resnet8'"),
+    (["x.pth", "--network=resnet8:shortcut=C", "--out=new"], "shortcut must be one of A, B, got 'C'"),
+    (
+      ["x.pth", "--network=resnet8", "--out=new", "--std=0.2"],
+      "--mean: missing; --mean and --std go together",
+    ),
+    (["x.pth", "--network=resnet8", "--out=new", "--mean=a", "--std=0.2"], "--mean: 'a' are not numbers"),
+    (["x.pth", "--network=resnet8", "--out=new", "--mean=125", "--std=63"], "--mean: 125 is not in [0, 1]"),
+    (["x.pth", "--network=resnet8", "--out=new", "--mean=0.5", "--std=0"], "--std: 0 is not positive"),
+    (["x.pth", "--network=resnet8", "--out=new", "--mean=0.5", "--std=nan"], "--std: 'nan' are not numbers"),
+    (["x.pth", "--network=resnet8", "--out=new", "--image_size=2"], "--image_size: 2 is too small"),
+    ([str(runs.ROOT), "--network=resnet8", "--out=new"], "a folder; give the checkpoint's file"),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
   assert run(*arguments) == 2
   err = capsys.readouterr().err
   assert message in err and err.count("\n") == 1
+
+
+def test_unknown_flags_are_one_line(capsys):
+  with pytest.raises(SystemExit, match="2"):
+    run("x.pth", "--net=resnet8", "--bogus")
+  err = capsys.readouterr().err
+  assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "name, write, key, renames",
+  [
+    ("resnet8", torch_files.write_legacy, "model_state_dict", ()),
+    ("resnet8", torch_files.write_legacy, "state_dict", (("fc.", "linear."), ("downsample", "shortcut"))),
+    ("survey_resnet8", torch_files.write_legacy, "model_state_dict", ()),
+    ("wrn_10_1", torch_files.write, "net", (("fc.", "linear."), ("block", "layer"))),
+    ("ResNet18", torch_files.write, "model", (("linear.", "fc."), ("shortcut", "downsample"))),
+  ],
+)
+def test_names_and_wrappers_of_public_code(name, write, key, renames, tmp_path):
+  renamed = expected = tensors(name)
+  for ours, theirs in renames:
+    renamed = {k.replace(ours, theirs): x for k, x in renamed.items()}
+  content = {f"module.{k}": x for k, x in renamed.items()} | {"module.bn1.num_batches_tracked": np.array(3)}
+  write(tmp_path / "model.pth", {key: content, "epoch": 3})
+  assert run(tmp_path / "model.pth", f"--network={name}:width=0.125", f"--out={tmp_path / 'out'}") == 0
+  back = torch_weights.to_torch(variables.load("field", str(tmp_path / "out"), "teacher").variables)
+  assert back.keys() == expected.keys()
+  for k, x in expected.items():
+    np.testing.assert_array_equal(back[k], x)
+
+
+def test_shortcuts_without_parameters(tmp_path):
+  torch_files.write(tmp_path / "model.pth", tensors(shortcut="A"))
+  flags = "--network=resnet8:shortcut=A,width=0.125", f"--out={tmp_path / 'out'}"
+  assert run(tmp_path / "model.pth", *flags) == 0
+  about = json.loads((tmp_path / "out" / "network.json").read_text())
+  assert about["options"] == {"shortcut": "A", "width": 0.125}
+
+
+def test_a_normalization_must_fit_the_images(checkpoint, tmp_path, capsys):
+  flags = "--network=resnet8:width=0.125", f"--out={tmp_path / 'out'}", "--std=0.2"
+  assert run(checkpoint, *flags, "--mean=0.1,0.2,0.3") == 2
+  assert "--mean: 3 values, but the network's images have 1 channels" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
 
 
 def test_overwrites_nothing(checkpoint, tmp_path, capsys):

@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
   ),
-  "report": "errors analysis runtime.workdir studies.table",
-  "compare": "errors analysis studies.table",
+  "arguments": "errors",
+  "report": "arguments errors analysis runtime.workdir studies.table",
+  "compare": "arguments errors analysis studies.table",
   "experiment": (
     "errors filling data exchange runtime config build plan keeping heldout learner overview profiling runner analysis"
   ),
@@ -52,8 +53,8 @@ MAY_IMPORT = {
     "config literature losses errors filling data build plan overview models training exchange runtime experiment "
     "analysis"
   ),
-  "import_torch": "errors filling models exchange runtime",
-  "export": "errors models exchange exchange.runs runtime",
+  "import_torch": "arguments errors models exchange runtime",
+  "export": "arguments errors models exchange exchange.runs runtime",
   "command": "errors runtime.interrupt runtime.processes runtime.programs",
   "main": "command experiment",
   "study": "command errors studies",

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pickle
+import struct
 import sys
 import types
 import zipfile
@@ -39,8 +40,8 @@ class _Rebuilt:
 
 
 class _Storage:
-  def __init__(self, kind, key, array):
-    self.reference = ("storage", kind, key, "cpu", array.size)
+  def __init__(self, kind, key, array, more):
+    self.reference = ("storage", kind, key, "cpu", array.size, *more)
 
 
 class _Pickler(pickle.Pickler):
@@ -62,6 +63,30 @@ def _fake_torch():
 
 def write(path, content, *, tensor=None):
   """Writes nested dictionaries whose arrays become tensors; `tensor(array)` may give another (offset, size, stride)."""
+  with _fake_torch():
+    program, data = _pickled(content, tensor, "_rebuild_tensor_v2")
+  write_archive(path, program, {key: x.tobytes() for key, x in data.items()})
+
+
+def write_legacy(path, content, *, tensor=None, rebuild="_rebuild_tensor_v2", counts=None):
+  """As `write`, in the format of before PyTorch 1.6; `counts` are other numbers of elements by storage."""
+  with _fake_torch():
+    program, data = _pickled(content, tensor, rebuild, (None,))
+  write_legacy_file(path, program, data, counts)
+
+
+def write_legacy_file(path, program, data, counts=None):
+  """The pickles of the older format, and behind them the storages."""
+  system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+  dumped = lambda value: pickle.dumps(value, protocol=2)
+  parts = [dumped(0x1950A86A20F9469CFC6C), dumped(1001), dumped(system), program, dumped(list(data))]
+  for key, x in data.items():
+    parts += [struct.pack("<q", (counts or {}).get(key, x.size)), x.tobytes()]
+  path.write_bytes(b"".join(parts))
+
+
+def _pickled(content, tensor, rebuild, more=()):
+  """The pickle of nested dictionaries, and its storages by their keys; `more` ends a storage's reference."""
   data = {}
 
   def saved(value):
@@ -70,22 +95,21 @@ def write(path, content, *, tensor=None):
     if not isinstance(value, np.ndarray):
       return value
     key = str(len(data))
-    data[key] = np.ascontiguousarray(value).tobytes()
-    kind = _global("torch", STORAGES[value.dtype.name])
+    data[key] = np.ascontiguousarray(value)
+    storage = _Storage(_global("torch", STORAGES[value.dtype.name]), key, value, more)
     strides = tuple(step // value.itemsize for step in value.copy("C").strides)
     offset, size, stride = (tensor or (lambda x: (0, x.shape, strides)))(value)
-    rebuild = _global("torch._utils", "_rebuild_tensor_v2")
-    return _Rebuilt(rebuild, _Storage(kind, key, value), offset, size, stride, False, {})
+    hooks = () if rebuild == "_rebuild_tensor" else (False, {})
+    return _Rebuilt(_global("torch._utils", rebuild), storage, offset, size, stride, *hooks)
 
-  with _fake_torch():
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(saved(content))
-  write_archive(path, buffer.getvalue(), data)
+  buffer = io.BytesIO()
+  _Pickler(buffer, protocol=2).dump(saved(content))
+  return buffer.getvalue(), data
 
 
-def write_archive(path, program, data):
+def write_archive(path, program, data, compression=zipfile.ZIP_STORED):
   """The zip archive of a pickle and the bytes of its tensors."""
-  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+  with zipfile.ZipFile(path, "w", compression) as archive:
     archive.writestr("archive/data.pkl", program)
     archive.writestr("archive/version", "3\n")
     for key, content in data.items():

@@ -1,188 +1,148 @@
 """PyTorch checkpoints read without PyTorch, by a reader that can build nothing but tensors.
 
-A file that `torch.save` has written since PyTorch 1.6 is an uncompressed zip archive: `data.pkl` is a pickle in which
-the bytes of every tensor stand as a reference to a member `data/N`. A pickle is a program. This reader runs none of it
-but what builds dictionaries, lists, numbers, strings and tensors; everything else is refused by its name.
+Both formats of `torch.save` are read:
+
+  since PyTorch 1.6   an uncompressed zip archive: `data.pkl` is a pickle in which every storage is a reference to a
+                      member `data/N`
+  before              pickles one after another (magic number, protocol, system, the value, the keys of the storages),
+                      then the storages in the order of their keys, each with its number of elements
+
+The pickles are read by `torch_pickle`, which executes nothing.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
-import io
 from pathlib import Path
-import pickle
-from typing import Any, NamedTuple
+import struct
+from typing import Any
 import zipfile
 
-import ml_dtypes
 import numpy as np
 
 from smskd_jax.errors import UserError
+from smskd_jax.exchange import torch_pickle
+from smskd_jax.exchange.torch_pickle import Refused
 
-STORAGES: Mapping[str, Any] = {
-  "DoubleStorage": np.float64,
-  "FloatStorage": np.float32,
-  "HalfStorage": np.float16,
-  "BFloat16Storage": ml_dtypes.bfloat16,
-  "LongStorage": np.int64,
-  "IntStorage": np.int32,
-  "ShortStorage": np.int16,
-  "CharStorage": np.int8,
-  "ByteStorage": np.uint8,
-  "BoolStorage": np.bool_,
-}
-
-
-class _Refused(pickle.UnpicklingError):
-  """Something other than data."""
-
-
-class _Storage(NamedTuple):
-  """The type of a storage, as a pickle names it."""
-
-  dtype: Any
-
-
-class _Ignored:
-  """Stands for options and numbers that training scripts leave beside the weights; holds nothing, does nothing."""
-
-  def __init__(self, *args: Any, **kwargs: Any):
-    """Takes anything."""
-
-  def __setstate__(self, state: Any) -> None:
-    """Takes anything."""
-
-
-# Names that public training scripts leave in their checkpoints, none of which is needed.
-_IGNORED = {
-  ("argparse", "Namespace"),
-  ("numpy.core.multiarray", "scalar"),
-  ("numpy._core.multiarray", "scalar"),
-  ("numpy", "dtype"),
-  ("_codecs", "encode"),
-}
-
-
-def _tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
-  """A tensor's elements, copied out of its storage; never more than the storage has."""
-  numbers = (offset, *size, *stride)
-  if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-    raise _Refused("a tensor of impossible shape")
-  last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-  if 0 not in size and last >= storage.size:
-    raise _Refused("a tensor larger than its data")
-  if 0 in size:
-    return np.empty(size, storage.dtype)
-  # Repeated elements (steps of 0) would let a small file fill the memory.
-  if int(np.prod(size, dtype=object)) > storage.size:
-    raise _Refused("a tensor larger than its data")
-  strides = tuple(step * storage.itemsize for step in stride)
-  return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
-
-
-def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-  return data
-
-
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-  ("collections", "OrderedDict"): OrderedDict,
-  ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-  ("torch._utils", "_rebuild_parameter"): _parameter,
-  ("torch", "Size"): tuple,
-  **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
-  **dict.fromkeys(_IGNORED, _Ignored),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-  """Builds data and tensors; raises `_Refused` where a pickle asks for anything else."""
-
-  def __init__(self, archive: zipfile.ZipFile, root: str):
-    """Reads `root/data.pkl` of an archive."""
-    super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
-    self._archive, self._root = archive, root
-    self._storages: dict[str, np.ndarray] = {}
-
-  def find_class(self, module: str, name: str) -> Any:
-    """What may be built."""
-    try:
-      return _ALLOWED[module, name]
-    except KeyError:
-      raise _Refused(f"it asks for {module}.{name}, which is no tensor; nothing was executed") from None
-
-  def persistent_load(self, reference: Any) -> np.ndarray:
-    """The elements of a storage [n]."""
-    kind, storage, key, _, count = reference
-    if kind != "storage" or not isinstance(storage, _Storage):
-      raise _Refused("a reference to something other than tensors")
-    if key not in self._storages:
-      content = self._archive.read(f"{self._root}/data/{key}")
-      elements = np.frombuffer(content, np.dtype(storage.dtype).newbyteorder("<"))
-      if elements.size < count:
-        raise _Refused("a tensor larger than its data")
-      self._storages[key] = elements.astype(storage.dtype)
-    return self._storages[key]
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files before PyTorch 1.6
+# Under one of these training scripts put the weights.
+_KEYS = ("model", "state_dict", "model_state_dict", "net", "net_state_dict", "network", "weights")
 
 
 def read(path: Path) -> Any:
-  """What `torch.save` has saved, with arrays for tensors.
-
-  Args:
-    path: a file. One of the older kind, which is not a zip archive, is given to PyTorch where that is installed.
+  """The value that `torch.save` has saved, with read-only arrays for tensors.
 
   Raises:
-    UserError: the file is broken, or holds more than data.
+    UserError: there is no such file, it is broken, or it holds more than data.
   """
+  if path.is_dir():
+    raise UserError(f"{path}: a folder; give the checkpoint's file")
   if not path.is_file():
     raise UserError(f"{path}: there is no such file")
   try:
-    if not zipfile.is_zipfile(path):
-      return _read_with_torch(path)
-    with zipfile.ZipFile(path) as archive:
-      roots = [name.rpartition("/")[0] for name in archive.namelist() if name.endswith("/data.pkl")]
-      if len(roots) != 1:
-        raise UserError(f"{path}: a zip archive, but not one that torch.save has written")
-      return _Unpickler(archive, roots[0]).load()
-  except _Refused as error:
+    if zipfile.is_zipfile(path):
+      return _read_zip(path)
+    content = path.read_bytes()
+    if content[:1] != b"\x80":
+      raise UserError(f"{path}: not a PyTorch checkpoint: neither a zip archive nor a pickle")
+    return _read_legacy(content)
+  except Refused as error:
     raise UserError(f"{path}: refused: {error}") from error
   except UserError:
     raise
   except (
     Exception
   ) as error:  # a broken pickle or archive makes pickle, zipfile and NumPy raise nearly anything
+    first = str(error).partition("\n")[0]
     raise UserError(
-      f"{path}: broken or not a PyTorch checkpoint ({type(error).__name__}: {error})"
+      f"{path}: broken or not a PyTorch checkpoint ({type(error).__name__}: {first})"
     ) from error
 
 
-def _read_with_torch(path: Path) -> Any:
-  with open(path, "rb") as file:
-    start = file.read(2)
-  if start[:1] != b"\x80":
-    raise UserError(f"{path}: not a PyTorch checkpoint: neither a zip archive nor a pickle")
-  try:
-    import torch  # type: ignore[import-not-found,unused-ignore]
-  except ImportError:
-    raise UserError(
-      f"{path}: of PyTorch's older file format or truncated; install torch, or save it again with a PyTorch since 1.6"
-    ) from None
+def _read_zip(path: Path) -> Any:
+  """The value in a zip archive. All that is read of it together is no larger than the file."""
+  left, storages = path.stat().st_size, dict[str, np.ndarray]()
+  with zipfile.ZipFile(path) as archive:
+    roots = [name.rpartition("/")[0] for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+      raise UserError(f"{path}: a zip archive, but not one that torch.save has written")
 
-  def plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {key: plain(child) for key, child in value.items()}
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    def member(name: str) -> bytes:
+      nonlocal left
+      info = archive.getinfo(f"{roots[0]}/{name}")
+      if info.compress_type != zipfile.ZIP_STORED:
+        raise Refused(f"its member {name} is compressed, which torch.save never does")
+      left -= info.file_size
+      if left < 0:
+        raise Refused("its members are larger than the file")
+      return archive.read(info)
 
-  return plain(torch.load(path, map_location="cpu", weights_only=True))
+    def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
+      if key not in storages:
+        storages[key] = np.frombuffer(member(f"data/{key}"), np.uint8)
+      elements = _elements(storages[key], dtype)
+      if elements.size < count:
+        raise Refused("a tensor larger than its data")
+      return elements
+
+    return torch_pickle.load(member("data.pkl"), storage)
+
+
+def _read_legacy(content: bytes) -> Any:
+  """The value in a file of before PyTorch 1.6."""
+  starts = [0]
+  for _ in range(5):
+    starts.append(torch_pickle.end(content, starts[-1]))
+    if len(starts) == 2 and torch_pickle.load(content[: starts[1]]) != _MAGIC:
+      raise ValueError("a pickle, but not one that torch.save has written")
+  _, protocol, system, program, keys = (content[start : starts[i + 1]] for i, start in enumerate(starts[:-1]))
+  if torch_pickle.load(protocol) != _PROTOCOL or not torch_pickle.load(system)["little_endian"]:
+    raise ValueError("of an unknown protocol or of a big-endian machine")
+  storages, left = dict[str, np.ndarray](), len(content)
+
+  def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
+    nonlocal left
+    if key not in storages:
+      left -= count * dtype.itemsize
+      if left < 0:
+        raise Refused("its tensors are larger than the file")
+      storages[key] = np.empty(count, dtype)  # is filled below: the storages follow the pickle
+    if (storages[key].dtype, storages[key].size) != (dtype, count):
+      raise Refused("a tensor of two types or sizes")
+    return storages[key]
+
+  value = torch_pickle.load(program, storage)
+  _fill(storages, torch_pickle.load(keys), content, starts[-1])
+  return value
+
+
+def _fill(storages: Mapping[str, np.ndarray], keys: list[str], content: bytes, start: int) -> None:
+  """Reads the storages of an old file, which begin at a position, in the order of their keys."""
+  if set(storages) - set(keys):
+    raise Refused("a tensor without its data")
+  for key in keys:
+    (count,) = struct.unpack_from("<q", content, start)
+    if key not in storages or count != storages[key].size:
+      raise Refused("data of another size than its tensor's")
+    size = storages[key].nbytes
+    stored = np.frombuffer(content, np.uint8, size, start + 8)
+    storages[key][:] = _elements(stored, storages[key].dtype)
+    start += 8 + size
+
+
+def _elements(stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Little-endian bytes [n * itemsize] as elements [n]."""
+  whole = stored[: stored.size // dtype.itemsize * dtype.itemsize]
+  return whole.view(dtype.newbyteorder("<")).astype(dtype, copy=False)
 
 
 def state_dict(content: Any, source: Path) -> dict[str, np.ndarray]:
-  """The weights in what `read` has returned: itself, or what lies under `model`, `state_dict` or `net`.
+  """The weights in what `read` has returned: itself, or the value of one of the keys that training scripts use.
 
   Raises:
     UserError: there are none.
   """
   candidates = [content]
   if isinstance(content, Mapping):
-    candidates += [content[name] for name in ("model", "state_dict", "net") if name in content]
+    candidates += [content[name] for name in _KEYS if name in content]
   for candidate in candidates:
     if (
       isinstance(candidate, Mapping)
@@ -190,9 +150,9 @@ def state_dict(content: Any, source: Path) -> dict[str, np.ndarray]:
       and all(isinstance(x, np.ndarray) for x in candidate.values())
     ):
       return dict(candidate)
-  found = (
-    f"its keys are {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-  )
+  found = type(content).__name__
+  if isinstance(content, Mapping):
+    found = f"its keys are {', '.join([*map(str, content)][:10])}" if content else "it is empty"
   raise UserError(
-    f"{source}: holds no state_dict, neither by itself nor under model, state_dict or net; {found}"
+    f"{source}: holds no state_dict, neither by itself nor under {', '.join(_KEYS[:-1])} or {_KEYS[-1]}; {found}"
   )

@@ -14,7 +14,7 @@ import numpy as np
 
 from smskd_jax import models
 from smskd_jax.errors import UserError
-from smskd_jax.exchange.torch_reader import STORAGES
+from smskd_jax.exchange.torch_pickle import STORAGES
 from smskd_jax.exchange.trained import Trained
 from smskd_jax.models import torch_weights
 

@@ -3,9 +3,9 @@
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (section 4.2),
 https://arxiv.org/abs/1512.03385
 
-Differences: where the shape changes the shortcut is a 1x1 convolution with batch norm (option B of the paper,
-whose CIFAR networks use option A, zero padding); resnet8x4 and resnet32x4 have 32 channels in the stem and
-64, 128, 256 in the stages. Both are those of "Contrastive Representation Distillation" (Tian, Krishnan,
+Differences: where the shape changes the shortcut is by default a 1x1 convolution with batch norm (option B of the
+paper, whose CIFAR networks use option A, zero padding: `shortcut="A"`); resnet8x4 and resnet32x4 have 32 channels in
+the stem and 64, 128, 256 in the stages. Both are those of "Contrastive Representation Distillation" (Tian, Krishnan,
 Isola, ICLR 2020, https://arxiv.org/abs/1910.10699), which all later comparisons on CIFAR-100 have kept.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from smskd_jax.layers.basic import Layers
 from smskd_jax.models import options
@@ -21,6 +22,23 @@ from smskd_jax.state import Outputs
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)  # x4 in the stages, but x2 in the stem
+SHORTCUTS = ("A", "B")
+
+
+def pad_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
+  """Shortcut without parameters (option A): every second pixel, and channels of zeros on both sides.
+
+  Args:
+    x: [b, h, w, c].
+    channels: of the result, c or more; of an odd number of zeros one more comes behind.
+    stride: of the pixels that are taken, from the first.
+
+  Returns:
+    [b, h / stride, w / stride, channels], rounded up.
+  """
+  zeros = channels - x.shape[-1]
+  border = ((0, 0), (0, 0), (0, 0), (zeros // 2, zeros - zeros // 2))
+  return jnp.pad(x[:, ::stride, ::stride], border)
 
 
 class Block(nn.Module):
@@ -28,6 +46,7 @@ class Block(nn.Module):
 
   channels: int
   stride: int = 1
+  shortcut: str = "B"
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> Tap:
@@ -36,7 +55,10 @@ class Block(nn.Module):
     y = nn.relu(layers.norm("bn1")(y))
     last = layers.norm("bn2")
     y = last(layers.conv(self.channels, 3, name="conv2")(y))
-    if self.stride != 1 or x.shape[-1] != self.channels:
+    changes = self.stride != 1 or x.shape[-1] != self.channels
+    if changes and self.shortcut == "A":
+      x = pad_shortcut(x, self.channels, self.stride)
+    elif changes:
       x = layers.conv(self.channels, 1, stride=self.stride, name="downsample_0")(x)
       x = layers.norm("downsample_1")(x)
     return Tap(nn.relu(y + x), y + x, parameters(last))
@@ -48,6 +70,9 @@ class ResNet(nn.Module):
   blocks: int  # in each stage; depth = 6 * blocks + 2
   channels: tuple[int, ...]  # of the stem and of the three stages
   num_classes: int
+  shortcut: str = (
+    "B"  # where the shape changes: "A" has no parameters, "B" is a 1x1 convolution with batch norm
+  )
   dtype: Any = None  # what is computed in
 
   @nn.compact
@@ -69,7 +94,8 @@ class ResNet(nn.Module):
     taps = [Tap(x, x, parameters(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
-        tap = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")(x, layers)
+        stride = 2 if stage > 1 and i == 0 else 1
+        tap = Block(channels, stride, self.shortcut, name=f"layer{stage}_{i}")(x, layers)
         x = tap.feature
       taps.append(tap)
     return classify(taps, x, self.num_classes, name="fc")
@@ -82,11 +108,14 @@ def make(
   *,
   num_classes: int,
   width: float = 1.0,
+  shortcut: str = "B",
   dtype: str = "float32",
 ) -> ResNet:
-  """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
+  """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels and a shortcut of option "A" or "B"."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"resnet: depth must be 6n + 2 with n >= 1, got {depth}")
   options.check_num_classes("resnet", num_classes)
+  if shortcut not in SHORTCUTS:
+    raise ValueError(f"resnet: shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
   channels = options.scale_channels("resnet", channels, width)
-  return ResNet((depth - 2) // 6, channels, num_classes, options.dtype("resnet", dtype))
+  return ResNet((depth - 2) // 6, channels, num_classes, shortcut, options.dtype("resnet", dtype))

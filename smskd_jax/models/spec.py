@@ -66,7 +66,7 @@ def forward_flops(network: nn.Module, shape: ImageShape) -> float:
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-  """What keeps arrays of the shapes found, by name, from being those expected; nothing where they fit."""
+  """Differences between the shapes found, by name, and those expected, five names of a kind; none where they fit."""
   missing = [name for name in expected if name not in found]
   unexpected = [name for name in found if name not in expected]
   misshapen = [
@@ -75,7 +75,13 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
     if name in found and found[name] != shape
   ]
   kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-  return [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+  return [f"{kind}: {_first(names)}" for kind, names in kinds if names]
+
+
+def _first(names: list[str], count: int = 5) -> str:
+  """The first few names, and how many more there are."""
+  more = f" and {len(names) - count} more" if len(names) > count else ""
+  return ", ".join(names[:count]) + more
 
 
 def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> None:

@@ -1,10 +1,12 @@
 """PyTorch checkpoints of the model zoo's networks, imported and exported.
 
 The rule that ties the names together: a submodule of a network in `smskd_jax/models/` is named like its
-PyTorch counterpart, with `_` for `.` and `__` for `_`. A family that keeps to it needs nothing here.
+PyTorch counterpart, with `_` for `.` and `__` for `_`. A family that keeps to it needs nothing here. Public code has
+other names for some submodules of the same networks: `_SYNONYMS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -24,6 +26,14 @@ _LEAVES = {
 # [in, out] is [out, in].
 _TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 _FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+# Wrappers put these before every name: DataParallel and torch.compile.
+_PREFIX = re.compile(r"^((module|_orig_mod)\.)+")
+# Other names of a submodule -> ours, tried where a network has no tensor of a checkpoint's name.
+_SYNONYMS = (
+  (re.compile(r"^(linear|fc|classifier)\."), ("fc.", "linear.", "classifier.")),
+  (re.compile(r"^layer(\d+)\.layer\."), (r"block\1.layer.",)),  # the survey's wide networks
+  (re.compile(r"\.(shortcut|downsample)\."), (".downsample.", ".shortcut.")),
+)
 
 
 def _key(path: tuple[str, ...]) -> str:
@@ -54,28 +64,41 @@ def from_torch(
 
   Args:
     network: of the model zoo.
-    state_dict: the checkpoint's tensors, as arrays. The prefix `module.` that DataParallel leaves is dropped,
-      and `num_batches_tracked`, which nothing reads, is ignored.
+    state_dict: the checkpoint's tensors, as arrays, under names that `rename` knows.
     image_shape: [h, w, c] that the network is for; of it only c decides the weights' shapes.
 
   Returns:
     {'params': ..., 'batch_stats': ...}: NumPy arrays of the checkpoint's dtypes.
 
   Raises:
-    ValueError: names every tensor that is missing, unexpected or of another shape.
+    ValueError: names tensors that are missing, unexpected or of another shape.
   """
   expected = _expected(network, image_shape)
-  tensors = {
-    key.removeprefix("module."): np.asarray(tensor)
-    for key, tensor in state_dict.items()
-    if not key.endswith("num_batches_tracked")
-  }
+  tensors = rename(expected, state_dict)
   shapes = {key: shape for key, (_, shape) in expected.items()}
   problems = spec.misfits(shapes, {key: tensor.shape for key, tensor in tensors.items()})
   if problems:
     raise ValueError(f"the checkpoint does not fit {type(network).__name__}; {'; '.join(problems)}")
   arrays = {path: tensors[key].transpose(_FROM_TORCH[len(shape)]) for key, (path, shape) in expected.items()}
   return traverse_util.unflatten_dict({path: np.array(array, order="C") for path, array in arrays.items()})
+
+
+def rename(expected: Collection[str], state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A checkpoint's tensors under the names that a network expects, as far as they are known under others.
+
+  The prefixes that DataParallel and torch.compile leave are dropped, and `num_batches_tracked`, which nothing reads.
+  """
+  tensors = {_PREFIX.sub("", key): np.asarray(x) for key, x in state_dict.items()}
+  tensors = {key: x for key, x in tensors.items() if not key.endswith("num_batches_tracked")}
+  free = set(expected) - set(tensors)
+  names = {key: key if key in expected else _renamed(key, free) for key in tensors}
+  return {names[key]: x for key, x in tensors.items()}
+
+
+def _renamed(key: str, free: Collection[str]) -> str:
+  """The first of the names that stand for a checkpoint's, among those that it lacks; else its own."""
+  others = (pattern.sub(name, key) for pattern, names in _SYNONYMS for name in names)
+  return next((other for other in others if other in free), key)
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

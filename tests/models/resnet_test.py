@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.models import MODELS, resnet
+from smskd_jax.layers.basic import Layers
+from smskd_jax.models import MODELS, resnet, spec, torch_weights
 
 IMAGE = jnp.zeros((1, 32, 32, 3))
 
@@ -58,3 +59,39 @@ def test_initial_weights_follow_he_and_pytorch():
   for values in (classifier["kernel"], classifier["bias"]):
     assert np.abs(values).max() <= bound
     np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=0.15)
+
+
+def test_shortcut_without_parameters():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
+  expected = np.zeros((2, 3, 3, 7), np.float32)
+  for i in range(4):
+    expected[..., 1 + i] = x[:, ::2, ::2, i]  # one channel of zeros before and two behind
+  np.testing.assert_array_equal(resnet.pad_shortcut(x, 7, 2), expected)
+
+
+def test_a_block_with_a_shortcut_without_parameters():
+  """The block's sum, by NumPy, where the convolutions and norms are made to be zero but for an offset."""
+  block = resnet.Block(6, 2, "A")
+  x = np.random.default_rng(1).normal(size=(2, 4, 4, 4)).astype(np.float32)
+  layers = Layers(train=False, axis_name=None)
+  variables = jax.eval_shape(lambda key: block.init(key, x, layers), jax.random.key(0))
+  assert set(variables["params"]) == {"conv1", "bn1", "conv2", "bn2"}
+  variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
+  variables["params"]["bn2"]["bias"] = jnp.arange(6.0)
+  expected = np.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (1, 1))) + np.arange(6.0)
+  tap = block.apply(variables, x, layers)
+  np.testing.assert_allclose(tap.preactivation, expected, rtol=1e-6)
+  np.testing.assert_allclose(tap.feature, np.maximum(expected, 0), rtol=1e-6)
+
+
+def test_option_a_has_the_papers_parameters():
+  # He et al., table 6: 0.85 M of 56 layers, for ten classes.
+  network = MODELS["resnet56"](num_classes=10, shortcut="A")
+  assert spec.num_parameters(network, (32, 32, 3)) == 853_018
+  assert not [key for key in torch_weights.torch_shapes(network) if "downsample" in key]
+
+
+def test_refuses_other_shortcuts():
+  with pytest.raises(ValueError, match="resnet: shortcut must be one of A, B, got 'C'"):
+    MODELS["resnet8"](num_classes=10, shortcut="C")
