@@ -65,6 +65,7 @@ def make_stage(
   steps_per_epoch: int,
   networks: Mapping[str, nn.Module],
   dataset: Dataset,
+  first_epoch: int = 0,
 ) -> stage_lib.Stage:
   """The stage of a filled entry.
 
@@ -74,14 +75,19 @@ def make_stage(
     steps_per_epoch: for what is scheduled in epochs.
     networks: by name.
     dataset: whose images it sees.
+    first_epoch: epochs of the stages that it continues, which its count of steps goes on from.
 
   Raises:
     UserError: a view's option is bad.
   """
   anchor = options(entry["reference"], "stage")
   of_rate, optimiser = entry["schedule"], entry["optimizer"]
-  rate = schedule.SCHEDULES[of_rate["name"]](
-    _learning_rate(entry), steps_per_epoch, entry["epochs"], **options(of_rate, "name")
+  rate = schedule.make(
+    peak=_learning_rate(entry),
+    steps_per_epoch=steps_per_epoch,
+    epochs=entry["epochs"],
+    first_epoch=first_epoch,
+    **of_rate,
   )
   return stage_lib.Stage(
     learner=networks[entry["learner"]],

@@ -22,6 +22,8 @@ _AT_LEAST = {
   "alternate_epochs": 0,
   "probe_every_steps": 0,
   "steps_at_once": 0,
+  "start_epoch": 0,
+  "total_epochs": 0,
   "workers": 0,
   "weight": 0,
   "task_weight": 0,
@@ -93,7 +95,7 @@ def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
       _check_factory(f"{field}.methods[{j}].plugins[{k}]", wrap, plugin, "name")
   of_rate, optimiser = stage["schedule"], stage["optimizer"]
   rate = optimiser["learning_rate"]
-  of_schedule = lambda **own: schedule.SCHEDULES[of_rate["name"]](rate, 1, stage["epochs"], **own)
+  of_schedule = functools.partial(schedule.make, of_rate["name"], rate, 1, stage["epochs"])
   of_optimizer = functools.partial(optimizer.make, optimiser["name"], lambda count: rate)
   _check_factory(f"{field}.schedule", of_schedule, of_rate, "name")
   _check_factory(f"{field}.optimizer", of_optimizer, optimiser, "name", "learning_rate", "learning_rate_of")

@@ -52,17 +52,22 @@ STAGE: dict[str, Any] = {
   "name": "",  # how reports and other stages call it; '': made of the learner and its methods
   "learner": "student",  # the network that trains
   "start": "previous",  # from where the learner's last stage ended, or its `variables`; 'fresh': newly initialised
+  # beside the learner's variables, from its previous stage: 'variables', nothing; 'optimizer', the optimiser's state, as
+  # momentum; 'all', methods and random streams too: the stage continues the previous one. The paper leaves it open
+  "carry_over": "variables",
   "teachers": (),  # names of networks that an earlier stage has trained, or that have `variables`
   "methods": (),  # of method(...); several are trained jointly
-  "task_weight": 1.0,  # lambda_c, of cross-entropy. Our reading: the paper gives no value
+  "task_weight": 1.0,  # lambda_c, of cross-entropy
   "label_smoothing": 0.0,
   "reference": {
     "stage": "none",  # whose student anchors: 'previous', the name of an earlier stage of the learner, or 'none'
-    "weight": 1.0,  # lambda_r. Our reading: the paper gives no value
-    "temperature": 4.0,  # tau of the reference term. Our reading: a KL divergence, reference first, times tau^2
-    "weighting": "one_minus_tcp",  # a name of training/weighting.py. Our reading: less where the teacher is sure
-    "tcp_temperature": 1.0,  # of the teacher's softmax in TCP. Our reading
-    "normalize": False,  # divide the weights by their mean over the batch. Our reading: no
+    "weight": 0.5,  # lambda_r
+    "divergence": "student_to_reference",  # KL(student || reference), or 'reference_to_student'
+    "temperature": 1.0,  # tau of both networks in the divergence. The paper leaves it open
+    "scale_by_temperature_squared": False,  # multiply the divergence by tau^2
+    "weighting": "reference_tcp",  # of each image: a name of training/weighting.py
+    "tcp_temperature": 1.0,  # of the softmax in the weights. The paper leaves it open
+    "normalize": False,  # divide the weights by their mean over the batch
   },
   "images": "train",  # what it trains on: 'train', or 'unlabeled', the images of data.unlabeled alone
   "max_images": 0,  # a part of them, in the proportions of the classes, drawn by data.split_seed; 0: all
@@ -85,7 +90,11 @@ STAGE: dict[str, Any] = {
     "clip_norm": 0.0,  # the greatest norm of the gradient; 0: no bound
     "accumulate_steps": 1,  # steps that give one update together
   },  # its other fields: the factory's in training/optimizer.py
-  "schedule": {"name": "cosine"},  # likewise, in training/schedule.py
+  "schedule": {
+    "name": "cosine",
+    "start_epoch": 0,  # epochs of the schedule that earlier stages of the learner have used
+    "total_epochs": 0,  # of a schedule that runs through several stages; 0: the stage has a schedule of its own
+  },  # its other fields: the factory's in training/schedule.py
 }
 
 NETWORK: dict[str, Any] = {

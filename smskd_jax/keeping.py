@@ -120,8 +120,9 @@ def drawn(plan: Plan, key: jax.Array, order: jax.Array) -> np.ndarray:
   numbers = jax.jit(jax.vmap(lambda step, index: stage_lib.numbers_drawn(stage, key, step, index)))
   place, seen = question.place, np.zeros((len(question.rows), question.views.total), bool)
   steps = plan.budget.steps_per_epoch
-  rows = batches.draw_rows(plan.drawing, order)
-  for first in range(0, plan.budget.steps, steps):
+  begin = plan.budget.first_step
+  rows = batches.draw_rows(plan.drawing, order, begin)
+  for first in range(begin, begin + plan.budget.steps, steps):
     index = np.stack(list(itertools.islice(rows, steps)))
     number = np.asarray(numbers(first + np.arange(steps, dtype=np.int32), index))  # [steps, views, b]
     seen[place[index][:, None], number] = True

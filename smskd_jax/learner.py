@@ -1,6 +1,5 @@
 """A learner in one stage: what it begins with and reads, its metrics and checkpoints, what it leaves in the store."""
 
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +10,12 @@ from smskd_jax.data.dataset import Dataset
 from smskd_jax.heldout import HeldOut, Said
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes, workdir
+from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes, store, workdir
 from smskd_jax.runtime.choices import Choices
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, read_metrics
 from smskd_jax.state import Frozen, TrainState
-from smskd_jax.training import batches, initial, loop
+from smskd_jax.training import batches, carry_over, initial, loop
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.program import Beside
 
@@ -51,10 +50,11 @@ class Learner:
     """
     self.plan, self.entry, self._setting, self._events = plan, Entry(setting.store, plan.key), setting, events
     self.entry.begin(plan.description, {"name": plan.name, **workdir.environment(setting.devices)})
-    key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.place)
+    key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.origin)
     order = jax.random.fold_in(key, ORDER)
     own = parallel.own_places(plan.budget.batch_size, setting.devices)
-    self.batches = functools.partial(batches.draw, plan.drawing, order, own=own)
+    begin = plan.budget.first_step
+    self.batches = lambda step: batches.draw(plan.drawing, order, begin + step, own)
     self._state: TrainState | None = self._first_state(key)
     self.frozen, self._asked = self._read(jax.random.fold_in(key, STEPS), order, stop)
     self._last: Said | None = None
@@ -121,6 +121,7 @@ class Learner:
     final = chosen or stage_lib.learner_variables(state)
     checkpoint.save_variables(entry.final, final)
     recall.keep(entry, state)
+    store.write_arrays(entry.optimizer, carry_over.to_arrays(state.opt_state))
     said = self._last.logits if self._last and not chosen else None
     kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
     answers.write(entry.answers, kept)
@@ -141,7 +142,19 @@ class Learner:
     teachers = tuple(map(self._final, plan.reads.teachers))
     of_methods = jax.random.fold_in(key, AUX)
     state = initial.init_state(plan.stage, of_methods, variables, teachers, image, dataset.train.label)
+    state = self._take_over(state)
     return parallel.replicate(parallel.same(state), self._setting.devices)
+
+  def _take_over(self, state: TrainState) -> TrainState:
+    """The state with what the stage carries over from the learner's previous one, beside its variables."""
+    how = self.plan.config["carry_over"]
+    if how == carry_over.VARIABLES:
+      return state
+    before = self.plan.earlier[-1]
+    entry = Entry(self._setting.store, before.key)
+    methods = recall.read(entry, before, self._setting.dataset) if how == carry_over.ALL else None
+    state = carry_over.take_over(state, how, store.read_arrays(entry.optimizer), methods)
+    return state._replace(step=state.step + self.plan.budget.first_step)
 
   def _read(
     self, key: jax.Array, order: jax.Array, stop: interrupt.Interrupt

@@ -1,6 +1,6 @@
 """From a config to what will run: networks, stages and their keys. Trains nothing, writes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import hashlib
 import types
@@ -17,7 +17,7 @@ from smskd_jax.filling import options
 from smskd_jax.models import custom, spec
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
-from smskd_jax.training import batches, initial, loop
+from smskd_jax.training import batches, carry_over, initial, loop
 from smskd_jax.training import stage as stage_lib
 
 
@@ -39,6 +39,7 @@ class Plan(NamedTuple):
   budget: loop.Budget
   reads: Reads
   earlier: tuple["Plan", ...]  # the learner's stages that this one goes on from, the first first
+  origin: int  # `place` of the first of the stages that this one continues; of one that continues none, its own
   description: dict[str, Any]  # what its key is the hash of
   key: str
 
@@ -71,12 +72,14 @@ def make_plans(
   plans: list[Plan] = []
   for i, entry in enumerate(config["stages"]):
     field = f"config.stages[{i}]"
-    drawing = _drawing(field, config, entry, dataset)
-    stage = build.make_stage(field, entry, drawing.steps_per_epoch, networks, dataset)
     reads = _reads(entry, plans, given)
+    past = _past(reads, plans)
+    origin, first_epoch = _origin(i, entry, past)
+    drawing = _drawing(field, config, entry, dataset, first_epoch)
+    stage = build.make_stage(field, entry, drawing.steps_per_epoch, networks, dataset, first_epoch)
     description = _describe(config, i, entry, dataset, reads, given)
-    budget, key = _budget(config, drawing), store.key_of(description)
-    plans.append(Plan(i, entry, stage, drawing, budget, reads, _past(reads, plans), description, key))
+    budget, key = _budget(config, entry, drawing), store.key_of(description)
+    plans.append(Plan(i, entry, stage, drawing, budget, reads, past, origin, description, key))
     try:
       abstract_state(plans[-1], dataset)
     except ValueError as error:
@@ -93,8 +96,16 @@ def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
   return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), of_learner, of_teachers)
 
 
+def _origin(place: int, entry: Mapping[str, Any], past: Sequence[Plan]) -> tuple[int, int]:
+  """The place of the first of the stages that a stage continues, and the epochs of them all."""
+  if entry["carry_over"] != carry_over.ALL:
+    return place, 0
+  before = past[-1]
+  return before.origin, before.drawing.epochs
+
+
 def _drawing(
-  field: str, config: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset
+  field: str, config: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset, first_epoch: int
 ) -> batches.Drawing:
   seed, most = config["data"]["split_seed"], entry["max_images"]
 
@@ -115,13 +126,14 @@ def _drawing(
     raise UserError(f"{field}.batch_size: {size}, but there are only {len(images.rows)} training images")
   others = without_labels() if beside else None
   return batches.Drawing(
-    images, size, entry["epochs"], steps_per_epoch, others, beside, workers=config["workers"]
+    images, size, first_epoch + entry["epochs"], steps_per_epoch, others, beside, workers=config["workers"]
   )
 
 
-def _budget(config: Mapping[str, Any], drawing: batches.Drawing) -> loop.Budget:
+def _budget(config: Mapping[str, Any], entry: Mapping[str, Any], drawing: batches.Drawing) -> loop.Budget:
   return loop.Budget(
-    epochs=drawing.epochs,
+    epochs=entry["epochs"],
+    first_step=(drawing.epochs - entry["epochs"]) * drawing.steps_per_epoch,
     batch_size=drawing.images_per_step,
     steps_per_epoch=drawing.steps_per_epoch,
     evaluate_every_epochs=config["evaluate"]["every_epochs"],

@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-from smskd_jax import losses
+from smskd_jax import filling, losses
 from smskd_jax.data import finite
 from smskd_jax.errors import UserError, unknown
-from smskd_jax.training import weighting
+from smskd_jax.training import carry_over, reference, weighting
 
 # Field of a stage -> what it may be.
 _CHOICES = {
@@ -16,6 +16,7 @@ _CHOICES = {
   "teacher_statistics": ("running", "batch"),
   "select": ("last", "validation"),
   "teacher_cache": ("off", "float32", "float16"),
+  "carry_over": carry_over.CHOICES,
 }
 
 
@@ -63,6 +64,9 @@ def check(config: dict[str, Any]) -> None:
     if stage["teacher_cache"] != "off":
       _check_cache(f"{field}.teacher_cache: {stage['teacher_cache']!r}", stage)
     _check_reference(field, stage, earlier)
+    _check_carry_over(field, stage, earlier)
+  for name in dict.fromkeys(stage["learner"] for stage in config["stages"]):
+    _check_schedules(name, config["stages"])
 
 
 def _check_name(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
@@ -128,10 +132,17 @@ def _check_cache(said: str, stage: dict[str, Any]) -> None:
 
 def _check_reference(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
   anchor, own = stage["reference"], [s["name"] for s in earlier if s["learner"] == stage["learner"]]
-  if anchor["weighting"] not in weighting.WEIGHTINGS:
-    raise unknown(f"{field}.reference.weighting", anchor["weighting"], weighting.WEIGHTINGS)
+  if anchor["weighting"] in weighting.RENAMED:
+    raise UserError(
+      f"{field}.reference.weighting: {anchor['weighting']!r} is now {weighting.RENAMED[anchor['weighting']]!r}"
+    )
+  for name, choices in (("weighting", tuple(weighting.WEIGHTINGS)), ("divergence", reference.DIVERGENCES)):
+    if anchor[name] not in choices:
+      raise unknown(f"{field}.reference.{name}", anchor[name], choices)
   if anchor["stage"] == "none":
     return
+  if wrong := reference.contradiction(reference.Reference(**filling.options(anchor, "stage"))):
+    raise UserError(f"{field}.reference.{wrong}")
   if not own:
     raise UserError(
       f"{field}.reference.stage: {anchor['stage']!r}, but this is the first stage of {stage['learner']!r}; use 'none'"
@@ -141,4 +152,65 @@ def _check_reference(field: str, stage: dict[str, Any], earlier: tuple[dict[str,
   if anchor["weighting"] not in weighting.WITHOUT_TEACHER and not stage["teachers"]:
     raise UserError(
       f"{field}.reference.weighting: {anchor['weighting']!r} needs a teacher; name one, or use 'constant'"
+    )
+
+
+def _check_carry_over(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any], ...]) -> None:
+  """State beside variables is that of a last step, of a stage that is alike."""
+  how = stage["carry_over"]
+  if how == carry_over.VARIABLES:
+    return
+  said = f"{field}.carry_over: {how!r}"
+  before = next((s for s in reversed(earlier) if s["learner"] == stage["learner"]), None)
+  if before is None or stage["start"] != "previous":
+    raise UserError(f"{said}, but the stage starts anew; use {carry_over.VARIABLES!r}")
+  if before["select"] != "last" or before["average"]:
+    name = "average" if before["average"] else "select"
+    raise UserError(
+      f"{said}, but the stage before ends with other variables than its last step's ({name} is {before[name]!r}); "
+      f"use {carry_over.VARIABLES!r}"
+    )
+  alike = ("name", "accumulate_steps", "clip_norm")
+  fields = [("optimizer", name, stage["optimizer"][name], before["optimizer"][name]) for name in alike]
+  if how == carry_over.ALL:
+    if stage["reference"]["stage"] != "none":
+      raise UserError(
+        f"{said}, but the stage has a reference; a stage that continues another has the same objective"
+      )
+    free = ("name", "epochs", "carry_over", "schedule", "optimizer", "reference")
+    fields += [("", name, value, before[name]) for name, value in stage.items() if name not in free]
+  for section, name, here, there in fields:
+    if here != there:
+      path = f"{section}.{name}".lstrip(".")
+      raise UserError(f"{said}, but {path} is {here!r}, and {there!r} in the stage before; make them equal")
+
+
+def _check_schedules(learner: str, stages: tuple[dict[str, Any], ...]) -> None:
+  """Stages that share a schedule follow each other in it, and reach its end."""
+  at, shared = 0, dict[str, Any]()  # epochs used of a shared schedule (0: none is under way), and its settings
+  for i, stage in enumerate(stages):
+    if stage["learner"] != learner:
+      continue
+    field, own = f"config.stages[{i}].schedule", stage["schedule"]
+    settings = filling.options(own, "start_epoch") | {"learning_rate": stage["optimizer"]["learning_rate"]}
+    if at and (own["start_epoch"] == 0 or stage["start"] != "previous"):
+      break
+    if own["start_epoch"] != at:
+      raise UserError(
+        f"{field}.start_epoch: {own['start_epoch']}, but the stages of {learner!r} before this one end at epoch {at} "
+        f"of a shared schedule; use {at}"
+      )
+    different = [name for name, value in settings.items() if at and value != shared.get(name)]
+    if different:
+      name = different[0]
+      raise UserError(
+        f"{field}: {name} is {settings[name]!r}, and {shared.get(name)!r} in the stage before, whose schedule this one "
+        "goes on with; make them equal"
+      )
+    shared, at = settings, at + stage["epochs"] if own["total_epochs"] else 0
+    at = 0 if at >= own["total_epochs"] else at
+  if at:
+    raise UserError(
+      f"config.stages: the stages of {learner!r} use {at} of the {shared['total_epochs']} epochs of their shared "
+      "schedule; add a stage that goes on from there, or set total_epochs to the sum of their epochs"
     )

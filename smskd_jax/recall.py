@@ -36,6 +36,13 @@ def keep(entry: store.Entry, state: TrainState) -> None:
   store.write_arrays(entry.lesson, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
 
 
+def read(entry: store.Entry, plan: Plan, dataset: Dataset) -> tuple[Any, Any]:
+  """Parameters and state of a finished stage's methods, as `keep` wrote them."""
+  structure = jax.tree.structure(_aux(abstract_state(plan, dataset)))
+  kept = store.read_arrays(entry.lesson)
+  return jax.tree.unflatten(structure, [kept[str(i)] for i in range(len(kept))])
+
+
 class Recall:
   """Computes earlier stages' losses; keeps their compiled programs and what they read."""
 
@@ -71,10 +78,7 @@ class Recall:
     batches = self._batches(plan.config["batch_size"])
     if not terms or not batches or not entry.lesson.is_file():
       return None
-    structure = jax.tree.structure(_aux(abstract_state(plan, self._dataset)))
-    kept = store.read_arrays(entry.lesson)
-    params, state = jax.tree.unflatten(structure, [kept[str(i)] for i in range(len(kept))])
-    params, state = parallel.replicate((params, state), self._devices)
+    params, state = parallel.replicate(read(entry, plan, self._dataset), self._devices)
     pure = lesson.make_losses(plan.stage, terms, self._normalize, parallel.AXIS)
     compiled = parallel.compile_probe(pure, self._devices)
     return Earlier(compiled, Lesson(params, state, self._teachers_of(plan)), batches)

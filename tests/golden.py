@@ -17,9 +17,9 @@ _DEFAULT = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
 FOLDER = pathlib.Path(os.environ.get("SMSKD_GOLDEN", _DEFAULT))
 
 
-def index(room):
-  """The index of `losses`, `models` or `training`; empty where there are no vectors."""
-  path = FOLDER / room / "index.json"
+def index(room, name="index.json"):
+  """An index of `losses`, `models` or `training`; empty where there are no vectors."""
+  path = FOLDER / room / name
   return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
   "checks": "errors filling losses models training",
-  "prerequisites": "errors losses data training",
+  "prerequisites": "errors filling losses data training",
   "filling": "errors",
   "config": "checks prerequisites filling errors losses models data training",
   "build": "config filling errors losses models data training",

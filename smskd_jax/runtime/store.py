@@ -20,7 +20,7 @@ from smskd_jax.errors import UserError
 from smskd_jax.runtime import processes
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
-FORMAT = 4
+FORMAT = 5
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -41,6 +41,7 @@ class Entry:
     self.choices = self.folder / "choices.npz"
     self.answers = self.folder / "answers.npz"
     self.lesson = self.folder / "lesson.npz"
+    self.optimizer = self.folder / "optimizer.npz"
     self.final = self.folder / "final"
     self.best = self.folder / "best"  # where a stage ends with its best state: that of so far
 

@@ -35,6 +35,7 @@ class Budget(NamedTuple):
   log_every_steps: int
   probe_every_steps: int = 0  # 0: never
   steps_at_once: int = 0  # as one program; 0: as many as suit the devices
+  first_step: int = 0  # the state's count of steps at the beginning: not 0 where the stage continues another
 
   @property
   def steps(self) -> int:
@@ -164,7 +165,7 @@ def run(
   at_once = parallel.steps_at_once(program.devices, budget.steps_at_once)
   window, began = Window([of.note.get("window") for of in learners], program.apart), time.monotonic()
   spent = lambda of: of.note.get("seconds", 0.0) + (time.monotonic() - began) / len(learners)
-  step = int(program.state(0).step)
+  step = int(program.state(0).step) - budget.first_step
   batches = zip(*(of.batches(step) for of in learners), strict=True)
   for together in _together(budget, batches, step, at_once):
     if budget.probes(step + 1):

@@ -1,6 +1,6 @@
 """The terms of a stage's objective, each written once. Pure.
 
-L = lambda_c CE + sum_j weight_j L_j + lambda_r mean_i w_i tau^2 KL(p_ref,i || p_student,i)
+L = lambda_c CE + sum_j weight_j L_j + lambda_r mean_i w_i KL(p_student,i || p_reference,i)
 """
 
 import functools
@@ -130,19 +130,21 @@ def _reference_term(stage, params, learner, view, key, axis_name) -> Metrics:
   """The mean of the weighted reference loss, and what is to be known of its weights."""
   reference, answer = cast(Outputs, view.reference).logits, view.answer
   teachers = [teacher.logits for teacher in view.teachers]
-  evidence = anchor.gather_evidence(
+  inputs = anchor.weighting_inputs(
     stage.reference, teachers, reference, answer.label, answer.target, key, axis_name
   )
-  values, weights = anchor.term(stage.reference, params, learner.logits, reference, evidence)
+  values, weights = anchor.weighted_reference_loss(stage.reference, params, learner.logits, reference, inputs)
   weights = jax.lax.stop_gradient(weights)
   right = jnp.argmax(learner.logits, axis=-1) == answer.label
   metrics = {
     "reference": jnp.mean(values),
+    "reference_tcp": jnp.mean(inputs.reference_tcp),
     "reference_weight": jnp.mean(weights),
     "reference_weight_of_right": jnp.mean(jnp.where(right, weights, 0)),
   }
+  if teachers:
+    metrics["teacher_tcp"] = jnp.mean(inputs.teacher_tcp)
   if stage.reference.weighting != "constant":
-    metrics |= {"tcp": jnp.mean(evidence.tcp)} if teachers else {}
     bins = jnp.clip(jnp.floor(weights * WEIGHT_BINS), 0, WEIGHT_BINS - 1)
     metrics |= {
       f"reference_weight_share/{i}": jnp.mean(bins == i, dtype=weights.dtype) for i in range(WEIGHT_BINS)

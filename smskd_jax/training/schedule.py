@@ -1,12 +1,13 @@
 """Learning-rate schedules by name: optax, with the conventions of the KD literature.
 
-A factory takes the peak rate, the steps of an epoch and the epochs of the stage; what it returns goes by the steps of
-the stage.
+A factory takes the peak rate, the steps of an epoch and the epochs of the schedule; the schedule that it returns counts
+steps. `make` places a stage in a schedule: its own, or one that runs through several stages of a network.
 """
 
 from collections.abc import Callable, Mapping
 import math
 from types import MappingProxyType
+from typing import Any
 
 import optax
 
@@ -101,3 +102,39 @@ def not_negative(**values: float) -> None:
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
   {"constant": constant, "cosine": cosine, "multistep": multistep, "step": step}
 )
+
+
+def make(
+  name: str,
+  peak: float,
+  steps_per_epoch: int,
+  epochs: int,
+  *,
+  start_epoch: int = 0,
+  total_epochs: int = 0,
+  first_epoch: int = 0,
+  **options: Any,
+) -> optax.Schedule:
+  """Learning rate of a stage by its count of steps.
+
+  Args:
+    name: of `SCHEDULES`.
+    peak: the rate before any decay.
+    steps_per_epoch: to convert epochs.
+    epochs: of the stage.
+    start_epoch: where in the schedule the stage begins.
+    total_epochs: of the schedule; 0: `epochs`.
+    first_epoch: the epoch at which the stage's own count of steps begins: not 0 where it continues another stage.
+    **options: the factory's own.
+
+  Raises:
+    ValueError: a bad option, or a stage that reaches beyond the schedule's end.
+  """
+  if start_epoch + epochs > (total_epochs or epochs):
+    raise ValueError(
+      f"total_epochs: {total_epochs}, but the stage has the epochs {start_epoch} to {start_epoch + epochs} of its "
+      "schedule; a stage with a schedule of its own has start_epoch 0 and total_epochs 0"
+    )
+  schedule = SCHEDULES[name](peak, steps_per_epoch, total_epochs or epochs, **options)
+  offset = (start_epoch - first_epoch) * steps_per_epoch
+  return schedule if offset == 0 else lambda count: schedule(count + offset)

@@ -1,6 +1,6 @@
 """One stage of training: the sum of the terms, its gradient, the update. Pure; knows no device and no disk.
 
-  L = lambda_c CE + sum_j weight_j L_j + lambda_r mean_i w_i tau^2 KL(p_ref,i || p_student,i)
+  L = lambda_c CE + sum_j weight_j L_j + lambda_r mean_i w_i KL(p_student,i || p_reference,i)
 
 The terms are in `training/objective.py`; the last is `training/reference.py`.
 """
@@ -86,9 +86,10 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
 
   Returns:
     (state, frozen, batch) -> (new state, metrics), metrics being scalars by name: 'loss', its terms before their
-    weights ('task', 'distill/NAME', 'reference'), 'accuracy', 'gradient_norm', and with a reference the means of what
-    weights it: 'tcp', 'reference_weight', 'reference_weight_of_right' (where the learner is wrong, zero is counted) and
-    'reference_weight_share/I', the share of weights in the I-th tenth from 0 to 1.
+    weights ('task', 'distill/NAME', 'reference'), 'accuracy', 'gradient_norm', and with a reference the means of
+    'reference_tcp', 'teacher_tcp' (where there is a teacher), 'reference_weight', 'reference_weight_of_right' (where the
+    learner is wrong, zero is counted), and 'reference_weight_share/I', the fraction of weights in the I-th tenth from 0
+    to 1.
   """
 
   def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:

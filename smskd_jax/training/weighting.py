@@ -1,22 +1,24 @@
-"""What scales the reference term, image by image. Pure.
+"""Weights of the reference term, image by image. Pure.
 
-The paper weights it by the teacher's true-class probability (TCP) and names other weightings as future work. Those here
-are of what the networks say of an image; each is in [0, 1] but for `learned`. How they are to be read: a large weight
-keeps the student where its reference is.
+The paper weights it by the reference's true-class probability (TCP; its abstract says the teacher's) and names other
+weightings as future work. Each of these depends on the probabilities of the networks; all but the learned one are in
+[0, 1]. A large weight keeps the student close to its reference.
 
-constant            1
-one_minus_tcp       1 - TCP: our reading of the paper, less where the teacher is sure of the right class
-tcp                 TCP: the opposite reading
-shuffled            1 - TCP of another image of the batch: as many large and small weights, but on the wrong images
-entropy             the teacher's entropy over log k
-one_minus_margin    1 - (its largest probability - its second)
-own_tcp             the reference's TCP: more where it was right
-one_minus_own_tcp   less where it was right
-disagreement        the total variation between teacher and reference
-agreement           1 - that
-learned             exp(-s_i), s_i = a + b TCP_i, a and b learned, and s_i added to the loss: without it the weights
-                    would fall to zero. As Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh
-                    Losses for Scene Geometry and Semantics", CVPR 2018, https://arxiv.org/abs/1705.07115, do for tasks.
+constant                            1
+reference_tcp                       the reference's TCP, Eq. 9 of the paper: more where the reference is right
+one_minus_reference_tcp             less where the reference is right
+shuffled_reference_tcp              the reference's TCP of another image of the batch: the same weights, on wrong images
+teacher_tcp                         the teacher's TCP, as the paper's abstract has it
+one_minus_teacher_tcp               less where the teacher is right: the default of versions before 0.2
+shuffled_one_minus_teacher_tcp      1 - the teacher's TCP of another image of the batch
+teacher_entropy                     the teacher's entropy over log k
+one_minus_teacher_margin            1 - (the teacher's largest probability - its second)
+teacher_reference_disagreement      the total variation between teacher and reference
+teacher_reference_agreement         1 - that
+learned_teacher_tcp                 exp(-s_i), s_i = a + b TCP_i of the teacher, a and b learned, and s_i added to the
+                                    loss: without it the weights would fall to zero. As Kendall, Gal, Cipolla,
+                                    "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+                                    Semantics", CVPR 2018, https://arxiv.org/abs/1705.07115, do for tasks.
 
 b batch, k classes.
 """
@@ -30,55 +32,74 @@ import jax.numpy as jnp
 
 from smskd_jax.losses.method import first_row, gather
 
+LEARNED = "learned_teacher_tcp"  # its parameters are the stage's: see training/reference.py
 
-class Evidence(NamedTuple):
-  """What a weight may depend on."""
 
-  tcp: jax.Array  # [b], the mean over teachers
-  own_tcp: jax.Array  # [b], the reference's
+class WeightingInputs(NamedTuple):
+  """Probabilities that a weight may depend on."""
+
+  teacher_tcp: jax.Array  # [b], the mean over teachers
+  reference_tcp: jax.Array  # [b]
   teacher: jax.Array  # [b, k], the mean of the teachers' probabilities
   reference: jax.Array  # [b, k], the reference's
   key: jax.Array  # the same on all devices
   axis_name: str | None = None
 
 
-def _entropy(evidence: Evidence) -> jax.Array:
-  p = evidence.teacher
+def _teacher_entropy(inputs: WeightingInputs) -> jax.Array:
+  p = inputs.teacher
   return -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)), axis=-1) / jnp.log(p.shape[-1])
 
 
-def _margin(evidence: Evidence) -> jax.Array:
-  two, _ = jax.lax.top_k(evidence.teacher, 2)
-  return two[:, 0] - two[:, 1]
+def _teacher_margin(inputs: WeightingInputs) -> jax.Array:
+  top_two, _ = jax.lax.top_k(inputs.teacher, 2)
+  return top_two[:, 0] - top_two[:, 1]
 
 
-def _disagreement(evidence: Evidence) -> jax.Array:
-  return jnp.sum(jnp.abs(evidence.teacher - evidence.reference), axis=-1) / 2
+def _disagreement(inputs: WeightingInputs) -> jax.Array:
+  return jnp.sum(jnp.abs(inputs.teacher - inputs.reference), axis=-1) / 2
 
 
-def _shuffled(evidence: Evidence) -> jax.Array:
-  everyone = gather(evidence.tcp, evidence.axis_name)
-  order = jax.random.permutation(evidence.key, len(everyone))
-  b = len(evidence.tcp)
-  mine = jax.lax.dynamic_slice_in_dim(order, first_row(b, evidence.axis_name), b)
-  return 1 - everyone[mine]
+def _shuffle(values: jax.Array, inputs: WeightingInputs) -> jax.Array:
+  """Values [b] of the global batch in a random order, the same however the batch is split over devices."""
+  global_values = gather(values, inputs.axis_name)
+  order = jax.random.permutation(inputs.key, len(global_values))
+  b = len(values)
+  return global_values[jax.lax.dynamic_slice_in_dim(order, first_row(b, inputs.axis_name), b)]
 
 
-WEIGHTINGS: Mapping[str, Callable[[Evidence], jax.Array]] = MappingProxyType(
+WEIGHTINGS: Mapping[str, Callable[[WeightingInputs], jax.Array]] = MappingProxyType(
   {
-    "constant": lambda evidence: jnp.ones_like(evidence.tcp),
-    "one_minus_tcp": lambda evidence: 1 - evidence.tcp,
-    "tcp": lambda evidence: evidence.tcp,
-    "shuffled": _shuffled,
-    "entropy": _entropy,
-    "one_minus_margin": lambda evidence: 1 - _margin(evidence),
-    "own_tcp": lambda evidence: evidence.own_tcp,
-    "one_minus_own_tcp": lambda evidence: 1 - evidence.own_tcp,
-    "disagreement": _disagreement,
-    "agreement": lambda evidence: 1 - _disagreement(evidence),
-    # Its parameters are the stage's: see `training/reference.py`.
-    "learned": lambda evidence: jnp.ones_like(evidence.tcp),
+    "constant": lambda inputs: jnp.ones_like(inputs.reference_tcp),
+    "reference_tcp": lambda inputs: inputs.reference_tcp,
+    "one_minus_reference_tcp": lambda inputs: 1 - inputs.reference_tcp,
+    "shuffled_reference_tcp": lambda inputs: _shuffle(inputs.reference_tcp, inputs),
+    "teacher_tcp": lambda inputs: inputs.teacher_tcp,
+    "one_minus_teacher_tcp": lambda inputs: 1 - inputs.teacher_tcp,
+    "shuffled_one_minus_teacher_tcp": lambda inputs: _shuffle(1 - inputs.teacher_tcp, inputs),
+    "teacher_entropy": _teacher_entropy,
+    "one_minus_teacher_margin": lambda inputs: 1 - _teacher_margin(inputs),
+    "teacher_reference_disagreement": _disagreement,
+    "teacher_reference_agreement": lambda inputs: 1 - _disagreement(inputs),
+    LEARNED: lambda inputs: jnp.ones_like(inputs.teacher_tcp),
   }
 )
 # Those that need no teacher.
-WITHOUT_TEACHER = frozenset({"constant", "own_tcp", "one_minus_own_tcp"})
+WITHOUT_TEACHER = frozenset(
+  {"constant", "reference_tcp", "one_minus_reference_tcp", "shuffled_reference_tcp"}
+)
+# Names of versions before 0.2 -> today's.
+RENAMED = MappingProxyType(
+  {
+    "one_minus_tcp": "one_minus_teacher_tcp",
+    "tcp": "teacher_tcp",
+    "shuffled": "shuffled_one_minus_teacher_tcp",
+    "entropy": "teacher_entropy",
+    "one_minus_margin": "one_minus_teacher_margin",
+    "own_tcp": "reference_tcp",
+    "one_minus_own_tcp": "one_minus_reference_tcp",
+    "disagreement": "teacher_reference_disagreement",
+    "agreement": "teacher_reference_agreement",
+    "learned": LEARNED,
+  }
+)

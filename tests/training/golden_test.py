@@ -12,12 +12,18 @@ from smskd_jax.models.torch_weights import from_torch, to_torch
 from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
 from smskd_jax.training.initial import init_state
-from smskd_jax.training.reference import Reference, gather_evidence, sample_weights
+from smskd_jax.training.reference import REFERENCE_TO_STUDENT, Reference, sample_weights, weighting_inputs
 from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
 
-INDEX = golden.index("training")
+# index.json: the reference first, times tau^2, weighted by 1 - the teacher's TCP. published.json: Eq. 8 and 9 of SMSKD.
+INDEXES = [golden.index("training", name) for name in ("index.json", "published.json")]
 SHAPES = golden.index("models").get("models", {})
-CASES = golden.params((case["file"], case) for case in INDEX.get("cases", []))
+CASES = golden.params(
+  (case["file"], case | {"salt": index["salt"]}) for index in INDEXES for case in index.get("cases", [])
+)
+# What the cases of index.json leave out, and one name of an earlier version.
+EARLIER = {"divergence": REFERENCE_TO_STUDENT, "scale_by_temperature_squared": True}
+WEIGHTINGS = {"one_minus_tcp": "one_minus_teacher_tcp"}
 
 
 def network(name, num_classes, salt):
@@ -39,13 +45,18 @@ def make_stage(case, student, teacher):
     teachers=(teacher,),
     terms=(Term("kd", case["distill_weight"], kd.method(temperature=case["distill_temperature"])),),
     task_weight=case["task_weight"],
-    reference=None if anchor is None else Reference(**anchor),
+    reference=None if anchor is None else make_reference(anchor),
   )
+
+
+def make_reference(anchor):
+  weighting = anchor["weighting"]
+  return Reference(**EARLIER | anchor | {"weighting": WEIGHTINGS.get(weighting, weighting)})
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_pytorch(case, float64):
-  expected, salt, classes = golden.load("training", case["file"]), INDEX["salt"], 100
+  expected, salt, classes = golden.load("training", case["file"]), case["salt"], 100
   student, variables = network(case["student"], classes, salt)
   teacher, teacher_variables = network(case["teacher"], classes, salt + 1)
   stage = make_stage(case, student, teacher)
@@ -59,6 +70,7 @@ def test_equals_pytorch(case, float64):
   state = init_state(stage, jax.random.key(0), variables, frozen.teachers, images[0], labels[0])
   step = jax.jit(make_train_step(stage))
   teach = jax.jit(lambda image: teacher.apply(teacher_variables, image).logits)
+  anchor = None if reference is None else jax.jit(lambda image: student.apply(reference, image).logits)
   for i, (image, label) in enumerate(zip(images, labels, strict=True)):
     batch = Batch(
       jnp.asarray(image), jnp.asarray(label, jnp.int32), jnp.arange(case["batch"], dtype=jnp.int32)
@@ -67,10 +79,11 @@ def test_equals_pytorch(case, float64):
     names = {"loss": "loss", "task": "task", "distill": "distill/kd"}
     if case["reference"] is not None:
       names["reference"] = "reference"
-      settings = stage.reference
-      taught, key = teach(batch.image), jax.random.key(0)
-      evidence = gather_evidence(settings, [taught], taught, batch.label, None, key)
-      weights = sample_weights(evidence, weighting=settings.weighting, normalize=settings.normalize)
+      settings, of_teacher = stage.reference, teach(batch.image)
+      inputs = weighting_inputs(
+        settings, [of_teacher], anchor(batch.image), batch.label, None, jax.random.key(0)
+      )
+      weights = sample_weights(inputs, weighting=settings.weighting, normalize=settings.normalize)
       np.testing.assert_allclose(weights, expected["tcp_weight"][i], rtol=1e-6)
     for theirs, ours in names.items():
       np.testing.assert_allclose(metrics[ours], expected[theirs][i], rtol=1e-6, err_msg=f"{theirs}, step {i}")

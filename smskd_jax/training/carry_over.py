@@ -1,0 +1,68 @@
+"""State that a stage takes over from the previous stage of its network, beside the network's variables. Pure.
+
+Three choices, the field `carry_over` of a stage:
+
+variables   the network's variables alone; optimiser and methods start anew (the SMSKD paper leaves this open)
+optimizer   the optimiser's state of the network's parameters too: momentum, second moments, counts of updates
+all         everything: the stage continues the previous one, and both together are one longer stage, bit for bit
+
+The position in a learning-rate schedule is never carried by `optimizer`: a schedule over several stages has it in its
+own fields (`schedule.start_epoch`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from smskd_jax.state import TrainState
+
+VARIABLES, OPTIMIZER, ALL = "variables", "optimizer", "all"
+CHOICES = (VARIABLES, OPTIMIZER, ALL)
+
+
+def to_arrays(opt_state: Any) -> dict[str, np.ndarray]:
+  """Arrays of an optimiser's state by their paths in it, on the host."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(opt_state))
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def take_over(
+  state: TrainState, how: str, saved: Mapping[str, np.ndarray], methods: tuple[Any, Any] | None = None
+) -> TrainState:
+  """The first state of a stage, with what it takes over from the previous one in place.
+
+  Args:
+    state: the stage's first state as it would be without; its network's variables are the previous stage's already.
+    how: one of `CHOICES`.
+    saved: of the previous stage's last state, as `to_arrays` gives it.
+    methods: for `all`, the previous stage's `params['aux']` and `aux_state`.
+
+  Raises:
+    KeyError: the optimisers of the two stages are not alike.
+  """
+  if how == VARIABLES:
+    return state
+  opt_state = _merge(state.opt_state, saved, everything=how == ALL)
+  if how == OPTIMIZER:
+    return state._replace(opt_state=opt_state)
+  assert methods is not None
+  params, aux_state = methods
+  return state._replace(params=state.params | {"aux": params}, aux_state=aux_state, opt_state=opt_state)
+
+
+def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> Any:
+  """The fresh state with saved arrays in place: all, or those that are not of methods, reference or schedule."""
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState) and not everything
+
+  def choose(path: tuple[Any, ...], node: Any) -> Any:
+    name = jax.tree_util.keystr(path)
+    if is_schedule(node) or not everything and ("['aux']" in name or "['reference']" in name):
+      return node
+    return saved[name]
+
+  return jax.tree_util.tree_map_with_path(choose, fresh, is_leaf=is_schedule)
