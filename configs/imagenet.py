@@ -18,19 +18,21 @@ The data: dataset=folder:DIR with DIR/train/n01440764/*.JPEG and DIR/val/n014407
 prepared as array_record in the data_dir `folder`. workers=N has N processes decode; the default is a thread for each
 core.
 
-`stages`, budget and mode are as in configs/cifar.py. smskd_jax/literature.csv has published weights for kd, dkd, dist,
+`stages`, protocol and mode are as in configs/smskd.py: with protocol=paper the second of two stages begins at the first
+drop of the rate. smskd_jax/literature.csv has published weights for kd, dkd, dist,
 nkd and reviewkd on these pairs; other methods have those of CIFAR-100.
 
 teacher_variables=FOLDER takes the teacher from there: `python -m smskd_jax.import_torch` reads torchvision's
 checkpoints, which are the teachers of the literature. Without it the teacher is trained first, by the same recipe.
 
 Arguments: dataset, folder, image_size, teacher, teacher_variables, student, stages (joined by +), epochs,
-teacher_epochs (0: as epochs), budget, mode, batch_size, learning_rate (for 256 images), dtype (bfloat16 on TPUs and
-recent GPUs), workers, seed, reference_weight.
+teacher_epochs (0: as epochs), mode, batch_size, learning_rate (for 256 images), dtype (bfloat16 on TPUs and recent
+GPUs), workers, seed, and `STAGE_ARGUMENTS` of smskd_jax/recipes/smskd.py.
 """
 
-from smskd_jax.config import experiment, network, parse_arg, stage
-from smskd_jax.studies import published
+from smskd_jax.config import experiment, network, parse_arg
+from smskd_jax.errors import unknown
+from smskd_jax.recipes import smskd
 
 
 def get_config(arg=None):
@@ -50,8 +52,16 @@ def get_config(arg=None):
     dtype="float32",
     workers=0,
     seed=0,
-    **published.ARGUMENTS | {"stages": "kd"},
+    stages="kd",
+    mode="stages",
+    **smskd.STAGE_ARGUMENTS,
   )
+  with args.unlocked():
+    args.nominal_epochs = 100
+  methods = smskd.names("stages", args.stages)
+  if args.mode not in ("stages", "joint"):
+    raise unknown("config argument mode", args.mode, ("stages", "joint"))
+  make = smskd.joint if args.mode == "joint" else smskd.sequence
   recipe = {
     "batch_size": args.batch_size,
     "optimizer": {
@@ -63,7 +73,6 @@ def get_config(arg=None):
     "schedule": {"name": "multistep", "milestones": (0.3, 0.6, 0.9)},
     "augment": {"crop_flip": {"padding": 0}},  # the flip alone: parts are drawn where images are read
   }
-  trained = stage("teacher", epochs=args.teacher_epochs or args.epochs, **recipe)
   return experiment(
     seed=args.seed,
     data={
@@ -76,7 +85,7 @@ def get_config(arg=None):
       "teacher": network(args.teacher, variables=args.teacher_variables, dtype=args.dtype),
       "student": network(args.student, dtype=args.dtype),
     },
-    stages=(*(() if args.teacher_variables else (trained,)), *published.stages(args, recipe)),
+    stages=(*smskd.teacher_stages(args, recipe), *make(args, methods, recipe)),
     workers=args.workers,
     steps_at_once=1,  # a program of several would have to hold all their images
     log_every_steps=100,

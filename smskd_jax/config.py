@@ -52,8 +52,8 @@ STAGE: dict[str, Any] = {
   "name": "",  # how reports and other stages call it; '': made of the learner and its methods
   "learner": "student",  # the network that trains
   "start": "previous",  # from where the learner's last stage ended, or its `variables`; 'fresh': newly initialised
-  # beside the learner's variables, from its previous stage: 'variables', nothing; 'optimizer', the optimiser's state, as
-  # momentum; 'all', methods and random streams too: the stage continues the previous one. The paper leaves it open
+  # from the learner's previous stage: its 'variables' alone; 'optimizer': momentum and the like too; 'all': methods and
+  # random streams too, so that the stage continues the previous one. The paper leaves it open
   "carry_over": "variables",
   "teachers": (),  # names of networks that an earlier stage has trained, or that have `variables`
   "methods": (),  # of method(...); several are trained jointly

@@ -39,7 +39,9 @@ class Plan(NamedTuple):
   budget: loop.Budget
   reads: Reads
   earlier: tuple["Plan", ...]  # the learner's stages that this one goes on from, the first first
-  origin: int  # `place` of the first of the stages that this one continues; of one that continues none, its own
+  origin: (
+    int  # `place` of the first of the stages that this one continues; of one that continues none, its own
+  )
   description: dict[str, Any]  # what its key is the hash of
   key: str
 

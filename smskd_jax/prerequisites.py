@@ -187,7 +187,10 @@ def _check_carry_over(field: str, stage: dict[str, Any], earlier: tuple[dict[str
 
 def _check_schedules(learner: str, stages: tuple[dict[str, Any], ...]) -> None:
   """Stages that share a schedule follow each other in it, and reach its end."""
-  at, shared = 0, dict[str, Any]()  # epochs used of a shared schedule (0: none is under way), and its settings
+  at, shared = (
+    0,
+    dict[str, Any](),
+  )  # epochs used of a shared schedule (0: none is under way), and its settings
   for i, stage in enumerate(stages):
     if stage["learner"] != learner:
       continue

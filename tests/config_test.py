@@ -119,7 +119,7 @@ MISTAKES = {
     change(("networks", "student", "model"), "resnet9"),
     r"networks.student.model: unknown .*resnet8",
   ),
-  "weighting": (change((*STAGE_2, "reference", "weighting"), "tpc"), "did you mean 'tcp'.*constant"),
+  "weighting": (change((*STAGE_2, "reference", "weighting"), "tpc"), "did you mean 'teacher_tcp'.*constant"),
   "optimizer": (change((*STAGE_1, "optimizer", "name"), "sgdm"), "unknown 'sgdm'; did you mean 'sgd'.*adamw"),
   "schedule": (change((*STAGE_1, "schedule", "name"), "cosin"), "unknown 'cosin'; did you mean 'cosine'"),
   "field of an optimizer": (change((*STAGE_1, "optimizer", "name"), "adamw"), "unknown 'momentum'"),
@@ -277,7 +277,7 @@ def test_reference_without_teacher_needs_constant_weights():
     networks={"student": network("resnet8")},
     stages=(stage("student"), stage("student", reference={"stage": "previous"})),
   )
-  with pytest.raises(UserError, match="'one_minus_tcp' needs a teacher"):
+  with pytest.raises(UserError, match="'teacher_tcp' needs a teacher"):
     resolve(alone)
   alone.stages[1].reference.weighting = "constant"
   resolve(alone)

@@ -34,6 +34,7 @@ MAY_IMPORT = {
   "profiling": "plan state runtime training",
   "overview": "plan models data runtime training",
   "literature": "config errors",
+  "recipes": "literature losses errors config studies.config",
   "keeping": "build plan state errors losses models data runtime training",
   "recall": "plan state losses data runtime training",
   "heldout": "plan recall data runtime training",

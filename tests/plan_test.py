@@ -62,7 +62,7 @@ def test_every_optimiser_takes_a_step(name, rate, digits):
 
 
 def test_the_stages_of_smskd_are_anchored(digits):
-  assert {"reference", "tcp"} <= traced(runs.tiny(), digits).keys()
+  assert {"reference", "reference_tcp"} <= traced(runs.tiny(), digits).keys()
 
 
 def test_every_field_of_a_stage_reaches_its_step(digits):

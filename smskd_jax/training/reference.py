@@ -7,11 +7,12 @@ https://arxiv.org/abs/2601.15657
   stage m > 1   L = L_distill + lambda_c L_CE + lambda_r mean_i w_i KL(p_student,i || p_reference,i)    (Eq. 7, 8)
   w_i = TCP_i = p_reference,i[y_i]                                                                    (Eq. 9)
 
-The weight is large where the reference is confident and right: it does not hand on its own errors. The paper's abstract
-speaks of the teacher's true-class probability; section 3.2 and Eq. 9 take the reference's, and so does the default here
-(`teacher_tcp` is the other). Open in the paper, and options with our choice as default: the temperatures of the term and
-of TCP (1; the paper calls 1 usual, and fixes "the distillation temperature" at 4), mixed images and images without a
-label (see `true_class_probability`), and the optimiser's state at a change of stage (fresh).
+The weight is large where the reference is confident and right: it does not hand on its own errors. The paper's
+abstract speaks of the teacher's true-class probability; section 3.2 and Eq. 9 take the reference's, and so does the
+default here (`teacher_tcp` is the other). The paper leaves open, and these are options with our choice as default: the
+temperatures of the term and of TCP (1; the paper calls 1 usual, and fixes "the distillation temperature" at 4), mixed
+images and images without a label (see `true_class_probability`), and the optimiser's state at a change of stage
+(fresh).
 
 b batch, k classes.
 """
@@ -49,7 +50,7 @@ def contradiction(settings: Reference) -> str | None:
     return "scale_by_temperature_squared: True, but temperature is 1, whose square changes nothing; use False"
   if settings.weighting == "constant" and settings.tcp_temperature != 1:
     return (
-      f"tcp_temperature: {settings.tcp_temperature}, but weighting 'constant' reads no probability; leave it at 1.0"
+      f"tcp_temperature: {settings.tcp_temperature}, but weighting 'constant' reads no probability; use 1.0"
     )
   if settings.normalize and settings.weighting in ("constant", LEARNED):
     return f"normalize: True, but weighting {settings.weighting!r} has no mean to divide by; use False"
@@ -167,9 +168,10 @@ def weighted_reference_loss(
   """
   if settings.weighting == LEARNED:
     log_scale = params["a"] + params["b"] * inputs.teacher_tcp
-    weights, offset = jnp.exp(-log_scale), log_scale
+    weights = jnp.exp(-log_scale)
   else:
-    weights, offset = sample_weights(inputs, weighting=settings.weighting, normalize=settings.normalize), 0.0
+    log_scale = jnp.zeros(())
+    weights = sample_weights(inputs, weighting=settings.weighting, normalize=settings.normalize)
   values = loss(
     student,
     reference,
@@ -178,7 +180,7 @@ def weighted_reference_loss(
     temperature=settings.temperature,
     scale_by_temperature_squared=settings.scale_by_temperature_squared,
   )
-  return values + offset, weights
+  return values + log_scale, weights
 
 
 def loss(

@@ -87,9 +87,9 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
   Returns:
     (state, frozen, batch) -> (new state, metrics), metrics being scalars by name: 'loss', its terms before their
     weights ('task', 'distill/NAME', 'reference'), 'accuracy', 'gradient_norm', and with a reference the means of
-    'reference_tcp', 'teacher_tcp' (where there is a teacher), 'reference_weight', 'reference_weight_of_right' (where the
-    learner is wrong, zero is counted), and 'reference_weight_share/I', the fraction of weights in the I-th tenth from 0
-    to 1.
+    'reference_tcp', 'teacher_tcp' (if there is a teacher), 'reference_weight', 'reference_weight_of_right' (where the
+    learner is wrong, zero is counted), and 'reference_weight_share/I', the fraction of weights in the I-th tenth from
+    0 to 1.
   """
 
   def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -85,7 +85,12 @@ def _trained(epoch, method, reference, random):
     if method:
       values[f"distill/{method}"] = 1.0 / epoch
     if reference:
-      values |= {"reference": 0.5, "reference_weight": 0.4, "reference_weight_of_right": 0.1, "tcp": 0.6}
+      values |= {
+        "reference": 0.5,
+        "reference_weight": 0.4,
+        "reference_weight_of_right": 0.1,
+        "teacher_tcp": 0.6,
+      }
       shares = random.dirichlet(np.ones(10))
       values |= {f"reference_weight_share/{i}": float(x) for i, x in enumerate(shares)}
     at = epoch - 1 + share

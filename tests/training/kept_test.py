@@ -13,7 +13,13 @@ from smskd_jax.training import kept
 from smskd_jax.training.stage import make_train_step
 
 VIEWS = finite.crop_flip(padding=1)
-ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
+ANCHORED = {
+  "weight": 0.7,
+  "divergence": "reference_to_student",
+  "temperature": 2.0,
+  "scale_by_temperature_squared": True,
+  "weighting": "one_minus_teacher_tcp",
+}
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
 ROWS = np.arange(3, 37)  # of the images, those that are trained on
 normalize = lambda image: image.astype(jnp.float32) / 64 - 2

@@ -37,7 +37,9 @@ STAGE = Stage(
   terms=(Term("kd", 0.9, kd.method()),),
   task_weight=0.3,
   label_smoothing=0.2,
-  reference=Reference(weight=0.7, temperature=2.0),
+  reference=Reference(
+    0.7, "reference_to_student", 2.0, scale_by_temperature_squared=True, weighting="one_minus_teacher_tcp"
+  ),
 )
 
 
@@ -74,7 +76,12 @@ def terms(state, frozen, image, target, label):
     "accuracy": (student.argmax(-1) == label)[labelled].mean(),
     "distill/kd": divergence(teacher, 4.0).mean(),
     "reference": (weights * divergence(reference, 2.0)).mean(),
-    "tcp": 1 - weights.mean(),
+    "teacher_tcp": 1 - weights.mean(),
+    "reference_tcp": (
+      np.where(labelled[:, None], target, ONE_HOT[reference.argmax(-1)]) * np.exp(log_softmax(reference))
+    )
+    .sum(-1)
+    .mean(),
     "reference_weight": weights.mean(),
   }
 

@@ -14,7 +14,13 @@ from smskd_jax.runtime import parallel
 from smskd_jax.training.objective import WEIGHT_BINS, share
 from smskd_jax.training.stage import learner_variables, make_probe, make_train_step
 
-ANCHORED = {"weight": 0.7, "temperature": 2.0, "weighting": "one_minus_tcp"}
+ANCHORED = {
+  "weight": 0.7,
+  "divergence": "reference_to_student",
+  "temperature": 2.0,
+  "scale_by_temperature_squared": True,
+  "weighting": "one_minus_teacher_tcp",
+}
 
 
 def softmax(x):
@@ -44,7 +50,8 @@ def test_objective_is_the_sum_of_its_terms_by_hand(float64):
     "distill/kd": of_kd,
     "distill/rkd": of_rkd,
     "reference": anchored,
-    "tcp": 1 - weights.mean(),
+    "teacher_tcp": 1 - weights.mean(),
+    "reference_tcp": softmax(np.asarray(reference.logits))[rows, batch.label].mean(),
     "reference_weight": weights.mean(),
     "reference_weight_of_right": (weights * (p.argmax(-1) == batch.label)).mean(),
     "loss": 0.3 * task + 0.9 * of_kd + 2.0 * of_rkd + 0.7 * anchored,
@@ -60,7 +67,7 @@ def test_objective_is_the_sum_of_its_terms_by_hand(float64):
 def test_without_a_reference_the_term_is_absent():
   state, frozen = networks.begin(stage := networks.make_stage(("kd", 1.0)))
   _, metrics = jax.eval_shape(make_train_step(stage), state, frozen, networks.batch_of(0))
-  assert not {"reference", "tcp", "reference_weight"} & set(metrics)
+  assert not {"reference", "teacher_tcp", "reference_tcp", "reference_weight"} & set(metrics)
 
 
 def test_one_step_descends_along_the_gradient(float64):

@@ -1,0 +1,1 @@
+"""Stage lists of the papers, for config files."""
