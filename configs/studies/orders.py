@@ -1,20 +1,21 @@
-"""Does the order matter? Every order of three methods, one of each family.
+"""Does the order of the methods matter? Every order of three methods, one of each family.
 
-  python -m smskd_jax.study --workdir=runs/orders --config=configs/studies/orders.py:dataset=cifar100
+  python -m smskd_jax.study --workdir=runs/orders --config=configs/studies/orders.py:pair=resnet56-resnet20
 
-Orders that begin alike share their beginnings: of three methods fifteen stages are trained, not eighteen. The control
-is the order of `methods`: maps first, then relations, then logits.
+By protocol=equal each stage has as many epochs as the others. Orders that begin alike share their beginnings: of three
+methods fifteen stages are trained, not eighteen. The control is the order of `methods`.
 
-Arguments: those of smskd_jax/studies/recipe.py.
+Arguments: pair, methods (joined by +), seeds, and `ARGUMENTS` of smskd_jax/recipes/smskd.py but teacher and student.
 """
 
 import itertools
 
-from smskd_jax.studies import recipe
+from smskd_jax.recipes import smskd, smskd_tables
 
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = recipe.parse(arg)
-  orders = itertools.permutations(args.method_list)
-  return recipe.make(args, {"+".join(order): recipe.sequence(args, order) for order in orders})
+  args = smskd_tables.parse(arg, pair="resnet56-resnet20", methods="fitnet+rkd+kd", protocol="equal")
+  of = smskd_tables.stages_of(args)
+  orders = itertools.permutations(smskd.names("methods", args.methods))
+  return smskd_tables.make(args, {"+".join(order): of.sequence(*order) for order in orders})

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from smskd_jax.config import network
 from smskd_jax.errors import unknown
-from smskd_jax.studies import recipe, survey
+from smskd_jax.recipes import smskd_tables
+from smskd_jax.studies import survey
 from smskd_jax.studies.config import study
 from smskd_jax.studies.survey_modes import MODES
 
@@ -48,7 +49,7 @@ def get_config(arg=None):
   each = {name: ConfigDict(args.to_dict() | VARIANTS[name]) for name in chosen(args)}
   variants = {name: survey.make(of, *students(of)) for name, of in each.items()}
   return study(
-    seeds=recipe.seeds(args.seeds),
+    seeds=smskd_tables.seeds(args.seeds),
     teachers=teachers(args, each.values()),
     variants=variants,
     control="nokd" if "nokd" in variants else "",

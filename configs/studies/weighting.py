@@ -1,22 +1,26 @@
-"""What should scale the reference, image by image? The future work that the SMSKD paper names.
+"""Which weights should the reference term have? The future work that the SMSKD paper names.
 
-  python -m smskd_jax.study --workdir=runs/weighting --config=configs/studies/weighting.py:dataset=cifar100
+  python -m smskd_jax.study --workdir=runs/weighting --config=configs/studies/weighting.py:pair=resnet56-resnet20
 
-Every weighting of smskd_jax/training/weighting.py, each divided by its mean over the batch, so that they differ in
-where they anchor and not in how much (`normalize=False`: as they are). The control is `constant`.
+Every weighting of smskd_jax/training/weighting.py at equal budget. With normalize=True each is divided by its mean over
+the batch: they then differ in which images they hold and not in how much. The control is `constant`.
 
-Arguments: those of smskd_jax/studies/recipe.py, and normalize.
+Arguments: pair, methods (of the stages, joined by +), normalize, seeds, and `ARGUMENTS` of smskd_jax/recipes/smskd.py
+but teacher, student and weighting.
 """
 
-from smskd_jax.studies import recipe
-from smskd_jax.training.weighting import WEIGHTINGS
+from smskd_jax.recipes import smskd, smskd_tables
+from smskd_jax.training.weighting import LEARNED, WEIGHTINGS
 
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = recipe.parse(arg, normalize=True)
-  variants = {
-    name: recipe.sequence(args, args.method_list, reference={"weighting": name, "normalize": args.normalize})
-    for name in WEIGHTINGS
-  }
-  return recipe.make(args, variants, control="constant")
+  args = smskd_tables.parse(arg, pair="resnet56-resnet20", methods="at+kd", normalize=False)
+  of, methods = smskd_tables.stages_of(args), smskd.names("methods", args.methods)
+  variants = {}
+  for name in WEIGHTINGS:
+    anchor = {"weighting": name, "normalize": args.normalize and name not in ("constant", LEARNED)}
+    if name == "constant":
+      anchor["tcp_temperature"] = 1.0
+    variants[name] = of.sequence(*methods, **anchor)
+  return smskd_tables.make(args, variants, control="constant")

@@ -4,6 +4,7 @@ fashion_mnist_small  6,000 + 2,000 images that come with this package: the defau
 digits               scikit-learn's 8x8 digits
 fashion_mnist        the IDX files of Debian's package dataset-fashion-mnist, or of data.folder
 cifar10, cifar100    the official binary archive in data.folder ("data"), or in its downloads/manual
+tiny_imagenet        tiny-imagenet-200 in data.folder ("data"), as its archive unpacks
 cifar10_jpeg         JPEG copies beside the checkout, for tests and benchmarks
 npz:FILE             your own arrays train_images, train_labels, test_images, test_labels, perhaps class_names
 folder:DIR           your own files train/CLASS/*.png and test/CLASS/*.png, or .jpg, or .jpeg
@@ -16,7 +17,18 @@ needed.
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from smskd_jax.data import cifar, cifar_jpeg, digits, holdout, idx, image_folder, npz, resize, tfds
+from smskd_jax.data import (
+  cifar,
+  cifar_jpeg,
+  digits,
+  holdout,
+  idx,
+  image_folder,
+  npz,
+  resize,
+  tfds,
+  tiny_imagenet,
+)
 from smskd_jax.data.dataset import Arrays, Dataset, Split, build
 from smskd_jax.data.photographs import Squares
 from smskd_jax.errors import UserError, unknown
@@ -31,6 +43,7 @@ SOURCES: Mapping[str, Callable[[str, str], Arrays]] = MappingProxyType(
     "fashion_mnist": idx.fashion_mnist,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
+    "tiny_imagenet": tiny_imagenet.tiny_imagenet,
     "cifar10_jpeg": cifar_jpeg.cifar10_jpeg,
     "npz:": npz.npz,
     "folder:": image_folder.image_folder,

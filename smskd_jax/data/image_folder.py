@@ -52,7 +52,7 @@ def image_folder(argument: str, folder: str) -> Arrays:
   where = f"data.source: 'folder:{argument}'"
   root = pathlib.Path(argument)
   class_names, (train, test) = _list(root, where)
-  image = _stack([root / name for name in (*train.names, *test.names)], where)
+  image = stack([root / name for name in (*train.names, *test.names)], where)
   label = np.array([*train.label, *test.label])
   at = len(train.names)
   return Arrays(Split(image[:at], label[:at]), Split(image[at:], label[at:]), class_names)
@@ -122,8 +122,12 @@ def _images(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
         yield entry.name, entry.stat().st_size
 
 
-def _stack(files: list[pathlib.Path], where: str) -> np.ndarray:
-  """The images in one array, [n, h, w] where all are grey, else [n, h, w, 3]."""
+def stack(files: list[pathlib.Path], where: str) -> np.ndarray:
+  """Images of files in one array, [n, h, w] where all are grey, else [n, h, w, 3], uint8.
+
+  Raises:
+    UserError: a file is no image, or of another size than the first; `where` begins the message.
+  """
   with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes
     images = list(pool.map(lambda file: _decode(file, where), files))
   for file, image in zip(files, images, strict=True):

@@ -1,6 +1,6 @@
 """What a study's config may say. A config file builds it with `study`; `changed` makes variants of an experiment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import copy
 import re
 import types
@@ -20,6 +20,11 @@ STUDY: dict[str, Any] = {
   "controls": (),  # of {"variant", "control"}: variants with another one; one that is its own is compared with none
   "network": "student",  # whose last stage counts; of several that start afresh, the one best by validation
   "published": (),  # of {"variant", "accuracy"}: test accuracy in percent that a paper reports, quoted as the paper's
+  "quoted": (),  # likewise of variants that the study does not run, for the table alone
+  # of {"variant", "control", "paper"}: comparisons that a paper makes, in the place of those with the control; `paper`
+  # is its difference in points, as '+1.80', or its sign, '+' or '-'; '': the paper makes no claim
+  "claims": (),
+  "notes": (),  # sentences for the report
 }
 
 
@@ -28,6 +33,8 @@ def study(
   variants: Mapping[str, Any],
   controls: Mapping[str, str] = types.MappingProxyType({}),
   published: Mapping[str, float] = types.MappingProxyType({}),
+  quoted: Mapping[str, float] = types.MappingProxyType({}),
+  claims: Sequence[tuple[str, str, str]] = (),
   **fields: Any,
 ) -> ConfigDict:
   """A whole study: the fields of `STUDY`.
@@ -36,12 +43,18 @@ def study(
     variants: experiment(...) by the name of the variant, in the order of the table.
     controls: the name of its control by that of the variant, where it is not the study's.
     published: test accuracy in percent by the name of the variant, where a paper reports one.
+    quoted: likewise, of variants that the study does not run.
+    claims: (variant, control, the paper's difference or sign) of each comparison that a paper makes.
     **fields: the others.
   """
   listed = {
     "variants": tuple({"name": name, "experiment": one} for name, one in variants.items()),
     "controls": tuple({"variant": name, "control": control} for name, control in controls.items()),
     "published": tuple({"variant": name, "accuracy": value} for name, value in published.items()),
+    "quoted": tuple({"variant": name, "accuracy": value} for name, value in quoted.items()),
+    "claims": tuple(
+      {"variant": variant, "control": control, "paper": paper} for variant, control, paper in claims
+    ),
   }
   return filling.overridable(_filled(listed | fields))
 
@@ -85,7 +98,8 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
   resolved = _filled(filling.plain(config))
   resolved["variants"] = _by_name(resolved["variants"])
   resolved["controls"] = {one["variant"]: one["control"] for one in resolved["controls"]}
-  resolved["published"] = {one["variant"]: float(one["accuracy"]) for one in resolved["published"]}
+  for field in ("published", "quoted"):
+    resolved[field] = {one["variant"]: float(one["accuracy"]) for one in resolved[field]}
   if not resolved["variants"]:
     raise UserError("study.variants: there are none; add at least one, name: experiment(...)")
   if not resolved["seeds"]:
@@ -97,11 +111,17 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     ("control", resolved["control"]),
     *(("controls", name) for both in resolved["controls"].items() for name in both),
     *(("published", name) for name in resolved["published"]),
+    *(("claims", claim[side]) for claim in resolved["claims"] for side in ("variant", "control")),
   ):
     if name not in resolved["variants"]:
       raise unknown(f"study.{field}", name, resolved["variants"])
   if resolved["teachers"]:
     resolved["teachers"] = _experiment("study.teachers", resolved["teachers"])
+  for claim in resolved["claims"]:
+    if not re.fullmatch(r"|[+-]|[+-]\d+(\.\d+)?", claim["paper"]):
+      raise UserError(
+        f"study.claims: {claim['paper']!r} is neither a difference, as '+1.80', nor its sign, '+' or '-'"
+      )
   for name, variant in resolved["variants"].items():
     resolved["variants"][name] = _variant(name, variant, resolved)
   return resolved
@@ -162,7 +182,7 @@ def _experiment(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
   filled = filling.fill("study", STUDY, given, leave=("teachers",))
   filled["teachers"] = filling.as_type_of({}, "study.teachers", filling.plain(given.get("teachers", {})))
-  for name in ("variants", "controls", "published", "seeds"):
+  for name in ("variants", "controls", "published", "quoted", "claims", "notes", "seeds"):
     filled[name] = filling.plain(filled[name])
   for seed in filled["seeds"]:
     filling.as_type_of(0, "study.seeds", seed)

@@ -77,6 +77,7 @@ def text(
     "seeds; `oracle` is the best epoch by the test set, which selects nothing else."
   )
   parts.append(_variants_table(study, found))
+  parts += [f"- {note}" for note in study.get("notes", ())]
   parts += _claims(study, found)
   if failures:
     parts.append("\n".join(f"- failed: {unit}: {error}" for unit, error in failures.items()))
@@ -88,7 +89,7 @@ def _variants_table(study: Mapping[str, Any], found: Mapping[str, Mapping[int, O
   header += ["forward and backward", "frozen forward", "hours"]
   published = study["published"]
   if published:
-    header.append("a paper's")
+    header += ["paper", "ours - paper (t 95 %)"]
   rows = []
   for name, seeds in found.items():
     of = list(seeds.values())
@@ -99,9 +100,20 @@ def _variants_table(study: Mapping[str, Any], found: Mapping[str, Mapping[int, O
     row += [f"{_mean(of, field):,.0f}" if of else "-" for field in ("images", "frozen")]
     row.append(f"{sum(one.seconds for one in of) / 3600:.2f}")
     if published:
-      row.append(f"{published[name]:.2f}" if name in published else "-")
+      row += _beside_paper([one.accuracy for one in of], published.get(name))
     rows.append(row)
+  for name, accuracy in study.get("quoted", {}).items():
+    rows.append([name, "0", *["-"] * (len(header) - 4), f"{accuracy:.2f}", "-"])
   return markdown_table(header, rows)
+
+
+def _beside_paper(accuracies: Sequence[float], paper: float | None) -> list[str]:
+  """The paper's number, and ours less the paper's with the interval of our mean; the paper's spread is not known."""
+  if paper is None:
+    return ["-", "-"]
+  of = statistics.paired(dict(enumerate(accuracies)), dict.fromkeys(range(len(accuracies)), paper))
+  difference = "-" if of.mean is None else f"{of.mean:+.2f}"
+  return [f"{paper:.2f}", difference + ("" if of.t_interval is None else f" ({of.t_interval.text()})")]
 
 
 def _mean(of: Sequence[Outcome], field: str) -> float:
@@ -110,7 +122,9 @@ def _mean(of: Sequence[Outcome], field: str) -> float:
 
 
 def _claims(study: Mapping[str, Any], found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
-  """Every variant against its control. Whatever they are compared with, the claims of a study are one family."""
+  """Every variant against its control, or the claims of a paper. The comparisons of a study are one family."""
+  if study.get("claims"):
+    return _paper_claims(study, found)
   controls = study_records.compared(study)
   if not controls:
     return []
@@ -123,6 +137,35 @@ def _claims(study: Mapping[str, Any], found: Mapping[str, Mapping[int, Outcome]]
     named = {name: f"{name} against {control}" for name, control in controls.items()}
   claims = {named[name]: (accuracies[name], accuracies[control]) for name, control in controls.items()}
   return [words, claims_table(claims)]
+
+
+def _paper_claims(study: Mapping[str, Any], found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
+  """The comparisons that a paper makes, and for each test whether it confirms what the paper says of them."""
+  accuracies = {name: {seed: of.accuracy for seed, of in seeds.items()} for name, seeds in found.items()}
+  named = {f"{one['variant']} against {one['control']}": one for one in study["claims"]}
+  sides = {name: (accuracies[one["variant"]], accuracies[one["control"]]) for name, one in named.items()}
+  header = ["claim", "paper", "n", "ours", "t 95 %", "t p (Holm)", "exact p (Holm)", "verdict (t)"]
+  header.append("verdict (exact)")
+  rows = []
+  both = zip(statistics.family(sides, test="t"), statistics.family(sides, test="exact"), strict=True)
+  for by_t, by_exact in both:
+    of, paper = by_t.paired, named[by_t.name]["paper"]
+    row = [by_t.name, paper or "-", str(of.n), "-" if of.mean is None else f"{of.mean:+.2f}"]
+    row.append("-" if of.t_interval is None else of.t_interval.text())
+    row += [f"{of.t_p:.3f} ({by_t.t_holm:.3f})", f"{of.exact_p:.3f} ({by_t.exact_holm:.3f})"]
+    rows.append([*row, *(_on_claim(claim.verdict, paper) for claim in (by_t, by_exact))])
+  words = (
+    "The paper's claims, as differences in points, and ours seed by seed; p-values are corrected for all of them "
+    "together. A sign alone: the paper gives no number."
+  )
+  return [words, markdown_table(header, rows)]
+
+
+def _on_claim(verdict: statistics.Verdict, paper: str) -> str:
+  """Whether a decided comparison has the sign that a paper gives it."""
+  if verdict.decision == "undecided" or not paper:
+    return str(verdict)
+  return "confirmed" if (verdict.decision == "better") == paper.startswith("+") else "contradicted"
 
 
 def claims_table(claims: statistics.Sides) -> str:

@@ -1,0 +1,50 @@
+"""Figure 2 of the SMSKD paper: combinations of two methods, in stages, beside each method alone.
+
+  python -m smskd_jax.study --workdir=runs/figure2 --config=configs/studies/figure2.py:pair=resnet56-resnet20
+
+Tian et al., "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
+https://arxiv.org/abs/2601.15657. Its text has the gains of FitNets then CRD (+2.50 over FitNets) and FitNets then KD
+(+2.32), and Table 1 those of other methods before KD. It says that CRD then VID is slightly below CRD alone, and that
+DKD with KD and with AT gains as the others do; which of these two comes first it does not say.
+
+Arguments: pair, combinations (joined by /, the methods of each by +), seeds, and `ARGUMENTS` of
+smskd_jax/recipes/smskd.py but teacher and student.
+"""
+
+from smskd_jax.errors import UserError
+from smskd_jax.recipes import smskd, smskd_tables
+
+COMBINATIONS = "fitnet+kd/fitnet+crd/at+kd/vid+kd/crd+kd/crd+vid/at+crd/dkd+kd/at+dkd"
+CLAIMS = {
+  ("fitnet", "crd"): "+2.50",
+  ("fitnet", "kd"): "+2.32",
+  ("at", "kd"): "+1.80",
+  ("vid", "kd"): "+1.65",
+  ("crd", "kd"): "+0.53",
+  ("crd", "vid"): "-",
+  ("dkd", "kd"): "+",
+  ("at", "dkd"): "+",
+}
+
+
+def get_config(arg=None):
+  """The study for a string of arguments."""
+  args = smskd_tables.parse(arg, pair="resnet56-resnet20", combinations=COMBINATIONS)
+  chosen = [smskd.names("combinations", part) for part in args.combinations.split("/")]
+  for methods in chosen:
+    if len(methods) < 2:
+      raise UserError(f"config argument combinations: {methods[0]!r} is one method; join two by +, as at+kd")
+  of, known = smskd_tables.stages_of(args), args.pair == "resnet56-resnet20"
+  variants = {name: of.alone(name) for name in dict.fromkeys(name for methods in chosen for name in methods)}
+  variants |= {"+".join(methods): of.sequence(*methods) for methods in chosen}
+  claims = []
+  for methods in chosen:
+    joined, claimed = "+".join(methods), CLAIMS.get(methods, "") if known else ""
+    claims += [(joined, methods[0], claimed), *((joined, other, "") for other in methods[1:])]
+  return smskd_tables.make(
+    args,
+    variants,
+    control=chosen[0][0],
+    claims=claims,
+    notes=(smskd_tables.budget_note(args, "CIFAR-100"),),
+  )

@@ -1,0 +1,64 @@
+"""Figure 4 of the SMSKD paper: the weight of the reference against the epoch at which the second stage begins.
+
+  python -m smskd_jax.study --workdir=runs/figure4 --config=configs/studies/figure4.py:pair=resnet56-resnet20
+
+Tian et al., "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
+https://arxiv.org/abs/2601.15657: AT then KD, every cell of the grid is above AT alone (70.36) and KD alone (70.35); the
+best lambda_r is 0.3 at epoch 120 and 1.0 at 210, and accuracy rises most from 0 to 0.3.
+
+  at, kd           each alone
+  120_lambda_0.3   the second stage begins after 120 of 240 epochs, lambda_r is 0.3; 0: no reference
+
+The first stages of all cells are one run of AT, cut at the transitions: it is trained once and not four times. The
+report's figure of IoU and forgotten images against lambda_r is the paper's Figure 3.
+
+Arguments: pair, first, second, lambdas and transitions (in epochs of 240, joined by +; they scale with `epochs`),
+seeds, and `ARGUMENTS` of smskd_jax/recipes/smskd.py but teacher, student and transition.
+"""
+
+from smskd_jax.errors import UserError
+from smskd_jax.recipes import smskd, smskd_tables
+
+
+def get_config(arg=None):
+  """The study for a string of arguments."""
+  args = smskd_tables.parse(
+    arg,
+    pair="resnet56-resnet20",
+    first="at",
+    second="kd",
+    lambdas="0+0.1+0.3+0.5+0.8+1.0",
+    transitions="120+150+180+210",
+  )
+  if args.transition or args.protocol != "paper":
+    raise UserError(
+      "config argument transition: this study has a grid of them, of protocol=paper; use transitions="
+    )
+  of, chosen = smskd_tables.stages_of(args), smskd_tables.numbers(args, "transitions", int)
+  cuts = [round(epoch * args.epochs / smskd.EPOCHS) for epoch in chosen]
+  if cuts != sorted(set(cuts)) or not 0 < cuts[0] <= cuts[-1] < args.epochs:
+    raise UserError(
+      f"config argument transitions: {args.transitions} are the epochs {cuts} of {args.epochs}; they must ascend "
+      f"inside {args.epochs} epochs"
+    )
+  first = of.alone(args.first, cuts)
+  variants = {args.first: first, args.second: of.alone(args.second)}
+  for i, (epoch, cut) in enumerate(zip(chosen, cuts, strict=True)):
+    for weight in smskd_tables.numbers(args, "lambdas", float):
+      anchor = smskd.reference(args, **({"weight": weight} if weight else {"stage": "none"}))
+      span = smskd.Span(args.epochs - cut, cut, args.epochs)
+      last = smskd.student_stage(
+        args, (args.second,), span, of.fields, name=args.second, reference=anchor, carry_over=args.carry_over
+      )
+      variants[f"{epoch}_lambda_{weight:g}"] = [*first[: i + 1], last]
+  alone = {args.first: 70.36, args.second: 70.35}
+  known = (args.pair, args.first, args.second) == ("resnet56-resnet20", "at", "kd")
+  cells = [name for name in variants if name not in alone]
+  return smskd_tables.make(
+    args,
+    variants,
+    control=args.first,
+    published=alone if known else {},
+    claims=[(cell, one, "+" if known else "") for cell in cells for one in alone],
+    notes=(smskd_tables.budget_note(args, "CIFAR-100"),),
+  )

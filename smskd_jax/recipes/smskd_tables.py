@@ -1,0 +1,228 @@
+"""Numbers of the SMSKD paper, and the studies that are its tables and figures.
+
+Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
+https://arxiv.org/abs/2601.15657, version 1. Top-1 test accuracy in percent, the mean of 3 seeds after 240 epochs; the
+paper gives no deviations. They are the authors' numbers and not ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from smskd_jax.config import experiment, network, parse_arg
+from smskd_jax.errors import UserError
+from smskd_jax.recipes import smskd
+from smskd_jax.studies.config import study
+
+METHODS = ("fitnet", "at", "vid", "cc", "rkd", "crd", "pkt")
+
+
+class Column(NamedTuple):
+  """One pair of networks in Table 1 or 2; stage 2 is KD."""
+
+  teacher: float
+  student: float
+  kd: float
+  rows: Mapping[str, tuple[float, float, float, float]]  # stage 1: alone, DLA, SAKD, SMSKD
+
+
+def _rows(*rows: tuple[float, float, float, float]) -> dict[str, tuple[float, float, float, float]]:
+  return dict(zip(METHODS, rows, strict=True))
+
+
+# fmt: off
+TABLE_1 = {  # CIFAR-100
+  "resnet56-resnet20": Column(73.29, 69.15, 70.35, _rows(
+    (69.42, 70.68, 71.45, 71.74), (70.36, 71.42, 71.50, 72.16), (70.38, 71.00, 71.36, 72.03),
+    (69.82, 70.59, 71.84, 71.53), (69.85, 71.80, 71.29, 71.12), (71.89, 71.90, 71.98, 72.42),
+    (71.03, 71.54, 71.69, 71.87))),
+  "wrn_40_2-wrn_16_2": Column(75.61, 71.98, 74.18, _rows(
+    (73.96, 75.27, 75.37, 75.61), (74.38, 75.53, 75.41, 75.97), (74.47, 75.05, 74.93, 75.98),
+    (73.89, 75.67, 75.31, 75.61), (73.45, 75.33, 75.18, 74.99), (75.49, 75.33, 75.18, 76.02),
+    (74.80, 74.81, 74.98, 75.09))),
+}
+TABLE_2 = {  # Tiny-ImageNet
+  "resnet56-resnet20": Column(56.51, 51.12, 53.19, _rows(
+    (50.95, 53.13, 54.37, 53.54), (53.67, 54.39, 54.35, 54.91), (52.80, 53.58, 53.65, 53.91),
+    (51.93, 54.55, 54.20, 53.36), (52.85, 54.30, 54.04, 53.03), (54.61, 55.55, 55.33, 55.83),
+    (52.85, 54.77, 54.39, 53.80))),
+  "vgg13-vgg8": Column(60.38, 55.06, 58.27, _rows(
+    (56.38, 59.09, 58.65, 59.18), (56.39, 58.83, 58.90, 59.19), (55.93, 58.51, 58.48, 58.68),
+    (55.89, 58.40, 58.39, 58.42), (56.65, 58.57, 58.66, 58.71), (57.29, 59.68, 60.25, 60.19),
+    (57.28, 58.62, 58.65, 59.78))),
+}
+# CIFAR-100, wrn_40_2 -> wrn_16_2, stage 2 = KD: alone, stages only, with a reference of constant weight, of weight TCP.
+TABLE_3_PAIR, TABLE_3_KD = "wrn_40_2-wrn_16_2", 75.34
+TABLE_3 = _rows(
+  (73.96, 74.97, 75.50, 75.61), (74.38, 75.30, 75.79, 75.97), (74.47, 75.42, 75.83, 75.98),
+  (73.89, 75.32, 75.56, 75.61), (73.45, 74.66, 75.28, 74.99), (75.49, 75.11, 75.86, 76.02),
+  (74.80, 75.50, 75.66, 75.09),
+)
+# fmt: on
+
+ARGUMENTS: dict[str, Any] = {
+  **{name: value for name, value in smskd.ARGUMENTS.items() if name not in ("teacher", "student")},
+  "seeds": "0+1+2",
+}
+
+
+def parse(arg: str | None, **more: Any) -> ConfigDict:
+  """Arguments behind a config file's colon: `ARGUMENTS`, and those of the file; `pair` names two networks.
+
+  Raises:
+    UserError: as `config.parse_arg`; a bad pair, or seeds that are not whole numbers.
+  """
+  args = parse_arg(arg, **ARGUMENTS | more)
+  parts = args.pair.split("-")
+  if len(parts) != 2:
+    raise UserError(f"config argument pair: {args.pair!r} is not TEACHER-STUDENT, as resnet56-resnet20")
+  with args.unlocked():
+    args.teacher, args.student = parts
+    args.seed_list = seeds(args.seeds)
+  return args
+
+
+def seeds(text: str) -> tuple[int, ...]:
+  """Seeds of a study, joined by +.
+
+  Raises:
+    UserError: they are not whole numbers.
+  """
+  try:
+    return tuple(int(seed) for seed in text.split("+"))
+  except ValueError:
+    raise UserError(f"config argument seeds: {text!r} are not whole numbers joined by +") from None
+
+
+def numbers(args: ConfigDict, name: str, kind: type) -> list[Any]:
+  """Numbers of an argument, joined by +.
+
+  Raises:
+    UserError: they are not.
+  """
+  try:
+    return [kind(part) for part in args[name].split("+")]
+  except ValueError:
+    raise UserError(f"config argument {name}: {args[name]!r} are not numbers joined by +") from None
+
+
+class Stages(NamedTuple):
+  """Stage lists of the student in a study. Variants that begin alike share their first stages."""
+
+  args: ConfigDict
+  fields: dict[str, Any]  # of every stage of the student
+
+  def labels_alone(self) -> list[ConfigDict]:
+    """The student without a teacher."""
+    return [smskd.student_stage(self.args, (), smskd.Span(self.args.epochs), self.fields, name="labels")]
+
+  def alone(self, method: str, cuts: Sequence[int] | None = None) -> list[ConfigDict]:
+    """A method for all epochs, cut where protocol paper changes stages (or at `cuts`)."""
+    if cuts is None:
+      cuts = [smskd.transition(self.args)] if self.args.protocol == "paper" else []
+    return smskd.alone(self.args, method, self.fields, cuts)
+
+  def joint(self, *methods: str) -> list[ConfigDict]:
+    """All methods at once for all epochs (DLA)."""
+    return smskd.joint(self.args, methods, self.fields)
+
+  def sequence(self, *methods: str, **anchor: Any) -> list[ConfigDict]:
+    """One method a stage; `anchor` are options of the reference."""
+    return smskd.sequence(self.args, methods, self.fields, anchor)
+
+
+def stages_of(args: ConfigDict) -> Stages:
+  """The maker of stage lists for some arguments."""
+  return Stages(args, smskd.recipe(args, args.student))
+
+
+def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **fields: Any) -> ConfigDict:
+  """A study of stage lists of one student, whose teacher is trained once or given.
+
+  Args:
+    args: of `parse`.
+    variants: stages of the student by the name of the variant.
+    **fields: of the study.
+  """
+  teacher = network(args.teacher, variables=args.teacher_variables)
+  trained = smskd.teacher_stages(args, smskd.recipe(args, args.teacher))
+
+  def experiment_of(stages: Sequence[ConfigDict], networks: Mapping[str, Any]) -> ConfigDict:
+    return experiment(
+      data=smskd.data(args),
+      networks={"teacher": teacher, **networks},
+      stages=tuple(stages),
+      evaluate={"every_epochs": args.evaluate_every_epochs},
+    )
+
+  student = {"student": network(args.student)}
+  return study(
+    seeds=args.seed_list,
+    variants={name: experiment_of(stages, student) for name, stages in variants.items()},
+    teachers=experiment_of(trained, {}) if trained else {},
+    **fields,
+  )
+
+
+def difference(ours: float | None, theirs: float | None) -> str:
+  """A difference between two of the paper's numbers as a claim: '+1.80'; '' where it gives none."""
+  return "" if ours is None or theirs is None else f"{ours - theirs:+.2f}"
+
+
+def budget_note(args: ConfigDict, data: str) -> str:
+  """A sentence on what separates the paper's numbers from ours."""
+  return (
+    f"The paper's numbers are of {data}, {smskd.EPOCHS} epochs and 3 seeds without deviations; ours of "
+    f"`{args.dataset}`, {args.epochs} epochs and {len(args.seed_list)} seeds."
+  )
+
+
+def table_of_pair(
+  args: ConfigDict, paper: Mapping[str, Column], data: str, notes: Sequence[str]
+) -> ConfigDict:
+  """Table 1 or 2 for one pair: labels alone, KD alone, and for each method alone, joint with KD, and in stages.
+
+  Args:
+    args: of `parse`, with `methods` and `second`.
+    paper: the table.
+    data: name of the paper's data set.
+    notes: sentences on the paper's own numbers.
+  """
+  methods, column = smskd.names("methods", args.methods), paper.get(args.pair)
+  (second,) = _one(args)
+  known = column if second == "kd" else None
+  of, variants = stages_of(args), {}
+  variants["student"] = of.labels_alone()
+  variants[second] = of.alone(second)
+  published = {"student": known.student, "kd": known.kd} if known else {}
+  quoted, claims = {}, []
+  for name in methods:
+    variants |= {
+      f"{name}.alone": of.alone(name),
+      f"{name}.dla": of.joint(name, second),
+      f"{name}.smskd": of.sequence(name, second),
+    }
+    row = known.rows.get(name) if known else None
+    if row:
+      published |= dict(
+        zip((f"{name}.alone", f"{name}.dla", f"{name}.smskd"), (*row[:2], row[3]), strict=True)
+      )
+      quoted[f"{name}.sakd"] = row[2]
+    smskd_, alone_, dla_ = (published.get(f"{name}.{end}") for end in ("smskd", "alone", "dla"))
+    claims += [
+      (f"{name}.smskd", f"{name}.alone", difference(smskd_, alone_)),
+      (f"{name}.smskd", second, difference(smskd_, published.get("kd"))),
+      (f"{name}.smskd", f"{name}.dla", difference(smskd_, dla_)),
+    ]
+  notes = [budget_note(args, data), *(notes if known else ())]
+  return make(
+    args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=tuple(notes)
+  )
+
+
+def _one(args: ConfigDict) -> tuple[str]:
+  names = smskd.names("second", args.second)
+  if len(names) != 1:
+    raise UserError(f"config argument second: {args.second!r} must be one method, as kd")
+  return (names[0],)
