@@ -52,8 +52,8 @@ def get_config(arg=None):
       "student": smskd.student_network(args, methods),
     },
     stages=(
-      *smskd.teacher_stages(args, smskd.recipe(args, args.teacher)),
-      *make(args, methods, smskd.recipe(args, args.student)),
+      *smskd.teacher_stages(args),
+      *make(args, methods, smskd.recipe(args, args.student, args.optimizer)),
     ),
     evaluate={"every_epochs": args.evaluate_every_epochs},
   )

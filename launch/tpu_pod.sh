@@ -2,7 +2,7 @@
 # Runs an experiment on a Cloud TPU slice of any number of hosts, from your own machine, through preemptions.
 #
 #   launch/tpu_pod.sh [--dry_run] NAME ZONE TYPE --config=FILE --workdir=DIR [more flags]
-#   launch/tpu_pod.sh study1 us-west4-a v5litepod-16 --config=configs/cifar.py --workdir=/mnt/shared/runs/kd
+#   launch/tpu_pod.sh study1 us-west4-a v5litepod-16 --config=configs/smskd.py --workdir=/mnt/shared/runs/kd
 #
 # Makes the slice if there is none of this name, copies the last commit to all of its hosts, installs it there, starts
 # `python -m smskd_jax.main` on all of them and follows the first one's log. If the slice is preempted meanwhile, it is

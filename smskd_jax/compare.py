@@ -1,7 +1,7 @@
 """Compares two runs, or two studies: what differs in their configs, in what they cost and in what they reached.
 
   python -m smskd_jax.compare runs/one runs/other
-  python -m smskd_jax.compare runs/ablation runs/ablation_of_other_weights
+  python -m smskd_jax.compare runs/table3 runs/table3_of_other_weights
 
 prints Markdown. Runs are compared stage by stage, by their names; one pair of runs decides nothing. Studies are
 compared variant by variant, over the seeds that both have.

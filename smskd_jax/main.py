@@ -4,7 +4,7 @@
 
 The config file says everything, and any field of it can be changed on the command line:
 
-  --config=configs/cifar.py:dataset=cifar100,teacher=resnet56,student=resnet20,stages=fitnet+kd
+  --config=configs/smskd.py:dataset=cifar100,teacher=resnet56,student=resnet20,stages=at+kd
   --config.seed=1 --config.stages[1].epochs=5 --config.stages[1].reference.weight=0.5
 
 --dry_run prints what would run and the resolved config. WORKDIR/report.md tells what happened.

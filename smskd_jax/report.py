@@ -1,7 +1,7 @@
 """Makes a page of finished runs and studies: tables, figures, and where every number comes from.
 
   python -m smskd_jax.report runs/quickstart
-  python -m smskd_jax.report runs/ablation runs/seed0 runs/seed1 --out=pages
+  python -m smskd_jax.report runs/table3 runs/seed0 runs/seed1 --out=pages
 
 writes report.html, one file with everything in it, and the same as report_full.md with report_figures/ beside it. Both
 are made from the workdirs and their stores alone: no data set is read and nothing is trained.

@@ -1,6 +1,6 @@
 """Runs a study: variants of an experiment times seeds, every stage trained once, and a table of what differs.
 
-  python -m smskd_jax.study --config=configs/studies/ablation.py --workdir=runs/ablation
+  python -m smskd_jax.study --config=configs/studies/table3.py --workdir=runs/table3
 
 Variants share their teachers and every common beginning of their stages. The same command goes on where it was stopped;
 seeds may be added. --dry_run prints the tree of stages, what of it is in the store, and how long the rest will take.

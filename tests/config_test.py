@@ -119,7 +119,22 @@ MISTAKES = {
     change(("networks", "student", "model"), "resnet9"),
     r"networks.student.model: unknown .*resnet8",
   ),
-  "weighting": (change((*STAGE_2, "reference", "weighting"), "tpc"), "did you mean 'teacher_tcp'.*constant"),
+  "weighting": (
+    change((*STAGE_2, "reference", "weighting"), "teacher_tpc"),
+    "did you mean 'teacher_tcp'.*constant",
+  ),
+  "weighting of an earlier version": (
+    change((*STAGE_2, "reference", "weighting"), "one_minus_tcp"),
+    r"reference.weighting: 'one_minus_tcp' is now 'one_minus_teacher_tcp'",
+  ),
+  "divergence": (
+    change((*STAGE_2, "reference", "divergence"), "reference_to_studnt"),
+    "did you mean 'reference_to_student'",
+  ),
+  "factor without a temperature": (
+    change((*STAGE_2, "reference", "scale_by_temperature_squared"), True),
+    r"stages\[2\].reference.scale_by_temperature_squared: True, but temperature is 1",
+  ),
   "optimizer": (change((*STAGE_1, "optimizer", "name"), "sgdm"), "unknown 'sgdm'; did you mean 'sgd'.*adamw"),
   "schedule": (change((*STAGE_1, "schedule", "name"), "cosin"), "unknown 'cosin'; did you mean 'cosine'"),
   "field of an optimizer": (change((*STAGE_1, "optimizer", "name"), "adamw"), "unknown 'momentum'"),
@@ -272,15 +287,17 @@ def test_wrong_fields_and_types(fields, message):
     resolve(fields)
 
 
-def test_reference_without_teacher_needs_constant_weights():
+def test_a_reference_weighted_by_the_teacher_needs_one():
+  anchor = {"stage": "previous", "weighting": "teacher_tcp"}
   alone = experiment(
     networks={"student": network("resnet8")},
-    stages=(stage("student"), stage("student", reference={"stage": "previous"})),
+    stages=(stage("student"), stage("student", reference=anchor)),
   )
   with pytest.raises(UserError, match="'teacher_tcp' needs a teacher"):
     resolve(alone)
-  alone.stages[1].reference.weighting = "constant"
-  resolve(alone)
+  for weighting in ("constant", "reference_tcp"):
+    alone.stages[1].reference.weighting = weighting
+    resolve(alone)
 
 
 def test_any_earlier_stage_of_the_learner_can_anchor():

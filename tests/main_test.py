@@ -44,9 +44,9 @@ def test_help_is_useful_and_fast():
     (["--config=configs/smoke.py", "--cpu_device=2"], "Unknown command line flag 'cpu_device'"),
     (["--config=configs/smoke.py", "stray"], "unexpected argument 'stray'"),
     (["--config=configs/none.py"], "there is no file configs/none.py"),
-    (["--config=configs/cifar.py:teachr=resnet56"], "unknown 'teachr'; did you mean 'teacher'"),
-    (["--config=configs/cifar.py:stages=fitnet+crrd"], "unknown 'crrd'"),
-    (["--config=configs/cifar.py", "--config.data.folder=nowhere"], "nowhere"),
+    (["--config=configs/smskd.py:teachr=resnet56"], "unknown 'teachr'; did you mean 'teacher'"),
+    (["--config=configs/smskd.py:stages=fitnet+crrd"], "unknown 'crrd'"),
+    (["--config=configs/smskd.py", "--config.data.folder=nowhere"], "nowhere"),
     ([], "--config: missing"),
   ],
 )
@@ -62,9 +62,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(flags, message, tmp_path):
 
 
 def test_dry_run_with_overrides(tmp_path):
-  flags = (
-    "--config=configs/cifar.py:dataset=digits,teacher=resnet20,student=resnet8,stages=fitnet+rkd+kd,epochs=10"
-  )
+  flags = "--config=configs/smskd.py:dataset=digits,teacher=resnet20,student=resnet8,stages=fitnet+rkd+kd"
+  flags += ",protocol=equal,epochs=10"
   status, out, err = runs.main(tmp_path / "run", flags, "--config.stages[1].epochs=7", "--dry_run")
   assert status == 0, err
   assert '"epochs": 7' in out and "previous" in out

@@ -74,13 +74,13 @@ class Span(NamedTuple):
   restart: bool = False  # begins at a tenth of the rate and drops after each third
 
 
-def recipe(args: ConfigDict, model: str) -> dict[str, Any]:
+def recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, Any]:
   """Fields of every stage that trains a network of this model."""
   padding = args.padding if args.padding >= 0 else 0 if args.dataset == "tiny_imagenet" else 4
   return {
     "batch_size": args.batch_size,
     "optimizer": {
-      "name": args.optimizer,
+      "name": optimizer,
       "learning_rate": args.learning_rate or literature.learning_rate(model),
     },
     "schedule": {"name": "multistep", "milestones": MILESTONES},
@@ -98,10 +98,11 @@ def data(args: ConfigDict) -> dict[str, Any]:
   }
 
 
-def teacher_stages(args: ConfigDict, fields: Mapping[str, Any]) -> list[ConfigDict]:
-  """The stage that trains the teacher; none where its variables are given."""
+def teacher_stages(args: ConfigDict, fields: Mapping[str, Any] | None = None) -> list[ConfigDict]:
+  """The stage that trains the teacher; none where its variables are given. Its recipe, if not `fields`, has SGD."""
   if args.teacher_variables:
     return []
+  fields = fields or recipe(args, args.teacher)
   return [stage("teacher", epochs=args.teacher_epochs or args.epochs, **fields)]
 
 

@@ -134,7 +134,7 @@ class Stages(NamedTuple):
 
 def stages_of(args: ConfigDict) -> Stages:
   """The maker of stage lists for some arguments."""
-  return Stages(args, smskd.recipe(args, args.student))
+  return Stages(args, smskd.recipe(args, args.student, args.optimizer))
 
 
 def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **fields: Any) -> ConfigDict:
@@ -146,7 +146,7 @@ def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **field
     **fields: of the study.
   """
   teacher = network(args.teacher, variables=args.teacher_variables)
-  trained = smskd.teacher_stages(args, smskd.recipe(args, args.teacher))
+  trained = smskd.teacher_stages(args)
 
   def experiment_of(stages: Sequence[ConfigDict], networks: Mapping[str, Any]) -> ConfigDict:
     return experiment(

@@ -29,7 +29,7 @@ def test_the_recipe():
     )
     assert stage["schedule"]["milestones"] == (0.3, 0.6, 0.9)
     assert stage["augment"]["crop_flip"] == {"padding": 0, "flip": True, "views": 0}
-  assert (teacher["epochs"], dkd["epochs"], kd["epochs"]) == (100, 50, 50)
+  assert (teacher["epochs"], dkd["epochs"], kd["epochs"]) == (100, 30, 70)
   assert kd["reference"]["stage"] == "previous"
   assert (kd["task_weight"], kd["methods"][0]["weight"], kd["methods"][0]["temperature"]) == (0.5, 0.5, 1.0)
   assert (dkd["methods"][0]["beta"], dkd["methods"][0]["temperature"]) == (0.5, 1.0)
@@ -46,8 +46,8 @@ def test_the_other_pair_has_weights_of_its_own():
   ("arg", "message"),
   [
     ("stages=dkdd", "argument stages: unknown 'dkdd'; did you mean 'dkd'"),
-    ("budget=none", "argument budget: unknown 'none'"),
-    ("epochs=1,stages=dkd+kd", "1 cannot be shared by 2 stages"),
+    ("protocol=none", "argument protocol: unknown 'none'"),
+    ("epochs=1,stages=dkd+kd", "0 is not inside the 1 epochs"),
   ],
 )
 def test_mistakes(arg, message):

@@ -35,14 +35,6 @@ def test_changes_of_fields_that_are_not_there_are_refused(path):
     studies.changed(base(), {path: 1})
 
 
-def test_the_answers_of_teachers_are_kept_where_no_method_reads_maps():
-  variants = load("ablation", "teacher_cache=float16,views=9,methods=fitnet+rkd+kd")["variants"]
-  of = lambda name: [one["teacher_cache"] for one in variants[name]["stages"]]
-  assert of("smskd") == ["off", "float16", "float16"]
-  assert (of("joint"), of("last_alone"), of("nokd")) == (["off"], ["float16"], ["off"])
-  assert variants["smskd"]["stages"][1]["augment"]["crop_flip"]["views"] == 9
-
-
 def test_variants_keep_their_order_and_may_have_dots():
   names = ["weight_0.5", "b", "a"]
   resolved = studies.resolve(studies.study(variants={name: base() for name in names}))
@@ -93,51 +85,13 @@ def test_a_variant_may_have_a_control_of_its_own():
   assert compared(resolved) == {"b": "a", "d": "c"}
 
 
-def test_networks_learn_at_their_published_rates():
-  resolved = load("ablation", "teacher=vgg13,student=MobileNetV2")
-  assert resolved["teachers"]["stages"][0]["optimizer"]["learning_rate"] == 0.05
-  assert resolved["variants"]["nokd"]["stages"][0]["optimizer"]["learning_rate"] == 0.01
-  given = load("ablation", "student=MobileNetV2,learning_rate=0.2")["variants"]["nokd"]["stages"]
-  assert given[0]["optimizer"]["learning_rate"] == 0.2
-
-
-@pytest.mark.parametrize("name", ["ablation", "stages", "orders", "combinations", "reference", "weighting"])
-def test_every_config_is_a_study_of_equal_budgets(name):
-  resolved = load(name, "dataset=digits,epochs=12")
-  assert resolved["control"] in resolved["variants"] and resolved["seeds"] == (0, 1, 2)
-  for variant in resolved["variants"].values():
-    assert sum(stage["epochs"] for stage in variant["stages"]) == 12
-    for stage_ in variant["stages"]:
-      assert stage_["schedule"] == {"name": "cosine", "warmup_epochs": 1.0}
-
-
-def test_the_ablation_takes_away_one_thing_at_a_time():
-  variants = load("ablation")["variants"]
-  smskd = variants["smskd"]["stages"]
-  assert [s["reference"]["stage"] for s in smskd] == ["none", "previous", "previous"]
-  weighted = {name: v["stages"][2]["reference"] for name, v in variants.items() if len(v["stages"]) == 3}
-  assert weighted["no_reference"]["stage"] == "none"
-  for name in ("constant", "shuffled", "tcp"):
-    assert weighted[name]["weighting"] == name and weighted[name]["stage"] == "previous"
-  assert weighted["mean_of_tcp"]["normalize"] and not weighted["smskd"]["normalize"]
-  assert [s["start"] for s in variants["restart"]["stages"]] == ["previous", "fresh", "fresh"]
-  (joint,), (alternating,), (nokd,) = (variants[name]["stages"] for name in ("joint", "alternating", "nokd"))
-  assert len(joint["methods"]) == len(alternating["methods"]) == 3
-  assert (joint["alternate_epochs"], alternating["alternate_epochs"]) == (0, 1)
-  assert (nokd["methods"], nokd["teachers"], nokd["task_weight"]) == ((), (), 1.0)
-
-
 @pytest.mark.parametrize(
-  ("name", "arg", "message"),
+  ("claims", "message"),
   [
-    ("ablation", "seeds=0+x", r"seeds: '0\+x' are not whole numbers"),
-    ("ablation", "methods=", "methods: there are none"),
-    ("ablation", "methods=fitnet+kdd", "config argument methods: unknown 'kdd'; did you mean 'kd'"),
-    ("ablation", "epochs=2", "epochs: 2 cannot be shared by 3 stages"),
-    ("stages", "budget=half", "budget: unknown 'half'"),
-    ("reference", "temperatures=1+y", "temperatures"),
+    ((("alone", "other", "+1.0"),), "study.claims: unknown 'other'"),
+    ((("alone", "alone", "much"),), "study.claims: 'much' is neither a difference"),
   ],
 )
-def test_configs_refuse(name, arg, message):
+def test_claims_of_no_variant_or_without_a_sign_are_refused(claims, message):
   with pytest.raises(UserError, match=message):
-    load(name, arg)
+    studies.resolve(studies.study(variants={"alone": base()}, claims=claims))

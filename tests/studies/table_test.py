@@ -81,3 +81,43 @@ def test_what_a_variant_costs_is_all_that_its_network_was_trained():
   study = {"network": "student", "published": {}, "control": "a", "variants": {"a": None}}
   text = table.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
   assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][7:9] == ["20", "20"]
+
+
+def claims(found, paper, **fields):
+  study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(found)}
+  told = [{"variant": "new", "control": "old", "paper": paper}]
+  lines = table.text("title", study | {"claims": told} | fields, found, {}).strip().splitlines()
+  return [cell.strip() for cell in lines[-1].strip("|").split("|")], lines
+
+
+STEADY = {"new": outcomes(70.0, 71.0, 72.0), "old": outcomes(60.0, 61.1, 61.9)}
+WORSE = {"new": STEADY["old"], "old": STEADY["new"]}
+CLOSE = {"new": outcomes(60.0, 61.0, 62.0), "old": outcomes(60.1, 60.5, 62.3)}
+
+
+@pytest.mark.parametrize(
+  ("found", "paper", "verdict"),
+  [
+    (STEADY, "+1.80", "confirmed"),
+    (STEADY, "-0.29", "contradicted"),
+    (WORSE, "-", "confirmed"),
+    (WORSE, "+", "contradicted"),
+    (STEADY, "", "better"),
+    (CLOSE, "+1.80", "undecided at 3 seeds"),
+  ],
+)
+def test_verdicts_on_the_claims_of_a_paper(found, paper, verdict):
+  row, _ = claims(found, paper)
+  assert row[:2] == ["new against old", paper or "-"]
+  assert row[7].startswith(verdict) and row[8].startswith("undecided"), (
+    "the exact test decides nothing at 3 seeds"
+  )
+
+
+def test_the_paper_beside_ours_with_the_interval_of_our_mean():
+  _, lines = claims(STEADY, "+", published={"new": 72.16}, quoted={"new.sakd": 71.5}, notes=("A note.",))
+  new, old, quoted = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[6:9])
+  half = 4.302653 / 3**0.5  # Student's t of two degrees of freedom, deviation 1
+  assert new[-2:] == ["72.16", f"-1.16 ({-1.16 - half:+.2f} to {-1.16 + half:+.2f})"]
+  assert old[-2:] == ["-", "-"] and quoted[:2] == ["new.sakd", "0"] and quoted[-2:] == ["71.50", "-"]
+  assert "- A note." in lines
