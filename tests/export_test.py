@@ -79,7 +79,9 @@ def check_served(script, file, tmp_path, images, student):
   logits, accuracy = serve(script, tmp_path, file, images)
   expected = np.asarray(jax.jit(student.trained.program())(images.image))
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-  assert accuracy == pytest.approx(student.about["test_accuracy"], abs=1e-12)
+  assert accuracy == pytest.approx(
+    student.about["test_accuracy"], abs=1.5 / len(images.label)
+  )  # an image may be on the border
 
 
 def test_stablehlo_is_served_by_jax_alone(workdir, tmp_path, test_images, student):

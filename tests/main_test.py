@@ -2,6 +2,8 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,10 +12,15 @@ import runs
 from smskd_jax.runtime.writer import read_metrics
 
 
-def test_help_is_useful_and_fast():
-  began = time.monotonic()
-  status, out, _ = runs.main("unused", "--help")
-  assert status == 0
+def test_help_is_useful_and_does_not_wait_for_jax():
+  without = (
+    "import runpy, sys; sys.modules['jax'] = None; runpy.run_module('smskd_jax.main', run_name='__main__')"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", without, "--help"], cwd=runs.ROOT, capture_output=True, text=True
+  )
+  status, out = done.returncode, done.stdout
+  assert status == 0, done.stderr
   for word in (
     "configs/quickstart.py",
     "--workdir",
@@ -23,7 +30,6 @@ def test_help_is_useful_and_fast():
     "stages[1].epochs",
   ):
     assert word in out
-  assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
