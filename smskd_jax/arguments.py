@@ -5,15 +5,19 @@ from collections.abc import Callable, Sequence
 import sys
 from typing import NoReturn
 
-from smskd_jax.errors import UserError
+from smskd_jax.errors import UserError, check_encoding, refuse
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser whose complaint is one line."""
+  """A parser whose mistakes are those of the user."""
 
   def error(self, message: str) -> NoReturn:
-    """Ends the process with status 2."""
-    self.exit(2, f"error: {message}; see --help\n")
+    """Raises what argparse has found.
+
+    Raises:
+      UserError: always.
+    """
+    raise UserError(f"{message}; see --help")
 
 
 def parser(program: str, about: str | None) -> argparse.ArgumentParser:
@@ -22,6 +26,7 @@ def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     prog=f"python -m smskd_jax.{program}",
     description=about,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
 
 
@@ -38,10 +43,9 @@ def run(
   Returns:
     The exit status: 0, or 2 for a mistake.
   """
-  flags = of.parse_args(arguments)
   try:
-    print(program(flags))
+    check_encoding(sys.argv[1:] if arguments is None else arguments)
+    print(program(of.parse_args(arguments)))
     return 0
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return refuse(error)

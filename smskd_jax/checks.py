@@ -31,6 +31,7 @@ _AT_LEAST = {
   "clip_norm": 0,
   "unlabeled_batch_size": 0,
   "num_classes": 0,
+  "padding": 0,
 }
 _PARTS = ("random_crop_area", "central_crop")  # greater than 0 and at most 1
 _SHARES = ("validation", "label_smoothing", "average")  # at least 0 and less than 1

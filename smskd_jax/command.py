@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 import faulthandler
 import functools
-from pathlib import Path
 import signal
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from smskd_jax.errors import UserError
+from smskd_jax import config_file
+from smskd_jax.errors import UserError, check_encoding, refuse
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A Python file with get_config, perhaps with :arguments."
@@ -50,17 +51,13 @@ def main(run: Callable[[], int], argv: Sequence[str]) -> int:
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
     for flag in (CONFIG, WORKDIR):
-      if flag.value is None:
+      if not flag.value:
         raise UserError(f"--{flag.name}: missing; see --help")
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not Path(path).is_file():
-      raise UserError(f"--config: there is no file {path}")
     if DISTRIBUTED.value != "off":
       return _as_one_of_several(run)
     return _until_stopped(run)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return refuse(error)
 
 
 def _as_one_of_several(run: Callable[[], int]) -> int:
@@ -72,8 +69,7 @@ def _as_one_of_several(run: Callable[[], int]) -> int:
   try:
     return _until_stopped(run)
   except UserError as error:
-    print(f"error: process {processes.index()}: {error}", file=sys.stderr)
-    status = 2
+    status = refuse(error, f"process {processes.index()}: ")
   except Exception as error:
     status = 1
     if processes.lost_another(error):
@@ -107,20 +103,48 @@ def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
     shared = flags.FLAGS.module_help(__name__)
     print(f"{about}\nflags:\n{own}\n{shared}" if own.strip() else f"{about}\nflags:\n{shared}")
     sys.exit(0)
+  flags.FLAGS["config"].parser = _ConfigParser(argv)
   try:
+    check_encoding(argv)
     return flags.FLAGS(list(argv))
-  except UserError as error:
-    message = str(error)
-  except flags.Error as error:
-    message = str(error)
+  except _Refused as error:
+    sys.exit(refuse(error.mistake))
   except (
-    AttributeError,
-    IndexError,
-    KeyError,
+    flags.Error,
     TypeError,
-  ) as error:  # what ml_collections makes of a bad override
-    message = f"an override names no field of the config: {error}"
-  except FileNotFoundError as error:
-    message = f"--config: {error}"
-  print("error: " + " ".join(message.replace("\\n", " ").split()), file=sys.stderr)
-  sys.exit(2)
+    ValueError,
+  ) as error:  # the latter two: what ml_collections makes of a bad value
+    sys.exit(refuse(UserError(str(error))))
+
+
+class _Refused(Exception):
+  """A mistake in the config, on its way through absl, which would wrap a ValueError."""
+
+  def __init__(self, mistake: UserError):
+    super().__init__(str(mistake))
+    self.mistake = mistake
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Loads the config file in the place of ml_collections' parser, whose errors hold whole tracebacks."""
+
+  def __init__(self, argv: Sequence[str]):
+    """Takes the command line, for its overrides."""
+    self._argv = argv
+
+  def parse(self, argument: str) -> Any:
+    """The config of a file, checked to have every field that the command line changes.
+
+    Raises:
+      _Refused: it has a mistake.
+    """
+    try:
+      config = config_file.load(argument)
+      config_file.check_overrides(config, self._argv)
+    except UserError as error:
+      raise _Refused(error) from error
+    return config
+
+  def flag_type(self) -> str:
+    """How --help calls the value."""
+    return "config file"

@@ -115,13 +115,13 @@ class _Ready(NamedTuple):
 def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..., Dataset]) -> _Ready:
   """Finds every mistake that can be found before training, and tells what will run. Writes nothing."""
   configs, workdirs = [config_lib.resolve(config) for config, _ in runs], [Path(folder) for _, folder in runs]
-  workdir_lib.check_writable("--store", store)
   first = configs[0]
   for resolved, workdir in zip(configs, workdirs, strict=True):
     workdir_lib.check(workdir, resolved)
     field = workdir_lib.first_difference("config", first | {"seed": 0}, resolved | {"seed": 0})
     if field is not None:
       raise UserError(f"{workdir}: {field}; runs that are trained at once differ in their seed alone")
+  workdir_lib.check_writable("--store", store)
   # Before anything else that uses JAX: a CPU's virtual devices cannot be made later.
   devices = parallel.select(batch_sizes(first), cpu_devices, len(runs))
   workdir_lib.check_alike(config=first, **workdir_lib.likeness())

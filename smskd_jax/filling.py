@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 import inspect
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.errors import UserError, listed, nearest, shown, unknown
 
 
 def options(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
@@ -59,8 +60,54 @@ def as_type_of(default: Any, field: str, value: Any) -> Any:
   if kind is tuple and isinstance(value, list | tuple):
     return tuple(value)
   if type(value) is not kind:
-    raise UserError(f"{field}: {value!r} is not of type {kind.__name__}; an example is {default!r}")
+    example = default if default or kind not in _EXAMPLES else _EXAMPLES[kind]
+    raise UserError(f"{field}: {shown(value)} is not of type {kind.__name__}; an example is {shown(example)}")
   return value
+
+
+# Of types whose default is empty.
+_EXAMPLES: Mapping[type, Any] = {tuple: ("a", "b"), dict: {"name": "value"}, str: "text"}
+
+
+def find(config: Any, path: str) -> tuple[Any, Any]:
+  """The ConfigDict that holds a field, and the field's name.
+
+  Args:
+    config: a config.
+    path: the field as the command line names it, 'stages[1].reference.weight'.
+
+  Raises:
+    UserError: there is none; names the first part of the path that does not exist.
+  """
+  if not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*", path):
+    raise UserError(f"{path!r} is no path of a field; write it as stages[0].epochs")
+  parts = [_index(part) for part in re.split(r"[.\[\]]+", path.removesuffix("]"))]
+  holder, walked = config, "config"
+  for i, part in enumerate(parts):
+    if isinstance(holder, tuple) and isinstance(part, int):
+      if not -len(holder) <= part < len(holder):
+        raise UserError(f"there is no {walked}[{part}]; {walked} has {len(holder)}, counted from 0")
+    elif isinstance(holder, tuple):
+      raise UserError(f"{walked} is a tuple of {len(holder)}; name one of its items, as {walked}[0]")
+    elif not isinstance(holder, Mapping | ConfigDict):
+      raise UserError(f"{walked} is {shown(holder)}, which has no {part!r}")
+    elif part not in holder:
+      raise UserError(
+        f"{walked} has no field {part!r}{nearest(part, holder) or f' (it has: {listed(holder)})'}"
+      )
+    if i == len(parts) - 1:
+      break
+    holder, walked = holder[part], f"{walked}[{part}]" if isinstance(part, int) else f"{walked}.{part}"
+  if isinstance(holder, tuple):
+    raise UserError(
+      f"{walked}[{parts[-1]}] cannot be replaced as a whole; change its fields, or all of {walked}"
+    )
+  return holder, parts[-1]
+
+
+def _index(part: str) -> str | int:
+  """A part of a path: the place of an item where it is a number, else a name."""
+  return int(part) if re.fullmatch("-?[0-9]+", part) else part
 
 
 def plain(config: Any) -> Any:
@@ -103,4 +150,4 @@ def parse(field: str, text: str, kind: type) -> Any:
       return kind(text)
   except ValueError:
     pass
-  raise UserError(f"{field}: {text!r} is not of type {kind.__name__}")
+  raise UserError(f"{field}: {shown(text)} is not of type {kind.__name__}")

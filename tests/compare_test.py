@@ -101,29 +101,6 @@ def test_studies_with_little_in_common(tmp_path):
   assert "there is nothing to compare" in compare.run(a, d)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_run_and_a_study_are_not_compared(tmp_path, capsys, order):
-  folders = [made.run(tmp_path / "run"), made.study(tmp_path / "study")][::order]
-  assert compare.main(list(map(str, folders))) == 2
-  err = capsys.readouterr().err
-  assert re.fullmatch(
-    r"error: [AB]: .*/study is a study and .*/run is not; compare two runs, or two studies\n", err
-  )
-
-
-def test_mistakes_end_in_one_line(tmp_path, capsys):
-  run, empty = made.run(tmp_path / "run"), tmp_path / "empty"
-  empty.mkdir()
-  for folders, words in (
-    ((run, empty), f"B: {empty} is of no run and no study"),
-    ((tmp_path / "none", run), "A: there is no folder"),
-  ):
-    assert compare.main(list(map(str, folders))) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {words}")
-    assert err.count("\n") == 1
-
-
 def test_from_the_command_line(pair):
   line = [sys.executable, "-m", "smskd_jax.compare", *map(str, pair)]
   environment = os.environ | {"PYTHONWARNINGS": "error"}

@@ -143,13 +143,6 @@ def test_mistakes_are_one_line(arguments, message, capsys):
   assert message in err and err.count("\n") == 1
 
 
-def test_unknown_flags_are_one_line(capsys):
-  with pytest.raises(SystemExit, match="2"):
-    run("x.pth", "--net=resnet8", "--bogus")
-  err = capsys.readouterr().err
-  assert err.startswith("error: ") and err.count("\n") == 1
-
-
 @pytest.mark.parametrize(
   "name, write, key, renames",
   [

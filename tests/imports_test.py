@@ -16,6 +16,7 @@ MAY_IMPORT = {
   "errors": "",
   "layers": "",
   "losses": "state layers",
+  "losses.__main__": "errors losses",
   "models": "state layers",
   "data": "state errors",
   "runtime": "state errors",
@@ -56,7 +57,8 @@ MAY_IMPORT = {
   ),
   "import_torch": "arguments errors models exchange runtime",
   "export": "arguments errors models exchange exchange.runs runtime",
-  "command": "errors runtime.interrupt runtime.processes runtime.programs",
+  "config_file": "errors filling",
+  "command": "config_file errors runtime.interrupt runtime.processes runtime.programs",
   "main": "command experiment",
   "study": "command errors studies",
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,14 @@ def test_the_stored_outputs_are_those_of_one_run(name):
     assert all(output["output_type"] != "error" for output in cell["outputs"])
     assert all(output.get("name") != "stderr" for output in cell["outputs"])
   assert str(pathlib.Path.home()) not in path.read_text()
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_files_that_it_names_are_there(name):
+  named = set(re.findall(r"(?:smskd_jax|configs|docs)/[\w/]+\.\w+", (FOLDER / name).read_text()))
+  assert len(named) >= 2
+  missing = {path for path in named if not (ROOT / path).is_file()}
+  assert missing <= {"smskd_jax/losses/trusted.py"}, "the reader's own file"
 
 
 @pytest.mark.slow

@@ -194,42 +194,6 @@ def test_from_the_command_line(tmp_path):
   check_alone((tmp_path / "new" / "pages" / "report.html").read_text())
 
 
-@pytest.mark.parametrize(
-  "spoil, words",
-  [
-    (lambda folder: (folder / "config.json").unlink(), "neither config.json nor study.json"),
-    (lambda folder: (folder / "result.json").unlink(), "is not finished; run it to its end first"),
-    (lambda folder: (folder / "study.json").write_text("{}"), "the files of the study"),
-    (
-      lambda folder: (folder / "study.json").write_text(
-        json.dumps({"study": {"seeds": [0], "variants": {"a": {}}}, "store": "x"})
-      ),
-      "no run of the study",
-    ),
-  ],
-)
-def test_mistakes_end_in_one_line(tmp_path, capsys, spoil, words):
-  folder = made.run(tmp_path / "run")
-  (folder / "free" / "seed0").mkdir(parents=True)
-  spoil(folder)
-  before = sorted(folder.rglob("*"))
-  if words.startswith("no run"):
-    (folder / "result.json").unlink()
-    before = sorted(folder.rglob("*"))
-  assert report.main([str(folder)]) == 2
-  out, err = capsys.readouterr()
-  assert out == ""
-  assert re.fullmatch(rf"error: WORKDIR: .*{re.escape(words)}.*\n", err)
-  assert sorted(folder.rglob("*")) == before
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
-  folder = made.run(tmp_path / "run")
-  (tmp_path / "file").write_text("")
-  assert report.main([str(folder), f"--out={tmp_path / 'file' / 'pages'}"]) == 2
-  assert re.fullmatch(r"error: --out: .* cannot be written to .*\n", capsys.readouterr().err)
-
-
 def test_a_mistake_from_the_command_line_is_one_line_too(tmp_path):
   status, out, err = command(tmp_path)
   assert (status, out) == (2, "")

@@ -1,32 +1,32 @@
-"""Lists the methods, or explains one.
+"""Lists the methods, or explains some.
 
 python -m smskd_jax.losses            all methods and plug-ins, a line each
-python -m smskd_jax.losses NAME       one of them: paper, formula, hyper-parameters, differences
+python -m smskd_jax.losses NAME ...   some of them: paper, formula, hyper-parameters, differences
 python -m smskd_jax.losses --markdown the page docs/methods.md
 """
 
 from collections.abc import Sequence
-import difflib
 import sys
 
+from smskd_jax.errors import UserError, nearest, refuse
 from smskd_jax.losses import METHODS, PLUGINS, catalog
 
 
 def main(argv: Sequence[str]) -> int:
   """Prints what is asked for; returns the exit status."""
+  known = [*METHODS, *PLUGINS]
   if not argv:
     print(catalog.listing())
-  elif argv[0] in ("-h", "--help"):
+  elif {"-h", "--help"} & set(argv):
     print(__doc__)
-  elif argv[0] == "--markdown":
+  elif argv == ["--markdown"]:
     print(catalog.markdown(), end="")
-  elif argv[0] in {*METHODS, *PLUGINS}:
-    print(catalog.explanation(catalog.card(argv[0])))
   else:
-    nearest = difflib.get_close_matches(argv[0], [*METHODS, *PLUGINS], n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "; without a name, all are listed"
-    print(f"error: there is no method {argv[0]!r}{hint}", file=sys.stderr)
-    return 2
+    for name in argv:
+      if name not in known:
+        hint = nearest(name, known) or "; without a name, all are listed"
+        return refuse(UserError(f"there is no method {name!a}{hint}"))
+    print("\n\n".join(catalog.explanation(catalog.card(name)) for name in argv))
   return 0
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 from pathlib import Path
+import traceback
 from typing import Any
 
 from flax import linen as nn
@@ -69,8 +70,12 @@ def _imported(name: str) -> Any:
     raise ValueError(f"{name!r} is not of the form {PREFIX}package.module:Class")
   try:
     module = importlib.import_module(module_name)
-  except ImportError as error:
+  except ModuleNotFoundError as error:
     raise ValueError(f"{name}: cannot import {module_name}: {error}") from error
+  except Exception as error:  # the module runs: it may raise anything
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    raise ValueError(f"{name}: cannot import {module_name}: {told}") from error
   found = getattr(module, attribute, None)
   if not callable(found):
     raise ValueError(f"{name}: {module_name} has no class {attribute}")

@@ -77,16 +77,12 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 def _set(config: Any, path: str, value: Any) -> None:
   """Sets one field; tuples on the way are made anew, since they cannot be changed."""
-  *parents, last = [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path.strip("]"))]
   try:
-    for part in parents:
-      config = config[part]
-    if isinstance(config, tuple) or last not in config:
-      raise KeyError(last)
-  except (KeyError, IndexError, TypeError):
-    raise UserError(f"changes: the config has no field {path!r} to change") from None
-  with config.ignore_type():
-    config[last] = value
+    holder, last = filling.find(config, path)
+  except UserError as error:
+    raise UserError(f"changes: {path!r}: {error}") from None
+  with holder.ignore_type():
+    holder[last] = value
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

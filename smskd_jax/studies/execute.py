@@ -163,8 +163,8 @@ def _prepare(
   workdir = Path(workdir).absolute()
   store = Path(store).absolute() if store else workdir / "store"
   study = config_lib.resolve(config)
-  workdir_lib.check_writable("--store", store)
   _check(workdir, study)
+  workdir_lib.check_writable("--store", store)
   experiments = [*study["variants"].values(), *([study[TEACHERS]] if study[TEACHERS] else ())]
   sizes = [size for one in experiments for size in experiment.batch_sizes(one)]
   devices = parallel.select(sizes, cpu_devices, seeds_at_once)

@@ -54,6 +54,7 @@ def test_one_is_explained_with_its_formula():
     assert words in done.stdout
 
 
-def test_an_unknown_name_ends_in_one_line(capsys):
-  assert main(["rdk"]) == 2
-  assert capsys.readouterr().err == "error: there is no method 'rdk'; did you mean 'rkd'?\n"
+def test_several_names_are_explained_one_after_another(capsys):
+  assert main(["kd", "fitnet"]) == 0
+  kd, fitnet = (catalog.explanation(catalog.card(name)) for name in ("kd", "fitnet"))
+  assert capsys.readouterr().out == f"{kd}\n\n{fitnet}\n"

@@ -1,5 +1,7 @@
 """Tests of studies/config.py and of the configs of studies."""
 
+import re
+
 import pytest
 
 import runs
@@ -28,10 +30,18 @@ def test_changes_leave_the_base_alone():
 
 
 @pytest.mark.parametrize(
-  "path", ["stages[1].epochs", "stages[0].epoch", "stage", "stages.first", "stages[0]"]
+  "path, message",
+  [
+    ("stages[1].epochs", "there is no config.stages[1]; config.stages has 1, counted from 0"),
+    ("stages[0].epoch", "config.stages[0] has no field 'epoch'; did you mean 'epochs'?"),
+    ("stage", "config has no field 'stage'; did you mean 'stages'?"),
+    ("stages.first", "config.stages is a tuple of 1; name one of its items, as config.stages[0]"),
+    ("stages[0]", "config.stages[0] cannot be replaced as a whole"),
+    ("stages[0", "'stages[0' is no path of a field; write it as stages[0].epochs"),
+  ],
 )
-def test_changes_of_fields_that_are_not_there_are_refused(path):
-  with pytest.raises(UserError, match="the config has no field"):
+def test_changes_of_fields_that_are_not_there_are_refused(path, message):
+  with pytest.raises(UserError, match=re.escape(f"changes: {path!r}: {message}")):
     studies.changed(base(), {path: 1})
 
 
