@@ -135,7 +135,7 @@ ARGUMENT_CASES = [
   ("smskd.py:stages=", "config argument stages"),
   ("smskd.py:epochs=1,stages=kd+fitnet,protocol=equal", "config argument epochs: 1"),
   ("smskd.py:transition=500", "config argument transition: 500"),
-  ("smskd.py:weighting=tcpp", "unknown 'tcpp'; did you mean '"),
+  ("smskd.py:weighting=teacher_tpc", "unknown 'teacher_tpc'; did you mean 'teacher_tcp'?"),
   ("smskd.py:optimizer=adamm", "unknown 'adamm'"),
   ("smskd.py:validation=many", "config argument validation: 'many' is not of type float"),
   ("quickstart.py:epochs=3", "configs/quickstart.py takes no arguments; leave out ':epochs=3'"),
@@ -149,7 +149,7 @@ ARGUMENT_CASES = [
 ]
 
 STUDY_CASES = [
-  ("table1.py:pairs=some", "config argument pairs"),
+  ("table1.py:pairs=some", "config argument: unknown 'pairs'; did you mean 'pair'?"),
   ("table1.py:seeds=a+b", "config argument seeds: 'a+b' are not whole numbers joined by +"),
   ("weighting.py:methods=kdd", "config argument methods: unknown 'kdd'; did you mean 'kd'?"),
   ("weighting.py:methods=", "config argument methods"),
@@ -235,8 +235,8 @@ OVERRIDE_CASES = [
   ("stages[1].methods=kd", "config.stages[1].methods[0]: 'kd' is not of type dict"),
   ("stages[2].reference.stage=next", "config.stages[2].reference.stage: unknown 'next'"),
   (
-    "stages[2].reference.weighting=tcpp",
-    "config.stages[2].reference.weighting: unknown 'tcpp'; did you mean 'tcp'?",
+    "stages[2].reference.weighting=teacher_tpc",
+    "config.stages[2].reference.weighting: unknown 'teacher_tpc'; did you mean 'teacher_tcp'?",
   ),
   ("stages[2].reference.temperature=0", "config.stages[2].reference.temperature: 0.0 is too small"),
   ("stages[2].name=fitnet", "config.stages[2].name: 'fitnet' is the name of an earlier stage too"),
