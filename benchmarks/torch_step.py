@@ -110,15 +110,14 @@ class Step:
     loss = self.stage.task_weight * F.cross_entropy(student[0], self.label)
     loss = loss + self.term["weight"] * torch_losses.LOSSES[self.term["name"]](given)
     if reference is not None:
-      loss = loss + self.anchor(student[0], teacher[0], reference)
+      loss = loss + self.reference_term(student[0], reference)
     self.optimizer.zero_grad()
     loss.backward()
     self.optimizer.step()
     return loss.item()
 
-  def anchor(self, student, teacher, reference, temperature=4):
-    """SMSKD's reference, weighted by 1 - TCP."""
-    tcp = F.softmax(teacher, 1).gather(1, self.label[:, None])[:, 0]
-    log_p, log_q = (F.log_softmax(x / temperature, 1) for x in (reference, student))
-    divergence = (log_p.exp() * (log_p - log_q)).sum(1)
-    return self.stage.reference.weight * ((1 - tcp) * temperature**2 * divergence).mean()
+  def reference_term(self, student, reference):
+    """Eq. 7 to 9 of SMSKD: KL(student || reference), weighted by the reference's true-class probability."""
+    log_p, log_q = F.log_softmax(student, 1), F.log_softmax(reference, 1)
+    tcp = log_q.exp().gather(1, self.label[:, None])[:, 0]
+    return self.stage.reference.weight * (tcp * (log_p.exp() * (log_p - log_q)).sum(1)).mean()
