@@ -1,7 +1,6 @@
 """The golden vectors of public implementations: where they are, and how to read them.
 
-They lie in the folder SMSKD_GOLDEN, by default `shared/golden` beside the checkout; its README says what they
-hold. Without it the tests that need them are skipped.
+They lie in tests/golden, whose README describes them, or in the folder that SMSKD_GOLDEN names.
 """
 
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 
-_DEFAULT = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
+_DEFAULT = pathlib.Path(__file__).resolve().with_suffix("")
 FOLDER = pathlib.Path(os.environ.get("SMSKD_GOLDEN", _DEFAULT))
 
 
