@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -13,8 +13,9 @@ from smskd_jax.config import METHOD, NETWORK, PLUGIN
 from smskd_jax.data import augment, finite, mixing, views
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
+from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
-from smskd_jax.models import custom, spec
+from smskd_jax.models import custom, renormalized, spec
 from smskd_jax.training import optimizer, schedule, task
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.reference import Reference
@@ -36,6 +37,22 @@ def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.M
       )
     networks[name] = make_network(entry, num_classes)
   return networks
+
+
+def feed(
+  networks: Mapping[str, nn.Module], given: Mapping[str, Given], dataset: Dataset
+) -> dict[str, nn.Module]:
+  """The networks that begin with variables, by name, each fed by the normalisation that its variables have."""
+  own = {name: of_network.normalization for name, of_network in given.items()}
+  return {name: renormalized.make(networks[name], own[name], dataset.moments) for name in given}
+
+
+class Cast(NamedTuple):
+  """The networks of a stage, each as it is fed."""
+
+  learner: nn.Module
+  teachers: tuple[nn.Module, ...]
+  reference: nn.Module | None = None
 
 
 def make_network(entry: Mapping[str, Any], num_classes: int) -> nn.Module:
@@ -63,7 +80,7 @@ def make_stage(
   field: str,
   entry: Mapping[str, Any],
   steps_per_epoch: int,
-  networks: Mapping[str, nn.Module],
+  networks: Cast,
   dataset: Dataset,
   first_epoch: int = 0,
 ) -> stage_lib.Stage:
@@ -73,7 +90,7 @@ def make_stage(
     field: of the entry, for messages.
     entry: the entry.
     steps_per_epoch: for what is scheduled in epochs.
-    networks: by name.
+    networks: of the stage.
     dataset: whose images it sees.
     first_epoch: epochs of the stages that it continues, which its count of steps goes on from.
 
@@ -90,9 +107,10 @@ def make_stage(
     **of_rate,
   )
   return stage_lib.Stage(
-    learner=networks[entry["learner"]],
+    learner=networks.learner,
     optimizer=optimizer.make(schedule=rate, **options(optimiser, "learning_rate", "learning_rate_of")),
-    teachers=tuple(networks[name] for name in entry["teachers"]),
+    teachers=networks.teachers,
+    reference_network=networks.reference,
     terms=_make_terms(entry["methods"]),
     task_weight=entry["task_weight"],
     label_smoothing=entry["label_smoothing"],

@@ -127,7 +127,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
   workdir_lib.check_alike(config=first, **workdir_lib.likeness())
   dataset, extra = _data(first["data"], load)
   workdir_lib.check_alike(data={"fingerprint": dataset.fingerprint})
-  given = _given(first)
+  given = {name: of_network.on(dataset.moments) for name, of_network in _given(first).items()}
   plans = [make_plans(resolved, dataset, given) for resolved in configs]
   keeping.check(plans[0], dataset, devices)
   console.say(overview.of(plans[0], dataset, devices, store))
@@ -148,6 +148,7 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
     Profiler(devices, ready.workdirs[0] / "profile", profile),
   )
   networks = build.make_networks(first, len(dataset.class_names))
+  networks |= build.feed(networks, ready.given, dataset)
   givens = [
     [
       runner.result_of_given(name, networks[name], of_network, workdir_lib.given_answers(workdir, name))

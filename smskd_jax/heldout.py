@@ -68,7 +68,7 @@ class HeldOut:
     The latter by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
     variables need not be given.
     """
-    learner, kept = plan.stage.learner, self._answers(plan.stage.learner, variables, logits)
+    kept = self._answers(plan.stage.learner, variables, logits)
     others, by_class = self._others(plan), {}
     for name, of_set in answers.logits(kept).items():
       compared = {role: answer[name] for role, answer in others.items()}
@@ -78,7 +78,7 @@ class HeldOut:
       for i, (key, network) in enumerate(zip(plan.reads.teachers, plan.stage.teachers, strict=True), start=1)
     }
     if plan.reads.reference is not None:
-      roles["reference"] = self._answers_of_frozen(plan.reads.reference, learner)
+      roles["reference"] = self._answers_of_frozen(plan.reads.reference, plan.stage.anchor)
     alike = {
       role: similarity.table(answers.features(kept), answers.features(other))._asdict()
       for role, other in roles.items()
@@ -114,7 +114,7 @@ class HeldOut:
       each = [self._answer(k, n) for k, n in zip(plan.reads.teachers, plan.stage.teachers, strict=True)]
       others["teacher"] = {name: metrics.ensemble([answer[name] for answer in each]) for name in each[0]}
     if plan.reads.reference is not None:
-      others["reference"] = self._answer(plan.reads.reference, plan.stage.learner)
+      others["reference"] = self._answer(plan.reads.reference, plan.stage.anchor)
     for i, earlier in enumerate(plan.earlier, start=1):
       others[f"earlier_{i}"] = self._answer(earlier.key, plan.stage.learner)
     return others

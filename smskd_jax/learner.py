@@ -8,7 +8,7 @@ import jax
 from smskd_jax import keeping, recall
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.heldout import HeldOut, Said
-from smskd_jax.models import spec
+from smskd_jax.models import renormalized, spec
 from smskd_jax.plan import Plan
 from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes, store, workdir
 from smskd_jax.runtime.choices import Choices
@@ -49,7 +49,8 @@ class Learner:
       Interrupted: the run was asked to stop while the teachers were asked.
     """
     self.plan, self.entry, self._setting, self._events = plan, Entry(setting.store, plan.key), setting, events
-    self.entry.begin(plan.description, {"name": plan.name, **workdir.environment(setting.devices)})
+    about = {"name": plan.name, **_about(plan, setting.dataset)}
+    self.entry.begin(plan.description, about | workdir.environment(setting.devices))
     key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.origin)
     order = jax.random.fold_in(key, ORDER)
     own = parallel.own_places(plan.budget.batch_size, setting.devices)
@@ -193,6 +194,17 @@ class Learner:
       if processes.agree(said.values["validation/accuracy"] > max(before, default=-1.0)):
         checkpoint.save_variables(self.entry.best, variables)
     return said.values
+
+
+def _about(plan: Plan, dataset: Dataset) -> dict[str, Any]:
+  """The images that a stage's network is for: stored beside its variables."""
+  moments = renormalized.moments(plan.stage.learner) or dataset.moments
+  normalization = {"mean": list(moments[0]), "std": list(moments[1])}
+  return {
+    "image_shape": list(dataset.image_shape),
+    "num_classes": len(dataset.class_names),
+    "normalization": normalization,
+  }
 
 
 def _result(plan: Plan, lines: list[dict[str, Any]], kept: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import types
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 
 from smskd_jax import build
@@ -65,6 +66,7 @@ def make_plans(
     UserError: a method is not defined for its networks, a stage has less than a batch of images, or the given
       variables are not of their network.
   """
+  given = {name: of_network.on(dataset.moments) for name, of_network in given.items()}
   networks = build.make_networks(config, len(dataset.class_names))
   for name, network in networks.items():
     build.check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)
@@ -72,13 +74,16 @@ def make_plans(
     expected = spec.variables(networks[name], dataset.image_shape)
     variables.check_fits(f"config.networks.{name}.variables", of_network.variables, expected)
   plans: list[Plan] = []
+  now = networks | build.feed(networks, given, dataset)  # as each network's last stage so far has left them
   for i, entry in enumerate(config["stages"]):
     field = f"config.stages[{i}]"
     reads = _reads(entry, plans, given)
     past = _past(reads, plans)
     origin, first_epoch = _origin(i, entry, past)
     drawing = _drawing(field, config, entry, dataset, first_epoch)
-    stage = build.make_stage(field, entry, drawing.steps_per_epoch, networks, dataset, first_epoch)
+    cast = _cast(entry, reads, plans, networks, now)
+    stage = build.make_stage(field, entry, drawing.steps_per_epoch, cast, dataset, first_epoch)
+    now[entry["learner"]] = cast.learner
     description = _describe(config, i, entry, dataset, reads, given)
     budget, key = _budget(config, entry, drawing), store.key_of(description)
     plans.append(Plan(i, entry, stage, drawing, budget, reads, past, origin, description, key))
@@ -158,6 +163,20 @@ def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Gi
     teachers=tuple(last[name] for name in entry["teachers"]),
     reference=reference,
   )
+
+
+def _cast(
+  entry: Mapping[str, Any],
+  reads: Reads,
+  earlier: list[Plan],
+  fresh: Mapping[str, nn.Module],
+  now: Mapping[str, nn.Module],
+) -> build.Cast:
+  """The networks of a stage, each fed by the normalisation of the variables that it begins with."""
+  name, anchor = entry["learner"], entry["reference"]["stage"]
+  by_name = {"none": None, "previous": now[name]} | {plan.name: plan.stage.learner for plan in earlier}
+  learner = fresh[name] if reads.start is None else now[name]
+  return build.Cast(learner, tuple(now[teacher] for teacher in entry["teachers"]), by_name[anchor])
 
 
 def _past(reads: Reads, earlier: list[Plan]) -> tuple[Plan, ...]:

@@ -65,15 +65,17 @@ class Runner:
     What is kept of its answers goes to a file of the run, and not to the store: its key says nothing of the data.
     """
     entry = Entry(self._setting.store, given.key)
+    normalization: dict[str, Any] = {"normalization": given.normalization and given.normalization._asdict()}
     with entry.lock(waiting=console.say):
       if processes.agree(entry.result()) is None:
-        entry.begin({"variables": given.fingerprint}, {"source": given.source})
+        entry.begin({"variables": given.fingerprint}, {"source": given.source, **normalization})
         checkpoint.save_variables(entry.final, given.variables)
         entry.finish({"fingerprint": given.fingerprint})
     said, kept = self._setting.held_out.of_frozen(given.key, network)
     answers.write(kept_as, kept)
     console.say(f"{name}: test accuracy {said.values['test/accuracy']:.2%}; variables of {given.source}")
-    about = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
+    about: dict[str, Any] = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
+    about |= normalization
     return {"network": name, **about, "metrics": said.values}
 
   def _train(self, asked: Sequence[tuple[Plan, Path]], stop: interrupt.Interrupt) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
   "prerequisites": "errors filling losses data training",
   "filling": "errors",
   "config": "checks prerequisites filling errors losses models data training",
-  "build": "config filling errors losses models data training",
+  "build": "config filling errors exchange.variables losses models data training",
   "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
   "profiling": "plan state runtime training",
   "overview": "plan models data runtime training",

@@ -63,6 +63,11 @@ class Dataset(NamedTuple):
   unlabeled: Images | None = None  # [m, h, w, c]: images of another source, without their labels
 
   @property
+  def moments(self) -> Moments:
+    """Mean and standard deviation by which images are normalised."""
+    return Moments(self.mean, self.std)
+
+  @property
   def image_shape(self) -> tuple[int, int, int]:
     """[h, w, c] of every image."""
     height, width, channels = self.train.image.shape[1:]

@@ -50,7 +50,10 @@ def crop_flip(
 
 
 def noise(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
-  """Noise for each example, of mean 0 and deviation 1 as normalized images have them: [b, h, w, c], float32."""
+  """Noise for each example, of mean 0 and deviation 1 as images normalized by the data have: [b, h, w, c], float32.
+
+  A network with a normalisation of its own gets the same picture, in its own units.
+  """
   draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), image.shape[1:], jnp.float32)
   return jax.vmap(draw)(index)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from smskd_jax import filling
 from smskd_jax.config import NETWORK
 from smskd_jax.errors import UserError, unknown
+from smskd_jax.exchange import variables
 from smskd_jax.exchange.trained import Trained
 from smskd_jax.runtime import checkpoint, workdir
 
@@ -44,13 +45,15 @@ def network(field: str, run: workdir.Run, name: str) -> Found:
 def _of_key(run: workdir.Run, name: str, key: str) -> Found:
   entry, inputs = run.config["networks"][name], run.result["inputs"]
   height, width, channels = inputs["image_shape"]
+  final = run.final(key)
+  own = variables.beside(final) or variables.of_json(inputs)
+  assert own is not None
   trained = Trained(
     entry["model"],
     filling.options(filling.plain(entry), *NETWORK),
-    checkpoint.load_variables(run.final(key)),
+    checkpoint.load_variables(final),
     (height, width, channels),
-    tuple(inputs["mean"]),
-    tuple(inputs["std"]),
+    *own,
     tuple(inputs["class_names"]),
   )
   about = {

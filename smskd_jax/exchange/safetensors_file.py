@@ -50,9 +50,23 @@ def read(path: str | Path) -> Trained:
     UserError: there is no such file, or it is broken or another one.
   """
   path = Path(path)
-  found = variables(path)
-  with safe_open(path, framework="numpy") as file:
-    header = file.metadata() or {}
-  if _DESCRIPTION not in header:
+  found, described = variables(path), description(path)
+  if described is None:
     raise UserError(f"{path}: a safetensors file, but its header does not describe a network of this package")
-  return trained_lib.of_description(json.loads(header[_DESCRIPTION]), found)
+  return trained_lib.of_description(described, found)
+
+
+def description(path: Path) -> dict[str, Any] | None:
+  """The description of the network in a file's header; None where there is none.
+
+  Raises:
+    UserError: there is no such file, or it is broken.
+  """
+  if not path.is_file():
+    raise UserError(f"{path}: there is no such file")
+  try:
+    with safe_open(path, framework="numpy") as file:
+      header = file.metadata() or {}
+  except (SafetensorError, OSError) as error:
+    raise UserError(f"{path}: broken or not a safetensors file ({error})") from error
+  return json.loads(header[_DESCRIPTION]) if _DESCRIPTION in header else None

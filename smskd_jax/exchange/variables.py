@@ -1,5 +1,6 @@
 """A network's variables from a folder: an imported network, a run's workdir, or a checkpoint of variables alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,11 +8,12 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from smskd_jax.data.dataset import Moments
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
 from smskd_jax.models import spec
 from smskd_jax.runtime import checkpoint, workdir
-from smskd_jax.runtime.store import write_json
+from smskd_jax.runtime.store import Entry, key_of, read_json, write_json
 
 _VARIABLES, _ABOUT = "variables", "network.json"
 
@@ -22,11 +24,18 @@ class Given(NamedTuple):
   variables: Any
   fingerprint: str  # of every byte, with its name and shape
   source: str  # the folder that they were read from
+  normalization: Moments | None = None  # of the images that they were trained on; None: the data's
 
   @property
   def key(self) -> str:
-    """What they are called among the keys of stages."""
-    return self.fingerprint[:16]
+    """What they are called among the keys of stages: what is computed with them depends on their normalisation."""
+    if self.normalization is None:
+      return self.fingerprint[:16]
+    return key_of({"fingerprint": self.fingerprint, **self.normalization._asdict()})
+
+  def on(self, moments: Moments) -> "Given":
+    """For data of a normalisation: where it is theirs, they need none of their own."""
+    return self._replace(normalization=None) if self.normalization == moments else self
 
 
 def save(folder: Path, variables: Any, about: dict[str, Any]) -> str:
@@ -49,12 +58,12 @@ def load(field: str, folder: str, network: str) -> Given:
   Raises:
     UserError: there are none, or some are not finite.
   """
-  path = _find(field, Path(folder), network)
+  path, stated = _find(field, Path(folder), network)
   variables = _read(field, path)
   if not isinstance(variables, dict) or "params" not in variables:
     raise UserError(f"{field}: {path} holds no variables of a network: it has no params")
   check_finite(field, variables)
-  return Given(variables, checkpoint.digest(variables), str(path))
+  return Given(variables, checkpoint.digest(variables), str(path), stated)
 
 
 def _read(field: str, path: Path) -> Any:
@@ -70,15 +79,16 @@ def _read(field: str, path: Path) -> Any:
     raise UserError(f"{field}: {path} is no checkpoint of variables, or a damaged one ({first})") from error
 
 
-def _find(field: str, folder: Path, network: str) -> Path:
+def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None]:
+  """Where the variables are, and the normalisation of their images as far as it is stored beside them."""
   if folder.suffix == ".safetensors":
-    return folder
+    return folder, _in_header(field, folder)
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
   if (folder / _ABOUT).is_file():
-    return folder / _VARIABLES
+    return folder / _VARIABLES, of_json(read_json(folder / _ABOUT).get("normalization"))
   if not (folder / "config.json").is_file():
-    return folder
+    return folder, beside(folder)
   run = workdir.read_run(field, folder)
   trained = run.trained()
   name = trained[0] if len(trained) == 1 else network
@@ -86,7 +96,26 @@ def _find(field: str, folder: Path, network: str) -> Path:
     raise UserError(
       f"{field}: the run in {folder} trained {', '.join(trained)}, but no {network!r}; name the network likewise"
     )
-  return run.final(run.last_stage(name)["key"])
+  path = run.final(run.last_stage(name)["key"])
+  return path, beside(path)
+
+
+def beside(final: Path) -> Moments | None:
+  """The normalisation that a store's entry states of its variables, by their folder; None where it states none."""
+  return of_json(Entry(final.parent.parent, final.parent.name).about().get("normalization"))
+
+
+def of_json(stated: Mapping[str, Any] | None) -> Moments | None:
+  """The normalisation of {'mean': [c numbers], 'std': [c numbers]}."""
+  return None if stated is None else Moments(tuple(stated["mean"]), tuple(stated["std"]))
+
+
+def _in_header(field: str, path: Path) -> Moments | None:
+  try:
+    described = safetensors_file.description(path)
+  except UserError as error:
+    raise UserError(f"{field}: {error}") from error
+  return None if described is None else of_json(described["images"])
 
 
 def check_finite(field: str, variables: Any) -> None:

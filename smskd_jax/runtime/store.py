@@ -51,13 +51,17 @@ class Entry:
     Raises:
       UserError: the entry is of another format.
     """
-    stage = _read_json(self.folder / "stage.json")
+    stage = read_json(self.folder / "stage.json")
     if stage is not None and stage["format"] != FORMAT:
       raise UserError(
         f"store entry {self.folder} is of format {stage['format']}, this version's is {FORMAT}; "
         "remove it or use another --store"
       )
-    return _read_json(self.folder / "result.json")
+    return read_json(self.folder / "result.json")
+
+  def about(self) -> dict[str, Any]:
+    """What is stated beside the key and not hashed; nothing where the folder is no entry."""
+    return (read_json(self.folder / "stage.json") or {}).get("about", {})
 
   def begin(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Writes down what the key stands for, and beside it what is not hashed."""
@@ -123,5 +127,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return dict(file)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+  """The value in a JSON file; None where there is no file."""
   return json.loads(path.read_text()) if path.exists() else None

@@ -52,6 +52,13 @@ class Stage(NamedTuple):
   number: Callable[[jax.Array, Batch], jax.Array] | None = None
   all_labeled: bool = False  # every image is known to have a label: the devices need not count them each step
   alternate_epochs: int = 0  # after so many the terms take turns; 0: all at once
+  # what computes with the reference's variables; None: the learner. Another where its normalisation is another
+  reference_network: nn.Module | None = None
+
+  @property
+  def anchor(self) -> nn.Module:
+    """The network of the reference."""
+    return self.learner if self.reference_network is None else self.reference_network
 
 
 Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
@@ -190,7 +197,7 @@ def _look(stage, frozen, view, key, batch, axis_name) -> views.Seen:
   if stage.mix is not None:
     image, answer = stage.mix(jax.random.fold_in(key, MIX), image, batch.label, axis_name)
   teachers = _ask(stage, frozen, key, image, batch, axis_name)
-  reference = None if stage.reference is None else outputs(stage.learner, frozen.reference, image)
+  reference = None if stage.reference is None else outputs(stage.anchor, frozen.reference, image)
   labeled = jnp.ones(()) if stage.all_labeled else task.labeled_share(answer.label, axis_name)
   return views.Seen(image, answer, teachers, reference, labeled)
 
