@@ -20,9 +20,11 @@ import jax
 
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
+from smskd_jax.estimates import RunEstimate
 from smskd_jax.models import spec
 from smskd_jax.plan import make_plans
-from smskd_jax.runtime import checkpoint, console, interrupt, parallel
+from smskd_jax.progress import StageProgress
+from smskd_jax.runtime import checkpoint, clock, interrupt, parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.state import Frozen
@@ -78,14 +80,14 @@ def main():
     state, stop = begin(), interrupt.Interrupt()
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
     writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
-    bar = console.Progress("stage", budget.steps * budget.batch_size, 0)
     order = functools.partial(batches.draw, drawing, key)
-    learning = loop.Learning(order, lambda step, variables: {}, writer.write, checkpoints, {})
+    learning = loop.Learning(order, lambda step, variables: {}, writer.write, checkpoints, {}, {})
     program = Alone(plan.stage, devices, state, frozen)
+    timer = clock.Clock()
+    progress = StageProgress(plan._replace(budget=budget), 1, timer, RunEstimate([plan], dataset, folder))
     began = time.perf_counter()
-    loop.run(
-      program, budget, [learning], lambda step, just_now: bar.advance(just_now * budget.batch_size), stop
-    )
+    loop.run(program, budget, [learning], progress, stop, timer)
+    progress.close()
     seconds = time.perf_counter() - began
     checkpoints.close()
     writer.close()

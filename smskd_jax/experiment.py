@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import build, data, filling, keeping, overview
+from smskd_jax import build, data, estimates, filling, keeping, overview
 from smskd_jax import config as config_lib
 from smskd_jax.analysis import report
 from smskd_jax.data import extra_tests
@@ -37,6 +37,7 @@ def run(
   dry_run: bool = False,
   profile: int = 0,
   load: Callable[..., Dataset] = data.load,
+  summary: bool = True,
 ) -> dict[str, Any]:
   """Runs an experiment, or goes on with one that was interrupted.
 
@@ -48,6 +49,7 @@ def run(
     dry_run: say what would run, and write nothing.
     profile: how many steps of each stage to trace into WORKDIR/profile before it trains; 0: none.
     load: reads data sets; several runs may share one that remembers.
+    summary: print the networks and stages before training, and the report and the total time after it.
 
   Returns:
     What WORKDIR/result.json holds; of a dry run, the resolved config.
@@ -57,17 +59,26 @@ def run(
       finite.
     Interrupted: SIGTERM or Ctrl-C came, and the state is saved; the same call goes on from there.
   """
+  began = time.monotonic()
   store = Path(store) if store else Path(workdir) / "store"
   if profile and processes.joined():
     raise UserError(
       f"--profile: {profile}, but this run is of several processes (--distributed); profile one of them"
     )
   ready = _prepare([(config, workdir)], store, cpu_devices, load)
+  if summary:
+    console.say(overview.of(ready.plans[0], ready.dataset, ready.devices, store))
   if dry_run:
-    console.say(overview.cost(ready.plans[0], ready.dataset, store))
+    console.say(overview.cost(ready.plans[0], ready.dataset, ready.devices, store))
     console.say(json.dumps(ready.configs[0], indent=2))
     return ready.configs[0]
-  return _carry_out(ready, beside_lib.select(ready.devices, cpu_devices), profile)[0]
+  result = _carry_out(ready, beside_lib.select(ready.devices, cpu_devices), profile)[0]
+  if summary and processes.is_lead():
+    path = Path(workdir) / "report.md"
+    console.say(
+      f"\n{path.read_text()}\ntotal time: {console.duration(time.monotonic() - began)}; report: {path}"
+    )
+  return result
 
 
 def run_seeds(
@@ -81,6 +92,7 @@ def run_seeds(
 
   Results are those of one run after another, to rounding: on several devices of one batch sums are taken in another
   order than on one. A run that was interrupted goes on, at once with others if they were stopped at the same step.
+  No summaries are printed.
 
   Args:
     runs: configs and their folders.
@@ -113,7 +125,7 @@ class _Ready(NamedTuple):
 
 
 def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..., Dataset]) -> _Ready:
-  """Finds every mistake that can be found before training, and tells what will run. Writes nothing."""
+  """Finds every mistake that can be found before training. Writes nothing."""
   configs, workdirs = [config_lib.resolve(config) for config, _ in runs], [Path(folder) for _, folder in runs]
   first = configs[0]
   for resolved, workdir in zip(configs, workdirs, strict=True):
@@ -130,13 +142,12 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
   given = {name: of_network.on(dataset.moments) for name, of_network in _given(first).items()}
   plans = [make_plans(resolved, dataset, given) for resolved in configs]
   keeping.check(plans[0], dataset, devices)
-  console.say(overview.of(plans[0], dataset, devices, store))
   return _Ready(configs, workdirs, store, devices, dataset, extra, given, plans)
 
 
 def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> list[dict[str, Any]]:
   """Trains what is not in the store, and writes results and reports."""
-  began, (first, dataset, devices) = time.monotonic(), (ready.configs[0], ready.dataset, ready.devices)
+  first, dataset, devices = ready.configs[0], ready.dataset, ready.devices
   held_out = HeldOut(dataset, devices, first["evaluate"], ready.store)
   for resolved, workdir in zip(ready.configs, ready.workdirs, strict=True):
     workdir_lib.write_config(workdir, resolved, ready.store, devices)
@@ -144,7 +155,7 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
   runner = Runner(
     Setting(first, dataset, devices, ready.store, held_out),
     beside,
-    overview.Estimate(ready.plans[0], dataset),
+    estimates.RunEstimate(ready.plans[0], dataset, ready.store, len(ready.plans)),
     Profiler(devices, ready.workdirs[0] / "profile", profile),
   )
   networks = build.make_networks(first, len(dataset.class_names))
@@ -169,7 +180,6 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
     for stage, values in zip(stages, held_out.on_extra_tests(ready.plans[i], ready.extra), strict=True):
       stage["extra_tests"] = values
     results.append(_write(ready, i, {"given": given, "stages": stages}))
-    console.say(f"{console.duration(time.monotonic() - began)}; report: {ready.workdirs[i] / 'report.md'}")
   processes.meet()
   return results
 
@@ -181,7 +191,7 @@ def _write(ready: _Ready, i: int, found: Mapping[str, Any]) -> dict[str, Any]:
   result = {**about, **found, **workdir_lib.environment(ready.devices)}
   store_lib.write_json(workdir / "result.json", result)
   if processes.is_lead():
-    console.say(f"\n{report.write(workdir, ready.store).read_text()}")
+    report.write(workdir, ready.store)
   return result
 
 

@@ -1,7 +1,6 @@
-"""What a stage's teachers say of the views that it will see: read from the store, or computed into it once.
+"""Cache of teacher outputs, filled before a stage for the views that the stage samples, once each.
 
-Which views a stage sees is drawn from its key alone, and so is known before it begins: no view is asked of a teacher
-that nobody will see, and none twice. What is kept never costs more forward passes than it saves.
+The sampled views depend on the stage's key alone. A cache never costs more forward passes than it saves.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +39,6 @@ class Asked(NamedTuple):
   teachers: tuple[Kept, ...]  # on the host, as files in memory: what others ask for later will be there too
   folders: tuple[Path, ...]  # of these files
   forward_passes: int  # 0 where all was in the store
-  seconds: float
 
 
 class Question(NamedTuple):
@@ -88,7 +86,7 @@ def ask(
   Raises:
     Interrupted: the run was asked to stop. What was computed is kept.
   """
-  question, passes, began = _question(plan), 0, time.monotonic()
+  question, passes = _question(plan), 0
   embeddings = question.pooled or any(_reads_embeddings(plan, one) for one in stages)
   teachers: list[Kept] = []
   folders: list[Path] = []
@@ -101,11 +99,12 @@ def ask(
       if missing[pooled].any():
         variables = parallel.replicate(checkpoint.load_variables(entry.final), devices)
         say = _say(question._replace(pooled=pooled), network, variables, dataset, devices)
-        passes += _compute(question, say, missing[pooled], tables[pooled], batch_size, len(devices), stop)
+        where = missing[pooled], tables[pooled]
+        passes += _compute(plan.name, question, say, *where, batch_size, len(devices), stop)
     read = tables[pooled].read(NAMES[: 1 + question.pooled])
     teachers.append(Kept(*map(functools.partial(cast, jax.Array), (question.place, *read))))
     folders.append(tables[pooled].folder)
-  return Asked(tuple(teachers), tuple(folders), passes, time.monotonic() - began if passes else 0.0)
+  return Asked(tuple(teachers), tuple(folders), passes)
 
 
 def drawn(plan: Plan, key: jax.Array, order: jax.Array) -> np.ndarray:
@@ -217,6 +216,7 @@ def _say(
 
 
 def _compute(
+  stage: str,
   question: Question,
   say: Say,
   missing: np.ndarray,
@@ -228,7 +228,8 @@ def _compute(
   """Computes the missing answers; returns how many."""
   images, views = np.nonzero(missing)
   size = -(-min(batch_size, len(images)) // num_devices) * num_devices
-  bar, saved = console.Progress("what a teacher says of the views to come", len(images), 0), time.monotonic()
+  console.say(f"{stage}  caching teacher outputs of {len(images):,} views")
+  bar, saved = console.Bar(f"{stage}  caching teacher outputs", len(images)), time.monotonic()
   try:
     for start in range(0, len(images), size):
       of_batch = np.arange(start, start + size) % len(images)  # the last is filled up with the first views
@@ -236,12 +237,12 @@ def _compute(
       said = say(question.image[rows], rows, views[of_batch].astype(np.int32))
       where = of_batch[:count]
       table.put(images[where], views[where], {name: x[:count] for name, x in said.items()})
-      bar.advance(count)
+      bar.update(count)
       if stop or time.monotonic() - saved > SAVE_EVERY:
         table.save()
         saved = time.monotonic()
       if stop:
-        told = f"stopped while its teachers were asked, at answer {start + count:,} of {len(images):,}"
+        told = f"stopped while caching teacher outputs, at view {start + count:,} of {len(images):,}"
         raise interrupt.Interrupted(stop.signum, told)
   finally:
     bar.close()

@@ -1,5 +1,6 @@
 """A learner in one stage: what it begins with and reads, its metrics and checkpoints, what it leaves in the store."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from smskd_jax.data.dataset import Dataset
 from smskd_jax.heldout import HeldOut, Said
 from smskd_jax.models import renormalized, spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes, store, workdir
+from smskd_jax.runtime import answers, checkpoint, clock, console, interrupt, parallel, processes, store, workdir
 from smskd_jax.runtime.choices import Choices
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, read_metrics
@@ -46,7 +47,7 @@ class Learner:
       stop: becomes true when the run is asked to end.
 
     Raises:
-      Interrupted: the run was asked to stop while the teachers were asked.
+      Interrupted: the run was asked to stop while teacher outputs were computed.
     """
     self.plan, self.entry, self._setting, self._events = plan, Entry(setting.store, plan.key), setting, events
     about = {"name": plan.name, **_about(plan, setting.dataset)}
@@ -56,9 +57,13 @@ class Learner:
     own = parallel.own_places(plan.budget.batch_size, setting.devices)
     begin = plan.budget.first_step
     self.batches = lambda step: batches.draw(plan.drawing, order, begin + step, own)
-    self._state: TrainState | None = self._first_state(key)
-    self.frozen, self._asked = self._read(jax.random.fold_in(key, STEPS), order, stop)
+    self.timer = clock.Clock()
+    with self.timer.phase(clock.PREPARE):
+      self._state: TrainState | None = self._first_state(key)
+      self.frozen, self._asked = self._read(jax.random.fold_in(key, STEPS), order, stop)
     self._last: Said | None = None
+    # Metrics before the first step; None where a checkpoint goes on.
+    self.first: dict[str, float] | None = None
     self.done, self._note = 0, dict[str, Any]()
 
   @property
@@ -69,6 +74,10 @@ class Learner:
 
   def open(self) -> None:
     """Goes on from the last checkpoint, if there is one; opens what is written while it trains."""
+    with self.timer.phase(clock.PREPARE):
+      self._open()
+
+  def _open(self) -> None:
     config, entry = self._setting.config, self.entry
     self._checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=config["checkpoint"]["keep"])
     restored = self._checkpoints.restore(self.state, warn=console.say)
@@ -80,7 +89,9 @@ class Learner:
     self._writer = MetricsWriter(entry.metrics, self._events, last_step=last_step)
     if not restored:
       variables = stage_lib.learner_variables(self.state)
-      self._writer.write({"step": 0, "epoch": 0.0} | self._look(0, variables))
+      with self.timer.phase(clock.EVALUATE):
+        self.first = {"step": 0, "epoch": 0.0} | self._look(0, variables)
+      self._writer.write(self.first)
 
   def beside(self) -> Beside:
     """It as one of several that are trained at once."""
@@ -94,7 +105,8 @@ class Learner:
 
   def learning(self) -> loop.Learning:
     """What the loop calls."""
-    return loop.Learning(self.batches, self._look, self._writer.write, self._checkpoints, self._note)
+    seconds = clock.total(self._note.get("seconds_by_phase", {}), self.timer.seconds())
+    return loop.Learning(self.batches, self._look, self._writer.write, self._checkpoints, self._note, seconds)
 
   def saved(self) -> str:
     """From where it could go on, in words."""
@@ -106,17 +118,28 @@ class Learner:
     self._checkpoints.close()
     self._writer.close()
 
-  def finish(self, state: TrainState, seconds: float, learners: int) -> dict[str, Any]:
+  def finish(self, state: TrainState, seconds: Mapping[str, float], learners: int) -> dict[str, Any]:
     """Puts what the stage leaves into the store.
 
     Args:
       state: the last.
-      seconds: that training it took.
+      seconds: spent on the stage until now, by phase.
       learners: how many were trained at once.
 
     Returns:
-      The stage's result.
+      The stage's result; 'seconds' of wall-clock time, all processes that trained the stage together, and
+      'seconds_by_phase', whose keys runtime/clock.py explains and whose sum they are.
     """
+    timer = clock.Clock()
+    with timer.phase(clock.SAVE):
+      result = self._leave(state, learners, timer)
+    of_phase = clock.total(dict(seconds), timer.seconds())
+    result = processes.agree(result | {"seconds": sum(of_phase.values()), "seconds_by_phase": of_phase})
+    self.entry.finish(result)
+    return result
+
+  def _leave(self, state: TrainState, learners: int, timer: clock.Clock) -> dict[str, Any]:
+    """Saves the network and its outputs; returns the result without times. Of several processes the lead's counts."""
     plan, entry = self.plan, self.entry
     chosen = checkpoint.load_variables(entry.best) if plan.config["select"] == "validation" else None
     final = chosen or stage_lib.learner_variables(state)
@@ -124,13 +147,12 @@ class Learner:
     recall.keep(entry, state)
     store.write_arrays(entry.optimizer, carry_over.to_arrays(state.opt_state))
     said = self._last.logits if self._last and not chosen else None
-    kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
+    with timer.phase(clock.EVALUATE):
+      kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
     answers.write(entry.answers, kept)
-    result = told | {"seconds": seconds + self._asked.seconds, "learners_at_once": learners}
+    result = told | {"learners_at_once": learners}
     if processes.is_lead():  # it alone has written, and so can read, the metrics
       result = _result(plan, read_metrics(entry.metrics), self._asked.forward_passes) | result
-    result = processes.agree(result)
-    entry.finish(result)
     return result
 
   def _first_state(self, key: jax.Array) -> TrainState:
@@ -162,13 +184,14 @@ class Learner:
   ) -> tuple[Frozen, keeping.Asked]:
     """What the stage reads, on the host, and what it took to have it."""
     plan, setting = self.plan, self._setting
-    asked = keeping.Asked((), (), 0, 0.0)
+    asked = keeping.Asked((), (), 0)
     if plan.stage.number:
       size, stages = setting.config["evaluate"]["batch_size"], setting.config["stages"]
       where = plan, setting.dataset, setting.devices, setting.store
-      drawn = keeping.drawn(plan, key, order)
       try:
-        asked = keeping.ask(*where, batch_size=size, drawn=drawn, stages=stages, stop=stop)
+        with self.timer.phase(clock.CACHE):
+          drawn = keeping.drawn(plan, key, order)
+          asked = keeping.ask(*where, batch_size=size, drawn=drawn, stages=stages, stop=stop)
       except interrupt.Interrupted as error:
         error.args = (f"stage {plan.name!r}, {error}",)
         raise

@@ -7,23 +7,25 @@ from typing import Any
 
 from flax import linen as nn
 
+from smskd_jax.estimates import RunEstimate
 from smskd_jax.exchange.variables import Given
 from smskd_jax.learner import Learner, Setting
-from smskd_jax.overview import Estimate
 from smskd_jax.plan import Plan
 from smskd_jax.profiling import Profiler
-from smskd_jax.runtime import answers, checkpoint, console, interrupt, parallel, processes
+from smskd_jax.progress import StageProgress
+from smskd_jax.runtime import answers, checkpoint, clock, console, interrupt, parallel, processes
 from smskd_jax.runtime import beside as beside_lib
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop
 from smskd_jax.training.program import Alone, Program, Together
+from smskd_jax.training.window import NonFinite
 
 
 class Runner:
   """Runs the stages of experiments that differ in their seed alone."""
 
-  def __init__(self, setting: Setting, beside: parallel.Devices, estimate: Estimate, profiler: Profiler):
+  def __init__(self, setting: Setting, beside: parallel.Devices, estimate: RunEstimate, profiler: Profiler):
     """Takes what the stages share, and the devices on which several learners may train; computes nothing yet."""
     self._setting, self._beside, self._estimate, self._profiler = setting, beside, estimate, profiler
 
@@ -48,7 +50,7 @@ class Runner:
       for some in beside_lib.shifts(absent, self._beside):
         trained = self._train([(plans[i], events[i]) for i in some], stop)
         for i, of_seed in zip(some, trained, strict=True):
-          results[i], how[i] = of_seed, console.duration(of_seed["seconds"])
+          results[i], how[i] = of_seed, _time_in_words(of_seed)
     found = []
     for i, (plan, result) in enumerate(zip(plans, results, strict=True)):
       assert result is not None
@@ -73,7 +75,9 @@ class Runner:
         entry.finish({"fingerprint": given.fingerprint})
     said, kept = self._setting.held_out.of_frozen(given.key, network)
     answers.write(kept_as, kept)
-    console.say(f"{name}: test accuracy {said.values['test/accuracy']:.2%}; variables of {given.source}")
+    console.say(
+      f"{name}: test accuracy {100 * said.values['test/accuracy']:.2f} %; variables of {given.source}"
+    )
     about: dict[str, Any] = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
     about |= normalization
     return {"network": name, **about, "metrics": said.values}
@@ -93,18 +97,16 @@ class Runner:
       return [result for some in together for result in self._run(some, stop)]
 
   def _run(self, learners: Sequence[Learner], stop: interrupt.Interrupt) -> list[dict[str, Any]]:
-    plan, program = learners[0].plan, self._program(learners)
-    name = plan.name if len(learners) == 1 else f"{plan.name} of {len(learners)} seeds at once"
-    size = plan.budget.batch_size * len(learners)
-    bar = console.Progress(name, plan.budget.steps * size, learners[0].done * size)
-
-    def progress(step: int, just_now: int) -> None:
-      bar.advance(just_now * size)
-      self._estimate.step(plan, step)
-
+    plan, program, timer = learners[0].plan, self._program(learners), clock.Clock()
+    overhead = sum(of.timer.of(name) for of in learners for name in (clock.PREPARE, clock.EVALUATE))
+    progress = StageProgress(plan, len(learners), timer, self._estimate, overhead)
+    first = [of.first for of in learners if of.first is not None]
+    if len(first) == len(learners):
+      progress.evaluated(0, first)
     try:
-      seconds = loop.run(program, plan.budget, [of.learning() for of in learners], progress, stop)
-    except loop.NonFinite as error:
+      learning = [of.learning() for of in learners]
+      seconds = loop.run(program, plan.budget, learning, progress, stop, timer)
+    except NonFinite as error:
       of = learners[error.learner]
       error.args = (f"stage {plan.name!r}, {error}; {of.saved()}",)
       raise
@@ -112,7 +114,7 @@ class Runner:
       error.args = (f"stage {plan.name!r}, {error}; {learners[0].saved()}",)
       raise
     finally:
-      bar.close()
+      progress.close()
     return [of.finish(program.state(i), seconds[i], len(learners)) for i, of in enumerate(learners)]
 
   def _program(self, learners: Sequence[Learner]) -> Program:
@@ -123,9 +125,14 @@ class Runner:
     return Alone(stage, devices, of.take_state(), parallel.replicate(of.frozen, devices))
 
 
+def _time_in_words(result: dict[str, Any]) -> str:
+  compiling = result["seconds_by_phase"].get(clock.COMPILE, 0.0)
+  return f"{console.duration(result['seconds'])}, {console.duration(compiling)} of them compiling"
+
+
 def _in_words(last: dict[str, float]) -> str:
-  words = [f"test accuracy {last['test/accuracy']:.2%}"]
+  words = [f"test accuracy {100 * last['test/accuracy']:.2f} %"]
   for role in ("teacher", "reference"):
     if f"test/{role}_agreement" in last:
-      words.append(f"agrees with its {role} on {last[f'test/{role}_agreement']:.1%}")
+      words.append(f"agrees with its {role} on {100 * last[f'test/{role}_agreement']:.1f} %")
   return ", ".join(words)

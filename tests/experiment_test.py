@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import data, experiment, heldout, losses, overview
+from smskd_jax import data, estimates, experiment, heldout, losses, overview
 from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.data import corruptions
 from smskd_jax.data.augment import normalize
@@ -16,7 +16,7 @@ from smskd_jax.learner import Learner
 from smskd_jax.plan import make_plans
 from smskd_jax.runtime import answers, checkpoint, choices, console, parallel
 from smskd_jax.runtime.writer import read_metrics
-from smskd_jax.training import loop, similarity
+from smskd_jax.training import loop, similarity, window
 import tiny
 
 
@@ -190,7 +190,7 @@ class Crash(BaseException):
 
 def crash_after(monkeypatch, steps):
   """Ends the run, as a crash would, after so many steps from now."""
-  left, add = [steps], loop.Window.add
+  left, add = [steps], window.Window.add
 
   def crashing(self, metrics):
     left[0] -= 1
@@ -198,7 +198,7 @@ def crash_after(monkeypatch, steps):
       raise Crash
     add(self, metrics)
 
-  monkeypatch.setattr(loop.Window, "add", crashing)
+  monkeypatch.setattr(window.Window, "add", crashing)
 
 
 def test_a_crashed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path):
 
 
 def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
-  fetch, seen = loop.Window.fetch, []
+  fetch, seen = window.Window.fetch, []
 
   def poisoned(self, step):
     seen.append(step)
@@ -269,7 +269,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
       self._pending[-1]["task"] = np.float32("nan")
     return fetch(self, step)
 
-  monkeypatch.setattr(loop.Window, "fetch", poisoned)
+  monkeypatch.setattr(window.Window, "fetch", poisoned)
   with pytest.raises(
     UserError, match=r"stage 'teacher', step 8: task is nan.*; the last checkpoint is of step 4"
   ):
@@ -447,20 +447,45 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
   told = capsys.readouterr().out
   assert not (tmp_path / "new").exists()
   assert "digits: 1,438 train, 359 test images" in told and '"temperature": 4.0' in told
-  assert "to train: " in told and " of TPU v5e, " in told
+  assert "to train: " in told and "estimated time: " in told and " on 2 x cpu" in told
 
 
-def test_what_training_costs_is_what_its_steps_compute_and_nothing_where_all_is_trained(finished, tmp_path):
-  workdir, _ = finished
-  digits = data.load("digits")
+def test_the_cost_of_training_counts_steps_evaluations_and_compilation(finished, tmp_path, monkeypatch):
+  digits, devices = data.load("digits"), jax.devices()[:2]
   plans = make_plans(resolve(runs.tiny()), digits)
-  flops = sum(overview.step_flops(plan, digits) * plan.budget.steps for plan in plans)
-  told = overview.cost(plans, digits, tmp_path / "empty")
-  assert (
-    told.startswith(f"to train: {console.quantity(flops)}FLOP")
-    and f"{flops / 989e11 / 3600:.2g} of H100" in told
-  )
-  assert "nothing" in overview.cost(plans, digits, workdir / "store")
+  monkeypatch.setattr(estimates, "_time_forward", lambda network, shape: (0.5, 0.01))
+  forward = [estimates.spec.forward_flops(plan.stage.learner, digits.image_shape) for plan in plans]
+  rate = 64 * forward[0] / 0.01  # the teacher is the largest
+  evaluated = sum(f * 359 * (1 + epochs) for f, epochs in zip(forward, (2, 1, 2), strict=True))
+  flops = sum(estimates.step_flops(plan, digits) * plan.budget.steps for plan in plans) + evaluated
+  seconds = console.duration(flops / rate + 3 * estimates.COMPILE_FACTOR * 0.5)
+  told = overview.cost(plans, digits, devices, tmp_path / "empty")
+  assert told == f"to train: {console.quantity(flops)}FLOP; estimated time: {seconds} on 2 x cpu"
+  assert "nothing" in overview.cost(plans, digits, devices, finished[0] / "store")
+  monkeypatch.setattr(overview, "PEAKS", {"abacus": 100.0})
+  hours = f"{flops / 10 / 3600:.2g}"
+  told = overview.cost(plans, digits, devices, tmp_path / "empty")
+  assert told.endswith(f"; at 10% of a chip's peak, estimated device-hours: {hours} of abacus")
+
+
+def test_the_speed_of_stages_in_the_store_counts_all_their_seconds(finished, monkeypatch):
+  workdir, result = finished
+  digits, devices, store = data.load("digits"), jax.devices(), workdir / "store"
+  plans = make_plans(resolve(runs.tiny()), digits)
+  works = {plan.key: estimates.work_of(plan, digits) for plan in plans}
+  speed = estimates.stored_speed(works, store, devices[:2])
+  assert sum(map(speed.seconds, works.values())) == pytest.approx(sum(s["seconds"] for s in result["stages"]))
+  assert estimates.stored_speed(works, store, devices[:1]) is None, "those were other devices"
+  monkeypatch.setattr(estimates.processes, "count", lambda: 2)
+  assert estimates.timed_speed(plans, digits, devices[:2]) is None
+  assert estimates.in_words(None) == "estimated time: unknown until the first steps have run"
+
+
+def test_the_seconds_of_a_stage_are_those_of_its_phases(finished):
+  for one in finished[1]["stages"]:
+    phases = one["seconds_by_phase"]
+    assert set(phases) == {"prepare", "compile", "train", "evaluate", "save"} and min(phases.values()) > 0
+    assert one["seconds"] == pytest.approx(sum(phases.values()))
 
 
 def test_several_steps_as_one_program_are_the_same_steps(finished, tmp_path, monkeypatch):

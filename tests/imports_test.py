@@ -22,7 +22,8 @@ MAY_IMPORT = {
   "runtime": "state errors",
   "training": "state losses models data",
   "training.program": "state runtime training",
-  "training.loop": "state errors data runtime training training.program",
+  "training.window": "errors",
+  "training.loop": "state data runtime training training.program training.window",
   "__init__": "state losses models training",
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
@@ -33,14 +34,19 @@ MAY_IMPORT = {
   "build": "config filling errors exchange.variables losses models data training",
   "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
   "profiling": "plan state runtime training",
-  "overview": "plan models data runtime training",
+  "estimates": "plan models data runtime training",
+  "overview": "estimates plan models data runtime training",
+  "progress": "estimates plan runtime",
   "literature": "config errors",
   "recipes": "literature losses errors config studies.config",
   "keeping": "build plan state errors losses models data runtime training",
   "recall": "plan state losses data runtime training",
   "heldout": "plan recall data runtime training",
   "learner": "plan heldout keeping recall state models data runtime training training.loop training.program",
-  "runner": "learner plan overview profiling exchange.variables runtime training.loop training.program",
+  "runner": (
+    "learner plan estimates progress profiling exchange.variables runtime training.loop training.program "
+    "training.window"
+  ),
   "analysis": (
     "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
@@ -49,10 +55,11 @@ MAY_IMPORT = {
   "report": "arguments errors analysis runtime.workdir studies.table",
   "compare": "arguments errors analysis studies.table",
   "experiment": (
-    "errors filling data exchange runtime config build plan keeping heldout learner overview profiling runner analysis"
+    "errors filling data exchange runtime config build plan keeping heldout learner estimates overview profiling "
+    "runner analysis"
   ),
   "studies": (
-    "config literature losses errors filling data build plan overview models training exchange runtime experiment "
+    "config literature losses errors filling data build plan estimates models training exchange runtime experiment "
     "analysis"
   ),
   "import_torch": "arguments errors models exchange runtime",

@@ -130,7 +130,7 @@ def test_asked_to_stop_it_keeps_what_it_has_and_goes_on(finished, tmp_path, monk
   with monkeypatch.context() as patch:
     patch.setattr(keeping.Table, "put", stopping)
     with pytest.raises(
-      interrupt.Interrupted, match=r"'rkd', stopped while its teachers were asked, at answer 384 of"
+      interrupt.Interrupted, match=r"'rkd', stopped while caching teacher outputs, at view 384 of"
     ):
       experiment.run(one, tmp_path, cpu_devices=2)
   counts = count_asked(monkeypatch)

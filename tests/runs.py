@@ -87,7 +87,7 @@ def left_by(workdir):
   digests = {}
   del result["git_revision"]  # not a result: it changes when somebody commits in the meantime
   for one in result["stages"]:
-    del one["seconds"]
+    del one["seconds"], one["seconds_by_phase"]
     digests[one["name"]] = checkpoint.digest(
       checkpoint.load_variables(Path(workdir) / "store" / one["key"] / "final")
     )

@@ -1,4 +1,4 @@
-"""What a run tells the person who started it: lines, and a progress bar for each stage."""
+"""Text for the person who started a run: lines, tables, and progress bars in terminals."""
 
 from collections.abc import Iterable, Sequence
 import sys
@@ -8,11 +8,15 @@ from tqdm import tqdm
 
 from smskd_jax.runtime import processes
 
-LINE_EVERY_SECONDS = 10.0  # between lines of progress where there is no terminal
+SILENCE_SECONDS = 60.0  # without a line, after which a log gets one of the progress
+
+_printed = time.monotonic()  # when the last line was
 
 
 def say(text: str = "") -> None:
   """Prints a line, above a progress bar if there is one. The lead does, of several processes."""
+  global _printed
+  _printed = time.monotonic()
   if not processes.is_lead():
     return
   tqdm.write(text, file=sys.stdout)
@@ -50,34 +54,38 @@ def quantity(number: float) -> str:
   return f"{number:.3g}"
 
 
-class Progress:
-  """The progress of one stage in images: a bar on a terminal, a line now and then elsewhere."""
+def clock(seconds: float) -> str:
+  """A duration in few characters: '0:12', '1:02:10'."""
+  minutes, rest = divmod(max(round(seconds), 0), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
-  def __init__(self, name: str, total: int, done: int):
-    """Starts to measure; `done` of the `total` images were trained on in an earlier life of the run."""
-    self._name, self._total, self._start, self._done = name, total, done, done
-    self._began = self._said = time.monotonic()
+
+class Bar:
+  """A progress bar in a terminal; elsewhere a line where nothing was printed for a minute."""
+
+  def __init__(self, text: str, total: int, unit: str = " images"):
+    """Shows the bar, empty. The lead does, of several processes.
+
+    Args:
+      text: in front of the bar.
+      total: of the count that `update` gets parts of.
+      unit: what is counted.
+    """
+    self._text, self._total, self._done = text, total, 0
     self._bar = None
     if sys.stderr.isatty() and processes.is_lead():
-      self._bar = tqdm(total=total, initial=done, desc=name, unit=" images", unit_scale=True, leave=False)
+      self._bar = tqdm(total=total, desc=text, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True)
 
-  def advance(self, images: int) -> None:
-    """Tells of images trained on."""
-    self._done += images
+  def update(self, count: int) -> None:
+    """Adds to what is done."""
+    self._done += count
     if self._bar is not None:
-      self._bar.update(images)
-    elif time.monotonic() - self._said > LINE_EVERY_SECONDS:
-      self._said = time.monotonic()
-      say(f"  {self._name}: {self._done / self._total:.0%}, {self.rate():.0f} images/s, {self._left()} left")
-
-  def rate(self) -> float:
-    """Images per second since the stage was started or continued."""
-    return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+      self._bar.update(count)
+    elif time.monotonic() - _printed > SILENCE_SECONDS:
+      say(f"{self._text}  {self._done / self._total:.0%}")
 
   def close(self) -> None:
-    """Takes the bar away."""
+    """Removes the bar."""
     if self._bar is not None:
       self._bar.close()
-
-  def _left(self) -> str:
-    return duration((self._total - self._done) / max(self.rate(), 1e-9))

@@ -78,6 +78,11 @@ def _select_of_all(batch_sizes: Sequence[int], cpu_devices: int | None) -> Devic
   return devices
 
 
+def describe(devices: Devices) -> dict[str, Any]:
+  """The kind and number of devices, and of processes, as results record them."""
+  return {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()}
+
+
 def own(devices: Devices) -> list[jax.Device]:
   """Those of the devices that are of this process."""
   return [device for device in devices if device.process_index == jax.process_index()]

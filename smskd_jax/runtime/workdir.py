@@ -10,11 +10,10 @@ import platform
 import subprocess
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import processes, store
+from smskd_jax.runtime import parallel, processes, store
 
 _PACKAGES = ("smskd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -163,7 +162,7 @@ def environment(devices: Any) -> dict[str, Any]:
   """The versions, devices and git revision of this run; recorded, never hashed."""
   return {
     "versions": _versions(),
-    "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
+    "devices": parallel.describe(devices),
     "git_revision": _git_revision(),
   }
 

@@ -24,7 +24,11 @@ class Running(NamedTuple):
 
 
 def run(
-  units: Sequence[T], command_of: Callable[[T], Sequence[str]], log_of: Callable[[T], Path], jobs: int
+  units: Sequence[T],
+  command_of: Callable[[T], Sequence[str]],
+  log_of: Callable[[T], Path],
+  jobs: int,
+  title_of: Callable[[T], str] = str,
 ) -> Iterator[tuple[T, str | None]]:
   """Runs the command of every unit; yields each with what went wrong, as they end.
 
@@ -35,6 +39,7 @@ def run(
     command_of: the command of a unit.
     log_of: where to append what it says.
     jobs: how many at once.
+    title_of: a unit's name in the line that is printed when it ends.
 
   Raises:
     Interrupted: SIGTERM or Ctrl-C came.
@@ -50,7 +55,7 @@ def run(
         for unit in ended:
           child = running.pop(unit)
           free.append(child.cores)
-          console.say(f"{unit}: {console.duration(time.monotonic() - child.began)}")
+          console.say(f"{title_of(unit)}: {console.duration(time.monotonic() - child.began)}")
           if not stop:
             yield unit, error_of(child)
         if stop:

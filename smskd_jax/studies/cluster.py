@@ -177,7 +177,7 @@ def run(asked: node.Asked, tasks: Mapping[T, node.Task]) -> Iterator[tuple[T, st
       while running and not stop:
         for ref in ray.wait(list(running), timeout=1)[0]:
           unit = running.pop(ref)
-          yield unit, _error(unit, ref)
+          yield unit, _error(tasks[unit].title, ref)
         nodes = _tell_of_the_lost(nodes)
     finally:
       for ref in running:
@@ -188,14 +188,14 @@ def run(asked: node.Asked, tasks: Mapping[T, node.Task]) -> Iterator[tuple[T, st
       raise interrupt.Interrupted(stop.signum, "stopped")
 
 
-def _error(unit: object, ref: Any) -> str | None:
+def _error(title: str, ref: Any) -> str | None:
   import ray
 
   try:
     end = ray.get(ref)
   except ray.exceptions.RayError as error:
     return _first_line(error)
-  console.say(f"{unit}: {console.duration(end.seconds)} on {end.host}")
+  console.say(f"{title}: {console.duration(end.seconds)} on {end.host}")
   return end.error
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import data, experiment
+from smskd_jax import data, estimates, experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.filling import options
@@ -73,7 +73,7 @@ def run(
       until_the_end.enter_context(cluster.joined(ray, jobs))
       parallel.leave_accelerators()
     study = _prepare(config, workdir, store, cpu_devices, seeds_at_once)
-    _tell(study)
+    _tell(study, elsewhere=bool(ray))
     if dry_run:
       return {}
     store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
@@ -90,12 +90,13 @@ def _carry_out(
     study.config, seeds_at_once, lambda unit: not unit.result(study.workdir).exists()
   )
   units = [Unit(variant, tuple(seeds)) for variant, seeds in processes.agree(wanted)]
+  title_of = functools.partial(units_lib.numbered, study=study.config, seeds_at_once=seeds_at_once)
   if ray:
     teachers = study.workdir / TEACHERS if study.config[TEACHERS] else None
-    ends = elsewhere.on_cluster(command, study.workdir, study.store, jobs, teachers, units)
+    ends = elsewhere.on_cluster(command, study.workdir, study.store, jobs, teachers, units, title_of)
   else:
-    of_jobs = (command, study.workdir, jobs, units)
-    ends = elsewhere.in_processes(*of_jobs) if jobs > 1 else _in_process(study, units)
+    of_jobs = (command, study.workdir, jobs, units, title_of)
+    ends = elsewhere.in_processes(*of_jobs) if jobs > 1 else _in_process(study, units, title_of)
   failures: dict[str, str] = {}
   for unit, error in ends:
     if error:
@@ -139,7 +140,12 @@ def run_one(
   study = _prepare(config, workdir, store, cpu_devices, only.count(",") + 1)
   units = [] if only == TEACHERS and study.config[TEACHERS] else [units_lib.find(study.config, only)]
   _train_teachers(study)
-  return {str(unit): error for unit, error in _in_process(study, units) if error}
+  title_of = functools.partial(
+    units_lib.numbered,
+    study=study.config,
+    seeds_at_once=max(len(unit.seeds) for unit in units) if units else 1,
+  )
+  return {str(unit): error for unit, error in _in_process(study, units, title_of) if error}
 
 
 class _Study(NamedTuple):
@@ -175,8 +181,9 @@ def _train_teachers(study: _Study) -> None:
   """Trains them, or waits for another process that does, or finds that they are there."""
   if study.config[TEACHERS]:
     where = study.workdir / TEACHERS
+    console.say("teachers")
     how = functools.partial(experiment.run, store=study.store, cpu_devices=study.cpu_devices)
-    how(study.config[TEACHERS], where, load=study.load)
+    how(study.config[TEACHERS], where, load=study.load, summary=False)
 
 
 def _check(workdir: Path, study: Mapping[str, Any]) -> None:
@@ -192,27 +199,33 @@ def _check(workdir: Path, study: Mapping[str, Any]) -> None:
     raise UserError(f"--workdir: {workdir} belongs to another study: {field}; choose another folder")
 
 
-def _tell(study: _Study) -> None:
-  """The tree of stages. Also finds every mistake that shows when stages are planned."""
+def _tell(study: _Study, *, elsewhere: bool) -> None:
+  """Prints the tree of stages. Also finds every mistake that shows when stages are planned.
+
+  Where other machines compute, `elsewhere`, a forward pass here says nothing of their speed.
+  """
   given, teachers = {}, study.workdir / TEACHERS
   if (teachers / "result.json").exists():
     names = config_lib.teachers_of(study.config)
     given = {name: variables.load(f"study.{TEACHERS}", str(teachers), name) for name in names}
   found = tree.nodes(study.config, study.load, study.store, given)
-  rate = tree.measured_rate(found, study.store)
-  if rate is None:
+  works = {key: node.work for key, node in found.items()}
+  speed = estimates.stored_speed(works, study.store, study.devices)
+  if speed is None and not elsewhere:
     of_data = next(iter(study.config["variants"].values()))["data"]
-    rate = tree.timed_rate(found, study.load(**options(of_data, "extra_tests")), study.devices)
+    plans = [node.plan for node in found.values()]
+    speed = estimates.timed_speed(plans, study.load(**options(of_data, "extra_tests")), study.devices)
   count = len(units_lib.of_study(study.config, 1))
-  console.say(f"{tree.describe(found, study.config, rate)}\n{count} units: --only=0 to --only={count - 1}")
+  console.say(f"{tree.describe(found, study.config, speed)}\n{count} units: --only=0 to --only={count - 1}")
 
 
-def _in_process(study: _Study, units: Sequence[Unit]) -> units_lib.Ends:
+def _in_process(study: _Study, units: Sequence[Unit], title_of: Callable[[Unit], str]) -> units_lib.Ends:
   """Runs the units here, one after another. Where seeds fail at once, each is tried alone, to know which it is."""
   for unit in units:
+    console.say(title_of(unit))
     error = _attempt(study, unit)
     if error and len(unit.seeds) > 1:
-      yield from _in_process(study, unit.each())
+      yield from _in_process(study, unit.each(), title_of)
     else:
       yield from ((one, error) for one in unit.each())
 

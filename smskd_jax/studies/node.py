@@ -39,6 +39,7 @@ class Task(NamedTuple):
   only: str  # the value of --only
   log: Path
   leaves: tuple[Path, ...]  # the files that are there when it is finished
+  title: str  # in the line that is printed when it ends
 
 
 class End(NamedTuple):

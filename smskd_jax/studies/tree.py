@@ -2,32 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from smskd_jax import build, overview, plan
+from smskd_jax import build, estimates, plan
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
 from smskd_jax.models import spec
-from smskd_jax.runtime import console, parallel
+from smskd_jax.runtime import console
 from smskd_jax.runtime.store import Entry, key_of
 from smskd_jax.studies import config as config_lib
-from smskd_jax.training import initial
-from smskd_jax.training.stage import outputs
-
-BATCH = 64  # images of the pass that is timed
 
 
 class Node(NamedTuple):
   """A stage, and all who need it."""
 
   plan: plan.Plan
-  flops: float  # of all its steps
+  work: estimates.Work
   users: tuple[str, ...]  # variants, each once
   finished: bool
 
@@ -72,9 +64,9 @@ def nodes(
     for planned in plans_of(config, dataset, given):
       known = found.get(planned.key)
       users = known.users if known else ()
-      flops = planned.budget.steps * overview.step_flops(planned, dataset)
+      work = estimates.work_of(planned, dataset)
       done = Entry(store, planned.key).result() is not None
-      found[planned.key] = Node(planned, flops, tuple(dict.fromkeys((*users, user))), done)
+      found[planned.key] = Node(planned, work, tuple(dict.fromkeys((*users, user))), done)
 
   if study["teachers"]:
     add("teachers", study["teachers"])
@@ -84,26 +76,27 @@ def nodes(
   return found
 
 
-def describe(found: Mapping[str, Node], study: Mapping[str, Any], rate: float | None) -> str:
+def describe(found: Mapping[str, Node], study: Mapping[str, Any], speed: estimates.Speed | None) -> str:
   """The tree of stages of the first seed, and what all seeds cost together.
 
   Args:
     found: of `nodes`.
     study: the resolved study.
-    rate: floating-point operations per second; None where nothing is known of it.
+    speed: of the machine; None where nothing is known of it.
   """
   first = study["seeds"][0]
   of_first = {key: node for key, node in found.items() if node.plan.description["seed"] == first}
-  rows = [_row(node, of_first, rate) for node in of_first.values()]
-  header = ("stage", "steps", "time", "in the store", "variants")
+  rows = [_row(node, of_first, speed) for node in of_first.values()]
+  header = ("stage", "steps", "estimated time", "in the store", "variants")
   asked = sum(_asked(study, variant) for variant in study["variants"].values()) * len(study["seeds"])
   rest = [node for node in found.values() if not node.finished]
   words = (
     f"{len(study['variants'])} variants, {len(study['seeds'])} seeds: {len(found)} stages to train once each, "
     f"which the variants would call for {asked} times; {len(found) - len(rest)} are in the store"
   )
-  if rate and rest:
-    words += f"; the rest takes about {console.duration(sum(node.flops for node in rest) / rate)}"
+  if rest:
+    seconds = sum(speed.seconds(node.work) for node in rest) if speed else None
+    words += f"; the others, one after another: {estimates.in_words(seconds)}"
   return f"seed {first}:\n\n{console.table(header, rows)}\n\n{words}\n"
 
 
@@ -113,35 +106,11 @@ def _asked(study: Mapping[str, Any], variant: Mapping[str, Any]) -> int:
   return sum(stage["learner"] in variant["networks"] for stage in before) + len(variant["stages"])
 
 
-def _row(node: Node, others: Mapping[str, Node], rate: float | None) -> tuple[object, ...]:
+def _row(node: Node, others: Mapping[str, Node], speed: estimates.Speed | None) -> tuple[object, ...]:
   depth, parent = 0, node.plan.reads.start
   while parent is not None and parent in others:
     depth, parent = depth + 1, others[parent].plan.reads.start
-  time = console.duration(node.flops / rate) if rate else ""
+  time = console.duration(speed.seconds(node.work)) if speed else ""
   users = ", ".join(node.users[:4]) + (f" and {len(node.users) - 4} more" if len(node.users) > 4 else "")
   name = "  " * depth + node.plan.name
   return name, node.plan.budget.steps, time, "yes" if node.finished else "", users
-
-
-def timed_rate(found: Mapping[str, Node], dataset: Dataset, devices: parallel.Devices) -> float:
-  """A guess at the same before anything has run: the speed of a forward pass of the largest learner, timed now."""
-  plans = [node.plan for node in found.values()]
-  network = max(plans, key=lambda plan: overview.step_flops(plan, dataset)).stage.learner
-  image = jnp.zeros((BATCH, *dataset.image_shape), jnp.float32)
-  variables = initial.init_variables(network, jax.random.key(0), image)
-  forward = jax.jit(lambda variables, image: outputs(network, variables, image).logits)
-  seconds = []
-  for _ in range(1 + 3):  # the first is compiled
-    began = time.perf_counter()
-    jax.block_until_ready(forward(variables, image))
-    seconds.append(time.perf_counter() - began)
-  # Virtual devices of a CPU share its cores.
-  count = 1 if devices[0].platform == "cpu" else len(devices)
-  return count * BATCH * spec.forward_flops(network, dataset.image_shape) / min(seconds)
-
-
-def measured_rate(found: Mapping[str, Node], store: Path) -> float | None:
-  """Floating-point operations per second in the stages that are finished; None where none is."""
-  done = [(node.flops, Entry(store, key).result()) for key, node in found.items() if node.finished]
-  seconds = sum(result["seconds"] for _, result in done if result)
-  return sum(flops for flops, _ in done) / seconds if seconds else None

@@ -16,6 +16,11 @@ class Unit(NamedTuple):
   def __str__(self) -> str:
     return f"{self.variant}:{','.join(map(str, self.seeds))}"
 
+  @property
+  def title(self) -> str:
+    """'anchored, seed 1' or 'anchored, seeds 0, 1'."""
+    return f"{self.variant}, {'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}"
+
   def folder(self, workdir: Path) -> Path:
     """The workdir of its first seed."""
     return workdir / self.variant / f"seed{self.seeds[0]}"
@@ -42,6 +47,13 @@ def of_study(
       some = [unit.seeds[0] for unit in Unit(name, seeds[i : i + seeds_at_once]).each() if wanted(unit)]
       units += [Unit(name, tuple(some))] if some else []
   return units
+
+
+def numbered(unit: Unit, study: Mapping[str, Any], seeds_at_once: int) -> str:
+  """A unit's number and title: 'unit 3 of 5: anchored, seed 1'. Finished units count, too."""
+  every = of_study(study, seeds_at_once)
+  holds = lambda one: one.variant == unit.variant and unit.seeds[0] in one.seeds
+  return f"unit {next(i for i, one in enumerate(every, start=1) if holds(one))} of {len(every)}: {unit.title}"
 
 
 def find(study: Mapping[str, Any], only: str) -> Unit:

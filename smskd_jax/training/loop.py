@@ -5,23 +5,17 @@ that happens beside the step happens at steps that the config alone decides, and
 one to the next: an interrupted stage, continued from a checkpoint, is the same stage.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import itertools
-import math
-import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
-from smskd_jax.errors import UserError
-from smskd_jax.runtime import checkpoint, interrupt, parallel
+from smskd_jax.runtime import checkpoint, clock, interrupt, parallel
 from smskd_jax.state import Batch
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.program import Batches, Program
-
-# Programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon.
-IN_FLIGHT = 2
+from smskd_jax.training.window import Window
 
 
 class Budget(NamedTuple):
@@ -72,131 +66,139 @@ class Learning(NamedTuple):
   write: Callable[[dict[str, Any]], None]  # a line of metrics
   checkpoints: checkpoint.Checkpoints
   note: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
+  seconds: dict[
+    str, float
+  ]  # by phase, spent on the stage before this call of `run`, in earlier processes too
 
 
-class NonFinite(UserError):
-  """A term of the loss has become infinite or not a number."""
+class Progress(Protocol):
+  """Events of the loop, for a console."""
 
-  def __init__(self, learner: int, message: str):
-    """Notes which learner's it was."""
-    super().__init__(message)
-    self.learner = learner
+  def compiling(self) -> None:
+    """The next call compiles a program of the training step."""
 
+  def trained(self, step: int, steps: int, *, compiled: bool) -> None:
+    """`steps` more steps are done, `step` in all; `compiled`: their program was compiled just now."""
 
-class Window:
-  """The training metrics of the steps since the last lines were written.
-
-  They stay on the device until they are asked for, so that the next steps need not wait. What was fetched goes into a
-  checkpoint's note: a continued run writes the same line.
-  """
-
-  def __init__(
-    self,
-    notes: Sequence[dict[str, Any] | None] = (None,),
-    apart: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda metrics: [metrics],
-  ):
-    """Takes what each learner's checkpoint's note tells, if anything, and what tells the learners' metrics apart."""
-    self._fetched = [{name: list(v) for name, v in (note or {}).items()} for note in notes]
-    self._apart = apart
-    self._pending: list[dict[str, jax.Array]] = []
-
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a program; waits for those of the program before the ones in flight."""
-    self._pending.append(metrics)
-    if len(self._pending) > IN_FLIGHT:
-      jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
-
-  def fetch(self, step: int) -> list[dict[str, list[float]]]:
-    """All values of each learner by name, the last of them of the step before `step`.
-
-    Raises:
-      NonFinite: one is not a finite number.
-    """
-    programs = [self._apart(metrics) for metrics in jax.device_get(self._pending)]
-    for learner, fetched in enumerate(self._fetched):
-      steps = [one for of_program in programs for one in _each(of_program[learner])]
-      for i, metrics in enumerate(steps):
-        at = step - len(steps) + i + 1
-        # The cause before its effects.
-        for name in sorted(metrics, key=lambda name: name in ("loss", "gradient_norm")):
-          value = float(metrics[name])
-          if not math.isfinite(value):
-            raise NonFinite(
-              learner,
-              f"step {at}: {name} is {value}; lower the learning rate or the weight of that term",
-            )
-          fetched.setdefault(name, []).append(value)
-    self._pending = []
-    # Copies: a save goes on in the background.
-    return [{name: list(values) for name, values in fetched.items()} for fetched in self._fetched]
-
-  def means(self, step: int) -> list[dict[str, float]]:
-    """The mean of each metric of each learner, by 'train/NAME'; begins anew."""
-    fetched = self.fetch(step)
-    self._fetched = [{} for _ in fetched]
-    return [
-      {f"train/{name}": math.fsum(v) / len(v) for name, v in sorted(values.items())} for values in fetched
-    ]
+  def evaluated(self, step: int, lines: Sequence[Mapping[str, float]]) -> None:
+    """Every learner was evaluated; `lines` are their metrics as written to metrics.jsonl."""
 
 
 def run(
   program: Program,
   budget: Budget,
   learners: Sequence[Learning],
-  progress: Callable[[int, int], None],
+  progress: Progress,
   stop: interrupt.Interrupt,
-) -> list[float]:
+  timer: clock.Clock,
+) -> list[dict[str, float]]:
   """Trains from where the program's states are to the end.
 
   Args:
     program: what is trained.
     budget: how long, and how often what else.
     learners: for each of the program, its batches, evaluation, metrics and checkpoints.
-    progress: told (steps done, how many of them just now).
+    progress: gets every event that a console shows.
     stop: becomes true when the run is asked to end.
+    timer: counts the seconds of this call by phase.
 
   Returns:
-    The seconds that each learner took, over all lives of the run: what they took together is split evenly.
+    The seconds of each learner by phase, over all processes that have trained it: seconds that several learners share
+    are split evenly.
 
   Raises:
-    NonFinite: a term of the loss went bad. The last checkpoint was made before.
+    window.NonFinite: a term of the loss went bad. The last checkpoint was made before.
     Interrupted: the run was asked to stop. The states are saved.
   """
   at_once = parallel.steps_at_once(program.devices, budget.steps_at_once)
-  window, began = Window([of.note.get("window") for of in learners], program.apart), time.monotonic()
-  spent = lambda of: of.note.get("seconds", 0.0) + (time.monotonic() - began) / len(learners)
+  window = Window([of.note.get("window") for of in learners], program.apart)
   step = int(program.state(0).step) - budget.first_step
   batches = zip(*(of.batches(step) for of in learners), strict=True)
-  for together in _together(budget, batches, step, at_once):
-    if budget.probes(step + 1):
-      _write_pulls(program, learners, together[0], _stamp(budget, step + 1))
-    window.add(program.train(together))
-    step += len(together)
-    stamp = _stamp(budget, step)
-    if budget.logs(step):
-      for of, means in zip(learners, window.means(step), strict=True):
-        of.write(stamp | means)
-    progress(step, len(together))
-    if budget.evaluates(step):
-      for i, of in enumerate(learners):
-        of.write(stamp | of.evaluate(step, stage_lib.learner_variables(program.state(i))))
-    stopping = stop.reached()  # once: a signal that comes later waits for the next step, and its save
-    if budget.saves(step) or stopping:
-      # Fetching first: what is not finite must not replace the last good checkpoint.
-      for i, (of, values) in enumerate(zip(learners, window.fetch(step), strict=True)):
-        of.checkpoints.save(step, program.state(i), {"window": values, "seconds": spent(of)})
-    if stopping:
-      for of in learners:
-        of.checkpoints.close()
-      raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
-  jax.block_until_ready(program.state(0))
-  return [spent(of) for of in learners]
+  train = _Compiling(program, progress, timer)
+  with timer.phase(clock.TRAIN):
+    for together in _together(budget, batches, step, at_once):
+      if budget.probes(step + 1):
+        _write_pulls(train, learners, together[0], _stamp(budget, step + 1))
+      metrics, compiled = train.steps(together)
+      window.add(metrics)
+      step += len(together)
+      lines = [_stamp(budget, step) for _ in learners]
+      if budget.logs(step):
+        lines = [line | means for line, means in zip(lines, window.means(step), strict=True)]
+        for of, line in zip(learners, lines, strict=True):
+          of.write(line)
+      progress.trained(step, len(together), compiled=compiled)
+      if budget.evaluates(step):
+        _evaluate(program, learners, step, lines, timer)
+        progress.evaluated(step, lines)
+      stopping = stop.reached()  # once: a signal that comes later waits for the next step, and its save
+      if budget.saves(step) or stopping:
+        # Fetching first: what is not finite must not replace the last good checkpoint.
+        _save(program, learners, step, window.fetch(step), timer)
+      if stopping:
+        for of in learners:
+          of.checkpoints.close()
+        raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
+    jax.block_until_ready(program.state(0))
+  return [_spent(of, timer, len(learners)) for of in learners]
+
+
+class _Compiling:
+  """A program whose first calls, which compile, are told of and counted apart."""
+
+  def __init__(self, program: Program, progress: Progress, timer: clock.Clock):
+    self.program, self._progress, self._timer = program, progress, timer
+    self._compiled = set[int]()  # numbers of steps of the programs that are compiled; 0: of the probe
+
+  def steps(self, batches: Sequence[Batches]) -> tuple[dict[str, jax.Array], bool]:
+    """Trains a step on each of `batches`; also returns True if that compiled a program."""
+    return self._call(len(batches), lambda: self.program.train(batches))
+
+  def probe(self, batches: Batches) -> dict[str, jax.Array]:
+    """The gradient statistics of the next step."""
+    return self._call(0, lambda: self.program.probe(batches))[0]
+
+  def _call(self, which: int, call: Callable[[], Any]) -> tuple[Any, bool]:
+    if which in self._compiled:
+      return call(), False
+    self._compiled.add(which)
+    self._progress.compiling()
+    with self._timer.phase(clock.COMPILE):
+      return jax.block_until_ready(call()), True
+
+
+def _evaluate(
+  program: Program, learners: Sequence[Learning], step: int, lines: list[dict[str, Any]], timer: clock.Clock
+) -> None:
+  """Evaluates all learners, writes the metrics and adds them to `lines`."""
+  with timer.phase(clock.EVALUATE):
+    for i, of in enumerate(learners):
+      found = of.evaluate(step, stage_lib.learner_variables(program.state(i)))
+      of.write({"step": step, "epoch": lines[i]["epoch"]} | found)
+      lines[i] |= found
+
+
+def _save(
+  program: Program,
+  learners: Sequence[Learning],
+  step: int,
+  windows: list[dict[str, list[float]]],
+  timer: clock.Clock,
+) -> None:
+  with timer.phase(clock.SAVE):
+    for i, (of, values) in enumerate(zip(learners, windows, strict=True)):
+      note = {"window": values, "seconds_by_phase": _spent(of, timer, len(learners))}
+      of.checkpoints.save(step, program.state(i), note)
+
+
+def _spent(of: Learning, timer: clock.Clock, learners: int) -> dict[str, float]:
+  return clock.total(of.seconds, {name: seconds / learners for name, seconds in timer.seconds().items()})
 
 
 def _write_pulls(
-  program: Program, learners: Sequence[Learning], batches: Batches, stamp: dict[str, Any]
+  train: _Compiling, learners: Sequence[Learning], batches: Batches, stamp: dict[str, Any]
 ) -> None:
-  for of, pulls in zip(learners, program.apart(jax.device_get(program.probe(batches))), strict=True):
+  for of, pulls in zip(learners, train.program.apart(jax.device_get(train.probe(batches))), strict=True):
     of.write(stamp | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
 
 
@@ -208,12 +210,6 @@ def _together(budget: Budget, batches: Iterable[Batches], step: int, at_once: in
     count = 1 if step + at_once > budget.steps or any(map(budget.looks_up, between)) else at_once
     yield list(itertools.islice(batches, count))
     step += count
-
-
-def _each(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-  """The metrics of each step of those of one, or of several as arrays."""
-  count = max((np.size(value) for value in metrics.values()), default=0)
-  return [{name: np.reshape(value, -1)[i] for name, value in metrics.items()} for i in range(count)]
 
 
 def _stamp(budget: Budget, step: int) -> dict[str, Any]:

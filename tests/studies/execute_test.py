@@ -6,7 +6,7 @@ import pytest
 
 import runs
 from smskd_jax import experiment as experiment_lib
-from smskd_jax import runner
+from smskd_jax import estimates, runner
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.errors import UserError
 from smskd_jax.studies import execute, tree, units
@@ -126,7 +126,7 @@ def test_a_study_from_before_controls_goes_on(tmp_path):
     execute._check(tmp_path, resolve(make(controls={"free": "free"})))
 
 
-def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch):
+def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch, capsys):
   class Crash(BaseException):
     pass
 
@@ -141,11 +141,20 @@ def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(Crash):
     patch.setattr(experiment_lib, "run_seeds", crashing)
     execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
+  assert units_in(capsys.readouterr().out) == ["unit 1 of 3: anchored, seed 0", "unit 2 of 3: free, seed 0"]
   trained = Trained(monkeypatch)
   execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
+  out = capsys.readouterr().out
+  assert units_in(out) == ["unit 2 of 3: free, seed 0", "unit 3 of 3: exploding, seed 0"]
+  assert out.count("# Study") == 1, "the table, once"
+  assert "# digits, seed 0" not in out and "FLOPs/image" not in out, "no report of a unit"
   assert trained.names.count(("teacher", 0)) == 0 and trained.names.count(("first", 0)) == 0
   ours, theirs = (final_of(folder / "free" / "seed0", folder / "store") for folder in (tmp_path, finished[0]))
   assert ours == theirs
+
+
+def units_in(out):
+  return [line for line in out.splitlines() if line.startswith("unit ")]
 
 
 def final_of(workdir, store):
@@ -157,10 +166,14 @@ def final_of(workdir, store):
   }
 
 
-def test_seeds_at_once_are_the_same_study(finished, tmp_path):
+def test_seeds_at_once_are_the_same_study(finished, tmp_path, capsys):
   two = {name: one for name, one in variants().items() if name != "anchored"}
   failures = execute.run(make(variants=two), tmp_path, cpu_devices=2, seeds_at_once=2)
   assert set(failures) == {"exploding:0", "exploding:1"}, "each is tried alone, to know which it is"
+  out = capsys.readouterr().out
+  assert (
+    units_in(out)[0] == "unit 1 of 2: free, seeds 0, 1" and "first (mean of 2 seeds)  epoch 1/1  loss" in out
+  )
   assert all("learning rate" in error for error in failures.values())
   numbers, others = (json.loads((f / "result.json").read_text())["variants"] for f in (tmp_path, finished[0]))
   assert set(numbers["free"]) == {"0", "1"}
@@ -216,9 +229,12 @@ def test_the_tree_of_the_orders_has_each_beginning_once(tmp_path):
   found = tree.nodes(resolved, data.load, tmp_path, {})
   assert len(found) == 1 + 2 + 3 + 3
   assert [len(node.users) for node in found.values() if node.plan.name == "student_kd"] == [2, 1]
-  told = tree.describe(found, resolved, rate=1e9)
+  told = tree.describe(found, resolved, estimates.Speed(1e9, 1e9, 600.0))
   assert "9 stages to train once each, which the variants would call for 12 times; 0 are in the store" in told
-  assert "the rest takes about" in told
+  assert "the others, one after another: estimated time: 1 h 30 min" in told, (
+    "9 stages of 10 minutes beside steps"
+  )
+  assert estimates.UNKNOWN in tree.describe(found, resolved, None)
 
 
 def without_failures(tmp_path):

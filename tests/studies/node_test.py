@@ -43,7 +43,7 @@ def asked(tmp_path):
 
 
 def task(tmp_path, code):
-  return node.Task(code, tmp_path / "unit" / "log.txt", (tmp_path / "result.json",))
+  return node.Task(code, tmp_path / "unit" / "log.txt", (tmp_path / "result.json",), "a unit")
 
 
 def finish(tmp_path):

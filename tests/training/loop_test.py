@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.training import loop
+from smskd_jax.training.window import NonFinite, Window
 
 BUDGET = loop.Budget(
   epochs=4,
@@ -25,12 +26,12 @@ def test_when_what_happens():
 
 def test_a_window_that_was_saved_gives_the_same_means():
   values = [0.1, 0.2, 0.7, 1.5, 2.5]
-  whole, first = loop.Window(), loop.Window()
+  whole, first = Window(), Window()
   for value in values:
     whole.add({"loss": jnp.float32(value)})
   for value in values[:2]:
     first.add({"loss": jnp.float32(value)})
-  continued = loop.Window(first.fetch(2))
+  continued = Window(first.fetch(2))
   for value in values[2:]:
     continued.add({"loss": jnp.float32(value)})
   assert continued.means(5) == whole.means(5)
@@ -39,10 +40,10 @@ def test_a_window_that_was_saved_gives_the_same_means():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_term_is_named_before_the_loss_that_it_spoils(bad):
-  window = loop.Window()
+  window = Window()
   window.add({"loss": jnp.float32(1), "task": jnp.float32(1)})
   window.add({"loss": jnp.float32(bad), "task": jnp.float32(bad)})
-  with pytest.raises(loop.NonFinite, match=f"step 8: task is {bad}"):
+  with pytest.raises(NonFinite, match=f"step 8: task is {bad}"):
     window.fetch(8)
 
 
@@ -60,10 +61,10 @@ def test_steps_that_are_one_program_end_where_something_happens():
 
 
 def test_a_window_takes_the_metrics_of_several_steps():
-  window = loop.Window()
+  window = Window()
   window.add({"loss": jnp.float32(1), "task": jnp.float32(2)})
   window.add({"loss": jnp.array([2.0, 6.0]), "task": jnp.array([0.0, 4.0])})
   assert window.means(3) == [{"train/loss": 3, "train/task": 2}]
   window.add({"loss": jnp.array([1.0, np.nan])})
-  with pytest.raises(loop.NonFinite, match="step 5: loss is nan"):
+  with pytest.raises(NonFinite, match="step 5: loss is nan"):
     window.fetch(5)
