@@ -5,8 +5,8 @@ import json
 import pytest
 
 import runs
-from smskd_jax import experiment as experiment_lib
 from smskd_jax import estimates, runner
+from smskd_jax import experiment as experiment_lib
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.errors import UserError
 from smskd_jax.studies import execute, tree, units
@@ -146,7 +146,7 @@ def test_a_study_that_was_stopped_goes_on(finished, tmp_path, monkeypatch, capsy
   execute.run(make(seeds=(0,)), tmp_path, cpu_devices=2)
   out = capsys.readouterr().out
   assert units_in(out) == ["unit 2 of 3: free, seed 0", "unit 3 of 3: exploding, seed 0"]
-  assert out.count("# Study") == 1, "the table, once"
+  assert out.count("Test accuracy in percent of `student`") == 1, "the table, once"
   assert "# digits, seed 0" not in out and "FLOPs/image" not in out, "no report of a unit"
   assert trained.names.count(("teacher", 0)) == 0 and trained.names.count(("first", 0)) == 0
   ours, theirs = (final_of(folder / "free" / "seed0", folder / "store") for folder in (tmp_path, finished[0]))
