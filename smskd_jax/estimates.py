@@ -193,5 +193,6 @@ class RunEstimate:
     groups = -(-self._seeds // seeds)  # one after another
     later = [speed.seconds(work_of(p, self._dataset)) for p in rest]
     run = stage + (groups - 1) * speed.seconds(work_of(plan, self._dataset)) + groups * sum(later)
-    words = f"{console.duration(stage)} for stage {plan.name}, {console.duration(run)} for the run"
+    words = f"{console.duration(stage)} for stage {plan.name}"
+    words += f", {console.duration(run)} for the run" if run > stage else ""
     console.say(f"estimated time left: {words}")

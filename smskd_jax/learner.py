@@ -11,7 +11,17 @@ from smskd_jax.data.dataset import Dataset
 from smskd_jax.heldout import HeldOut, Said
 from smskd_jax.models import renormalized, spec
 from smskd_jax.plan import Plan
-from smskd_jax.runtime import answers, checkpoint, clock, console, interrupt, parallel, processes, store, workdir
+from smskd_jax.runtime import (
+  answers,
+  checkpoint,
+  clock,
+  console,
+  interrupt,
+  parallel,
+  processes,
+  store,
+  workdir,
+)
 from smskd_jax.runtime.choices import Choices
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import MetricsWriter, read_metrics

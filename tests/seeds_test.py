@@ -84,15 +84,17 @@ def stop_at(step, monkeypatch):
   """Runs are asked to end after so many steps of their third stage, 'kd'."""
   whole, stages = loop.run, []
 
-  def stopping(program, budget, learners, progress, stop):
+  def stopping(program, budget, learners, progress, stop, timer):
     stages.append(budget)
+    trained = progress.trained
 
-    def told(done, just_now):
-      progress(done, just_now)
+    def told(done, just_now, *, compiled):
+      trained(done, just_now, compiled=compiled)
       if len(stages) == 3 and done == step:
         stop.note(signal.SIGUSR1, None)
 
-    return whole(program, budget, learners, told, stop)
+    progress.trained = told
+    return whole(program, budget, learners, progress, stop, timer)
 
   monkeypatch.setattr(loop, "run", stopping)
 

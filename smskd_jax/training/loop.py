@@ -66,9 +66,7 @@ class Learning(NamedTuple):
   write: Callable[[dict[str, Any]], None]  # a line of metrics
   checkpoints: checkpoint.Checkpoints
   note: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
-  seconds: dict[
-    str, float
-  ]  # by phase, spent on the stage before this call of `run`, in earlier processes too
+  seconds: dict[str, float]  # spent on the stage before this call of `run`, by phase
 
 
 class Progress(Protocol):
