@@ -27,6 +27,7 @@ MAY_IMPORT = {
   "__init__": "state losses models training",
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
+  "exchange.pretrained": "errors filling data exchange exchange.runs runtime",
   "checks": "errors filling losses models training",
   "prerequisites": "errors filling losses data training",
   "filling": "errors",
@@ -62,6 +63,7 @@ MAY_IMPORT = {
     "config literature losses errors filling data build plan estimates models training exchange runtime experiment "
     "analysis"
   ),
+  "evaluate": "arguments errors build models data training exchange exchange.pretrained runtime",
   "import_torch": "arguments errors models exchange runtime",
   "export": "arguments errors models exchange exchange.runs runtime",
   "config_file": "errors filling",
