@@ -218,7 +218,8 @@ def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
   (of_teacher,), (of_student,) = result["given"], result["stages"]
   assert of_teacher["fingerprint"] == given.fingerprint and of_teacher["key"] == given.key
   assert of_student["reads"]["teachers"] == (given.key,) or of_student["reads"]["teachers"] == [given.key]
-  assert f"teacher: test accuracy {of_teacher['metrics']['test/accuracy']:.2%}" in capsys.readouterr().out
+  shown = f"teacher: test accuracy {100 * of_teacher['metrics']['test/accuracy']:.2f} %"
+  assert shown in capsys.readouterr().out
   assert given.key in (tmp_path / "run" / "report.md").read_text()
   # A run's workdir and a checkpoint of variables give the same teacher: nothing is trained again.
   store = tmp_path / "run" / "store"

@@ -1,7 +1,7 @@
 """Public teachers, imported and evaluated by the command lines, reach the accuracies that others measured.
 
-They and the images lie in the folder SMSKD_DATA, by default `shared/data` beside the checkout; its README says whose they
-are; its `unpack.py` makes files of the images. Without it these tests are skipped.
+They and the images lie in the folder SMSKD_DATA, by default `shared/data` beside the checkout. Its README says
+whose they are; its `unpack.py` makes files of the images. Without it these tests are skipped.
 """
 
 import json
@@ -23,7 +23,7 @@ SURVEY = {
 }
 IMAGENET = "--mean=.485,.456,.406", "--std=.229,.224,.225"
 
-# File, network, normalisation, accuracy in per cent: measured by an independent forward pass, or claimed by its authors.
+# File, network, normalisation, accuracy in per cent: measured by an independent forward pass, or claimed.
 TEACHERS = [
   ("cifar100_resnet56.pth", "resnet56", STREAMLINED, 71.59),
   ("cifar100_resnet20.pth", "resnet20", STREAMLINED, 66.09),
