@@ -55,7 +55,8 @@ class HeldOut:
   def of_learner(self, plan: Plan, variables: Any) -> Said:
     """An evaluation of a stage's learner: beside its teachers, its reference, and what its earlier stages left.
 
-    The first of these is 'earlier_1'. What it got right and the learner gets wrong is forgotten: 'earlier_1_lost'.
+    The first of these is 'earlier_1': 'earlier_1_lost' is the share of the images that it got right and the learner
+    gets wrong, 'earlier_1_iou' the IoU of the sets of images that both get right.
     """
     said = self._judge(self._predict(plan.stage.learner, variables), self._others(plan))
     return said._replace(values=said.values | self._recall.of_learner(plan, variables))
@@ -63,9 +64,9 @@ class HeldOut:
   def at_end(
     self, plan: Plan, variables: Any, logits: BySplit | None = None
   ) -> tuple[Answers, dict[str, Any]]:
-    """What is kept of a stage's learner, and what is told of it once: by class, and how alike features are.
+    """What is kept of a stage's learner, and what is told of it once: by class, forgetting, and how alike features are.
 
-    The latter by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
+    The last by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
     variables need not be given.
     """
     kept = self._answers(plan.stage.learner, variables, logits)
@@ -84,7 +85,7 @@ class HeldOut:
       for role, other in roles.items()
       if len(self._index) > 1
     }
-    return kept, {"by_class": by_class, "similarity": alike}
+    return kept, {"by_class": by_class, "forgetting": self._forgetting(plan, kept), "similarity": alike}
 
   def on_extra_tests(
     self, plans: Sequence[Plan], sets: Mapping[str, Callable[[], Split]]
@@ -97,6 +98,20 @@ class HeldOut:
         logits = self._say(evaluate.make_predict, plan.stage.learner, self._frozen(plan.key), split.image)
         of_plan[name] = metrics.top_k_accuracy(logits, split.label, 1)
     return values
+
+  def _forgetting(self, plan: Plan, kept: Answers) -> dict[str, list[dict[str, Any]]]:
+    """By set, what a stage's network has kept, forgotten and gained since each stage that it goes on from.
+
+    Earlier stages are told by their keys: their names are not part of what a store's entry depends on.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, of_set in answers.logits(kept).items():
+      found[name] = []
+      for earlier in plan.earlier:
+        before = self._answer(earlier.key, plan.stage.learner)[name]
+        overlap = metrics.overlap(of_set, before, self.splits[name].label)
+        found[name].append({"key": earlier.key, **overlap._asdict(), "iou": overlap.iou})
+    return found
 
   def _judge(self, logits: BySplit, others: Mapping[str, BySplit]) -> Said:
     values: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """One stage of an experiment, with one seed or several: read from the store, or trained into it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class Runner:
         mirror_events(entries[i].metrics, events[i])
       name = plan.name if len(plans) == 1 else f"{plan.name} of seed {plan.description['seed']}"
       console.say(f"{name}: {_in_words(result['metrics']['last'])}; {how[i]}")
-      found.append({"name": plan.name, "network": plan.config["learner"], "key": plan.key, **result})
+      about = {"name": plan.name, "network": plan.config["learner"], "key": plan.key}
+      found.append({**about, **result, "forgetting": _named(result["forgetting"], plan)})
     return found
 
   def result_of_given(self, name: str, network: nn.Module, given: Given, kept_as: Path) -> dict[str, Any]:
@@ -136,3 +137,14 @@ def _in_words(last: dict[str, float]) -> str:
     if f"test/{role}_agreement" in last:
       words.append(f"agrees with its {role} on {100 * last[f'test/{role}_agreement']:.1f} %")
   return ", ".join(words)
+
+
+def _named(
+  forgetting: Mapping[str, Sequence[Mapping[str, Any]]], plan: Plan
+) -> dict[str, list[dict[str, Any]]]:
+  """The records of forgetting with the names that this run gives to the earlier stages: 'stage'."""
+  names = {earlier.key: earlier.name for earlier in plan.earlier}
+  return {
+    split: [{"stage": names[record["key"]], **record} for record in records]
+    for split, records in forgetting.items()
+  }

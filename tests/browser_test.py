@@ -59,3 +59,31 @@ def test_noise_would_be_heard(tmp_path):
   _, console, urls = opened(page, tmp_path / "browser")
   assert len(console) == 1
   assert urls == ["http://pictures.example/x.png"]
+
+
+NAMES = "at_then_kd_anchored", "at_then_kd_without_reference"
+# Writes into the document how many tables are cut off, and whether the page itself is wider than the window.
+MEASURE = """<script>addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(one => { one.open = true; });
+  const cut = [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth);
+  document.documentElement.dataset.cut = cut.map(one => one.innerText.slice(0, 40)).join("; ");
+  document.documentElement.dataset.over = document.documentElement.scrollWidth - window.innerWidth;
+})</script>"""
+
+
+@pytest.mark.parametrize("width", [1400, 600])
+def test_the_tables_of_a_study_fit_a_window_and_never_widen_the_page(tmp_path, monkeypatch, width):
+  monkeypatch.setattr(figures, "DPI", 20)
+  folder = made.study(tmp_path / "study", gain=0.01, variants=NAMES, published=dict.fromkeys(NAMES, 70.0))
+  html, _ = report.run([folder], folder)
+  text = html.read_text()
+  assert "undecided at 2 seeds" in text
+  page = tmp_path / "measured.html"
+  page.write_text(re.sub("<meta http-equiv[^>]*>", "", text).replace("</head>", f"{MEASURE}</head>"))
+  flags = [f"--window-size={width},1000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+  done = subprocess.run([BROWSER, *FLAGS, *flags, page.as_uri()], capture_output=True, text=True, timeout=120)
+  found = re.search(r'data-cut="([^"]*)" data-over="([^"]*)"', done.stdout)
+  if found is None:
+    pytest.skip(f"{BROWSER} does not work here: {done.stderr[-300:]}")
+  assert int(found[2]) <= 0
+  assert width < 1000 or not found[1]

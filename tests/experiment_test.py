@@ -93,7 +93,17 @@ def test_what_each_image_was_taken_for_and_what_was_forgotten(finished):
     assert line["test/accuracy"] == pytest.approx(now.mean())
     assert line["test/earlier_1_lost"] == pytest.approx((before & ~now).mean())
     assert line["test/earlier_1_won"] == pytest.approx((~before & now).mean())
+    assert line["test/earlier_1_iou"] == (before & now).sum() / (before | now).sum()
   assert not any("earlier_1" in name for name in result["stages"][1]["metrics"]["last"])
+  of_teacher, of_fitnet, of_kd = (one["forgetting"] for one in result["stages"])
+  assert of_teacher == of_fitnet == {"test": []}
+  counts = {"kept": before & now, "forgotten": before & ~now, "gained": ~before & now}
+  assert of_kd["test"] == [
+    {"stage": "fitnet", "key": result["stages"][1]["key"]}
+    | {name: int(of.sum()) for name, of in counts.items()}
+    | {"iou": line["test/earlier_1_iou"]}
+  ]
+  assert f"| kd    | fitnet        | test | {before.sum()}" in (workdir / "report.md").read_text()
 
 
 def test_losses_of_earlier_stages_are_those_of_their_methods_as_they_were_left(finished):
@@ -162,6 +172,18 @@ def test_a_shared_store_gives_the_teacher_to_another_experiment(finished, tmp_pa
   assert others["stages"][0]["key"] == result["stages"][0]["key"]
   assert len(trained) == 1
   assert (tmp_path / "tensorboard" / "teacher").exists()
+
+
+def test_forgetting_that_is_read_from_the_store_has_the_names_of_the_run_that_reads_it(
+  finished, tmp_path, monkeypatch
+):
+  workdir, result = finished
+  config = runs.tiny()
+  config.stages[1].name = "first"
+  monkeypatch.setattr(loop, "run", lambda *args: pytest.fail("trained again"))
+  again = experiment.run(config, tmp_path, store=workdir / "store", cpu_devices=2)["stages"][2]
+  ((before,), (renamed,)) = (one["forgetting"]["test"] for one in (result["stages"][2], again))
+  assert renamed == before | {"stage": "first"} != before
 
 
 def test_keys_follow_what_a_stage_reads(finished, tmp_path):

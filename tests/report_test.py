@@ -56,8 +56,8 @@ def test_the_page_of_a_run(tmp_path):
     ),
     "Where this comes from",
   ]
-  assert len(parsed.of("img")) == 7
-  assert markdown.count("![") == 7 == len(list((folder / "report_figures").iterdir()))
+  assert len(parsed.of("img")) == 8
+  assert markdown.count("![") == 8 == len(list((folder / "report_figures").iterdir()))
   assert (folder / "report.md").read_text() == "the run's own"
   for words in ("-kd-3", "abc", "2 x cpu", "jax 1", "python -m smskd_jax.report", '"batch_size": 64'):
     assert words in markdown
@@ -83,6 +83,40 @@ def test_the_numbers_of_a_run(tmp_path):
   assert rows_of(markdown, "all") == [["all", "", "", "80", "5,120", "5,120", "3,840", "1,920", "2 min 40 s"]]
 
 
+FORGOTTEN = ["kd", "fitnet", "test", "23", "25", "20", "3 (13.0 %)", "5", "0.7143"]
+
+
+def test_forgetting_has_a_table_and_bars(tmp_path):
+  folder = made.run(tmp_path / "run")
+  html, _, markdown = page(folder)
+  assert FORGOTTEN in rows_of(markdown, "kd")
+  assert "-kept-and-forgotten.png" in markdown
+  assert "<th class=number>IoU</th>" in html
+
+
+@pytest.mark.parametrize(
+  "spoil, words",
+  [
+    (lambda of: of.clear(), "no records of the test set"),
+    (lambda of: of.update(test=None), "TypeError"),
+    (lambda of: of["test"].clear(), "not of the earlier stages"),
+    (lambda of: of["test"][0].update(key="other"), "not of the earlier stages"),
+    (lambda of: of["test"][0].update(kept=-1), "are not counts"),
+    (lambda of: of["test"][0].update(kept="20"), "are not counts"),
+    (lambda of: of["test"][0].pop("gained"), "KeyError 'gained'"),
+  ],
+)
+def test_forgetting_that_cannot_be_read_is_named(tmp_path, spoil, words):
+  folder = made.run(tmp_path / "run")
+  result = json.loads((folder / "result.json").read_text())
+  spoil(result["stages"][2]["forgetting"])
+  (folder / "result.json").write_text(json.dumps(result))
+  _, _, markdown = page(folder)
+  assert "no forgetting of stage `kd`: `forgetting` is missing or damaged in result.json" in markdown
+  assert words in markdown
+  assert FORGOTTEN not in rows_of(markdown, "kd")
+
+
 def test_what_is_missing_is_left_out(tmp_path):
   folder = made.run(tmp_path / "run")
   shutil.rmtree(folder / "store")
@@ -91,12 +125,15 @@ def test_what_is_missing_is_left_out(tmp_path):
     last = stage["metrics"]["last"]
     stage["metrics"]["last"] = {name: last[name] for name in ("step", "epoch", "test/accuracy")}
     del stage["metrics"]["oracle"], stage["backward_passes"], stage["model"], stage["methods"]
+    del stage["forgetting"]
   for name in ("versions", "devices", "git_revision", "given"):
     del result[name]
   (folder / "result.json").write_text(json.dumps(result))
   html, _, markdown = page(folder)
-  assert titles(html) == ["Results", "Budget", "Where this comes from"]
+  assert titles(html) == ["Results", "Budget", "Forgetting", "student", "Where this comes from"]
   assert rows_of(markdown, "kd")[0] == ["kd", "student", "80.00 %"]
+  assert "no forgetting of stage `kd`: `forgetting` is missing or damaged in result.json" in markdown
+  assert "stage `fitnet`: no store has its entry `-fitnet-0`" in markdown
 
 
 def test_strings_of_files_are_escaped(tmp_path):
@@ -139,7 +176,7 @@ def test_the_page_of_a_study(tmp_path):
   assert rows_of(markdown, "free")[1][:3] == ["free", "2", "+5.00"]
   assert rows_of(markdown, "anchored")[1] == ["anchored", "2", "70.50 ± 0.71", "70.00", "+0.50", "+1.0"]
   assert "quoted from it and was not measured here" in html
-  assert [attributes["id"] for attributes in parsed.of("details") if "id" in attributes] == ["s3", "s4"]
+  assert [attributes["id"] for attributes in parsed.of("details") if "id" in attributes] == ["s4", "s5"]
   assert "study-kd" not in markdown
   assert "anchored-kd-1" in markdown
   assert "Not finished" not in html

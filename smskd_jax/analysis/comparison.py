@@ -16,7 +16,7 @@ LONGEST = 60  # characters of a value
 SHARES = (
   "accuracy", "teacher_agreement", "reference_agreement", "reference_lost", "reference_won", "earlier_1_lost",
 )  # fmt: skip
-NUMBERS = "nll", "ece", "ace", "brier", "teacher_kl", "reference_kl"
+NUMBERS = "nll", "ece", "ace", "brier", "teacher_kl", "reference_kl", "earlier_1_iou"
 COSTS = {"images": "images forward and backward", "frozen": "images through frozen networks"}
 
 Outcomes = Mapping[str, Mapping[int, Any]]  # studies.table.Outcome by variant and seed

@@ -44,18 +44,23 @@ def forgotten(own: Sequence[Stage], stages: Sequence[Stage], curves: Mapping[str
     )
     if _names(own, curves, lambda other, name=name: other == name)
   ]
+  ious = _names(own, curves, lambda name: name.startswith("test/earlier_") and name.endswith("_iou"))
   losses = _names(own, curves, lambda name: name.startswith("test/earlier_") and "_loss/" in name)
   if not earlier and not references:
     return None
-  heights = (*((3.0,) if earlier else ()), *((2.4,) if losses else ()), *(1.9 for _ in references))
+  optional = ((3.0, earlier), (1.9, ious), (2.4, losses))
+  heights = (*(height for height, names in optional if names), *(1.9 for _ in references))
   figure, axes = figures.panels(*heights)
   if earlier:
     for color, name in zip(figures.COLORS * len(earlier), earlier, strict=False):
       label = f"of what {_earlier(own, stages, int(name.split('_')[1]))} got right"
       _draw(axes[0], own, curves, name, scale=100, color=color, label=label)
     axes[0].set_ylabel("lost [% of test images]")
+  for color, name in zip(figures.COLORS * len(ious), ious, strict=False):
+    _draw(axes[1], own, curves, name, color=color)
+    axes[1].set_ylabel("IoU of images\nthat are right")
   if losses:
-    _draw_losses(axes[1 if earlier else 0], own, stages, curves, losses)
+    _draw_losses(axes[bool(earlier) + bool(ious)], own, stages, curves, losses)
   for one, (name, label, scale) in (
     zip(axes[-len(references) :], references, strict=True) if references else ()
   ):

@@ -17,6 +17,7 @@ from smskd_jax.analysis.style import STYLE
 # Nothing is loaded from anywhere, whatever the page holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SUMMARY_OF_LONG = "Show"
+LONG = 20  # characters of a cell that may be broken into lines
 
 
 class Table(NamedTuple):
@@ -120,10 +121,14 @@ def _html_of(part: Part) -> str:
 
 
 def _html_table(table: Table) -> str:
-  numeric = [_is_numeric([row[i] for row in table.rows]) for i in range(len(table.header))]
-  cell = lambda tag, text, i: (
-    f"<{tag}{' class=number' if numeric[i] and i else ''}>{html_lib.escape(text)}</{tag}>"
-  )
+  columns = [[row[i] for row in table.rows] for i in range(len(table.header))]
+  numeric = [bool(i) and _is_numeric(column) for i, column in enumerate(columns)]
+  # Long text may be broken into lines, so that a table of many columns fits the page; numbers may not.
+  long = [max(map(len, column), default=0) > LONG for column in columns]
+  classes = [
+    " class=number" * number or " class=words" * words for number, words in zip(numeric, long, strict=True)
+  ]
+  cell = lambda tag, text, i: f"<{tag}{classes[i]}>{html_lib.escape(text)}</{tag}>"
   line = lambda tag, row: (
     "<tr>" + "".join(cell(tag if i else "th", text, i) for i, text in enumerate(row)) + "</tr>"
   )

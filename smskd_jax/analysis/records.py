@@ -9,9 +9,9 @@ import zipfile
 
 import numpy as np
 
+from smskd_jax.analysis import predictions
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import answers as answers_lib
-from smskd_jax.runtime import choices as choices_lib
 from smskd_jax.runtime import workdir
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import read_metrics
@@ -34,6 +34,7 @@ class Record(NamedTuple):
   # Where what a network says of the held-out images lies, by the key of a stage or of a given network, if it is there:
   # it is large, and few need it.
   answers: dict[str, Path] = {}
+  problems: Sequence[str] = ()  # lines that name the files of predictions that are missing or damaged
 
   @property
   def stages(self) -> Sequence[Stage]:
@@ -75,13 +76,17 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
       entries[stage["name"]] = _entry(roots, stage["key"])
       last[stage["name"]] = stage["metrics"]["last"]
       operator.itemgetter(*NEEDED)(stage)
+    choices, problems = predictions.read(
+      entries, {stage["name"]: stage["key"] for stage in run.result["stages"]}
+    )
     return Record(
       run,
       {name: (entry and read_metrics(entry.metrics)) or [last[name]] for name, entry in entries.items()},
-      {name: choices_lib.read(e.choices) for name, e in entries.items() if e and e.choices.is_file()},
+      choices,
       {name: _about(entry) for name, entry in entries.items() if entry},
       workdir.read_labels(folder),
       _answers(folder, roots, run.result),
+      problems,
     )
   except UserError:
     raise

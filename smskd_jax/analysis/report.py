@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smskd_jax.analysis import figures, tables
+from smskd_jax.analysis import figures, forgetting, tables
 from smskd_jax.analysis.page import markdown_table
 from smskd_jax.analysis.tables import percent
 from smskd_jax.runtime import console
@@ -36,6 +36,7 @@ def _text(result: Mapping[str, Any]) -> str:
     *_given_table(result.get("given", ())),
     _accuracy_table(stages),
     *_extra_table(stages),
+    *_forgetting(stages),
     _budget_table(stages),
     "![Test accuracy and forgetting along the stages](figures/stages.png)",
     f"{result['devices']['count']} x {result['devices']['kind']}, jax {versions['jax']}, flax {versions['flax']}, "
@@ -90,6 +91,14 @@ def _extra_table(stages: Sequence[Stage]) -> Sequence[str]:
   """Accuracy on further test sets, if there are any; of a corruption, the mean over its severities."""
   table = tables.further(stages)
   return [markdown_table(table.header, table.rows)] if table else []
+
+
+def _forgetting(stages: Sequence[Stage]) -> Sequence[str]:
+  """Each stage against the earlier ones that it goes on from, if any does; and what is missing of it."""
+  pairs, problems = forgetting.pairs(stages)
+  table = tables.forgotten(pairs)
+  of_table = [markdown_table(table.header, table.rows), table.caption] if table else []
+  return [*of_table, *(["\n".join(problems)] if problems else [])]
 
 
 def _budget_table(stages: Sequence[Stage]) -> str:

@@ -5,7 +5,8 @@ import json
 import shlex
 from typing import Any
 
-from smskd_jax.analysis import curves, fidelity_page, figures, forgetting, records, tables
+from smskd_jax.analysis import curves, fidelity_page, figures, forgetting, forgetting_figures, records, tables
+from smskd_jax.analysis.forgetting_figures import Bar
 from smskd_jax.analysis.page import Code, Figure, Part, Section, Table
 from smskd_jax.analysis.records import Record, Stage
 
@@ -14,12 +15,18 @@ ACCURACY = (
   "dashes are teachers at their end, dots the reference of a stage, which stays where the stage before ended. Stages "
   "that end below the dots have forgotten more than they have learned."
 )
+COUNTS = (
+  "Test images that the network classifies correctly at the end of a stage and of an earlier one (kept), of the "
+  "earlier one alone (forgotten), and of the later one alone (gained)."
+)
 FORGOTTEN = (
-  "Forgetting on the test set. Above, the share of all test images that an earlier stage got right at its end and the "
-  "network now gets wrong, in percent. Then the losses that earlier stages minimised, on as many test images as "
-  "`config.evaluate.earlier_images` says, in proportion to what each was when its stage ended: above 1 it is being "
-  "given up. Below, how many images get the same answer from the network and from the frozen reference of its stage, "
-  "and the mean divergence between their probabilities. A stage without a reference has a gap."
+  "Forgetting on the test set. Above, the share of all test images that an earlier stage got right at its end and "
+  "the network now gets wrong, in percent; then, in the same colours, the IoU of the set of images that the earlier "
+  "stage got right and of the set that the network now gets right. Then the losses that earlier stages minimised, on "
+  "as many test images as `config.evaluate.earlier_images` says, in proportion to what each was when its stage "
+  "ended: above 1 it is being given up. Below, how many images get the same answer from the network and from the "
+  "frozen reference of its stage, and the mean divergence between their probabilities. A stage without a reference "
+  "has a gap."
 )
 TERMS = (
   "Above, the terms of the objective on training images, before their weights, and the loss, their weighted sum "
@@ -71,6 +78,8 @@ def sections(record: Record, more: Sequence[Section] = (), *, embedding: str = "
 
 def results(record: Record) -> Iterator[Part]:
   """What the run's networks are worth."""
+  if record.problems:
+    yield "\n".join(record.problems)
   yield tables.accuracy(record.stages)
   given = record.run.result.get("given", ())
   if given:
@@ -89,7 +98,10 @@ def training(record: Record) -> list[Section]:
   stages, lines = record.stages, record.curves
   labeled = {entry["name"]: _labeled(entry) for entry in record.run.config.get("stages", ())}
   kinds = {
-    "Forgetting": lambda own: _picture("forgetting", curves.forgotten(own, stages, lines), FORGOTTEN),
+    "Forgetting": lambda own: [
+      *_counts(own, stages),
+      *_picture("forgetting", curves.forgotten(own, stages, lines), FORGOTTEN),
+    ],
     "Answers, image by image": lambda own: list(_answers(record, own)),
     "Weights of the reference": lambda own: _picture("weights", curves.weights(own, lines, labeled), WEIGHTS),
     "Gradients": lambda own: _picture("gradients", curves.gradients(own, lines), GRADIENTS),
@@ -110,6 +122,18 @@ def training(record: Record) -> list[Section]:
 
 def _picture(name: str, png: bytes | None, caption: str) -> list[Part]:
   return [Figure(name, png, caption)] if png is not None else []
+
+
+def _counts(own: Sequence[Stage], stages: Sequence[Stage]) -> list[Part]:
+  """What a network's stages have kept, forgotten and gained, as a table and as bars; and what is not known of it."""
+  names = {stage["name"] for stage in own}
+  pairs, problems = forgetting.pairs(stages, names)
+  table = tables.forgotten(pairs)
+  bars = [Bar(f"{p.stage} after {p.earlier}", *p.counts) for p in pairs if p.split == "test"]
+  parts: list[Part] = ["\n".join(problems)] if problems else []
+  if table is not None:
+    parts += [table, *_picture("kept and forgotten", forgetting_figures.counts(bars), COUNTS)]
+  return parts
 
 
 def _labeled(entry: Mapping[str, Any]) -> float:

@@ -7,11 +7,24 @@ from pathlib import Path
 import shlex
 from typing import Any
 
-from smskd_jax.analysis import run_page, statistics, tables, variants
+import numpy as np
+
+from smskd_jax.analysis import (
+  forgetting,
+  forgetting_figures,
+  records,
+  reference_weights,
+  run_page,
+  statistics,
+  tables,
+  variants,
+)
+from smskd_jax.analysis.forgetting_figures import Bar, Point
 from smskd_jax.analysis.page import Code, Figure, Part, Section, Table
 from smskd_jax.analysis.records import Record
 from smskd_jax.analysis.study_records import StudyRecord, compared
 from smskd_jax.analysis.variants import Cost, Records
+from smskd_jax.training.metrics import Overlap
 
 BY_STAGES = (
   "Test accuracy in percent at the end of each stage that the result of a variant goes on from: mean and standard "
@@ -26,6 +39,16 @@ ALONG = (
   "Along the epochs of the student's training, mean and standard deviation over the seeds: test accuracy; how many of "
   "all test images the first stage got right and the student now gets wrong; how many get the same answer from the "
   "student and from the reference of its stage."
+)
+
+COUNTS = (
+  "Test images that the student classifies correctly at the end of its first and of its last stage (kept), of the "
+  "first alone (forgotten), and of the last alone (gained): means over the seeds."
+)
+WEIGHTS = (
+  "Variants that differ in the weight of the last stage's reference term alone, 0 where it has no reference: IoU of "
+  "the sets of test images that the first and the last stage classify correctly, images forgotten and gained between "
+  "them, and test accuracy; mean and standard deviation over the seeds."
 )
 
 
@@ -44,6 +67,9 @@ def sections(
   if record.missing:
     results.insert(0, f"**Not finished yet: {', '.join(record.missing)}.**")
   chapters = [Section("Results", results), _curves(record, costs)]
+  forgotten = _forgetting(record)
+  if forgotten:
+    chapters.append(Section("Forgetting of the first stage", forgotten))
   if record.teachers is not None:
     of = record.teachers.stages
     parts: list[Part] = [tables.accuracy(of), tables.calibration(of), tables.budget(of)]
@@ -89,6 +115,38 @@ def _curves(record: StudyRecord, costs: Mapping[str, Mapping[int, Cost]]) -> Sec
   if along is not None:
     parts.append(Figure("along", along, ALONG))
   return Section("Variants against each other", parts)
+
+
+def _forgetting(record: StudyRecord) -> list[Part]:
+  """Kept, forgotten and gained images of the variants that have several stages, and against the reference's weight."""
+  network, found = record.study["network"], dict[str, list[Overlap]]()
+  problems: list[str] = []
+  accuracies: dict[str, list[float]] = {}
+  for name, seeds in record.found.items():
+    for seed, run in seeds.items():
+      last = records.chosen(run.stages, network)
+      problems += [f"- {name}:{seed}: {line[2:]}" for line in forgetting.pairs(run.stages, {last["name"]})[1]]
+      counts = forgetting.since_first(run.stages, last)
+      if counts is not None:
+        found.setdefault(name, []).append(counts)
+        accuracies.setdefault(name, []).append(100 * last["metrics"]["last"]["test/accuracy"])
+  parts: list[Part] = ["\n".join(problems)] if problems else []
+  if found:
+    bars = [Bar(name, *np.mean(of, axis=0).tolist()) for name, of in found.items()]
+    parts.append(Figure("kept and forgotten", forgetting_figures.counts(bars), COUNTS))
+  lines = reference_weights.lines({name: record.study["variants"][name] for name in found}, network)
+  if lines:
+    drawn = {
+      line: [_point(weight, found[name], accuracies[name]) for name, weight in weights.items()]
+      for line, weights in lines.items()
+    }
+    parts.append(Figure("weight of the reference", forgetting_figures.against_weight(drawn), WEIGHTS))
+  return parts
+
+
+def _point(weight: float, of: Sequence[Overlap], accuracies: Sequence[float]) -> Point:
+  forgotten, gained = [one.forgotten for one in of], [one.gained for one in of]
+  return Point(weight, [one.iou for one in of], forgotten, gained, accuracies)
 
 
 def _provenance(record: StudyRecord) -> Section:

@@ -76,6 +76,23 @@ def beside_others(stages: Sequence[Stage]) -> Table | None:
   return Table(["stage", "beside", "same answer", "lost", "won", "KL"], rows, caption) if rows else None
 
 
+def forgotten(pairs: Sequence[forgetting.Pair]) -> Table | None:
+  """Kept, forgotten and gained images of each stage against each earlier one; None without such pairs."""
+  rows = []
+  for stage, earlier, split, counts in pairs:
+    before, now = counts.kept + counts.forgotten, counts.kept + counts.gained
+    lost = f"{counts.forgotten:,}" + (f" ({100 * counts.forgotten / before:.1f} %)" if before else "")
+    rows.append([stage, earlier, split, f"{before:,}", f"{now:,}"])
+    rows[-1] += [f"{counts.kept:,}", lost, f"{counts.gained:,}", f"{counts.iou:.4f}"]
+  header = ["stage", "earlier stage", "set", "right then", "right now", "kept", "forgotten", "gained", "IoU"]
+  caption = (
+    "Images that a network classifies correctly at the end of a stage (now) and at the end of an earlier stage that it "
+    "goes on from (then): in both, only then, only now. IoU is kept / (kept + forgotten + gained), 1 for equal sets. "
+    "Networks are as their stages leave them."
+  )
+  return Table(header, rows, caption) if rows else None
+
+
 def _table(stages: Sequence[Stage], columns: Sequence[Column], caption: str) -> Table:
   there = [column for column in columns if any(column[1](stage) is not None for stage in stages)]
   cell = lambda value, text: "-" if value is None else text(value)

@@ -123,7 +123,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
   """The arrays of a file by their names."""
-  with np.load(path) as file:
+  # A file that np.load opens itself stays open where it is damaged.
+  with open(path, "rb") as stream, np.load(stream) as file:
     return dict(file)
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smskd_jax.analysis import records, statistics, study_records
+from smskd_jax.analysis import forgetting, records, statistics, study_records
 from smskd_jax.analysis.report import markdown_table
 
 
@@ -15,10 +15,11 @@ class Outcome(NamedTuple):
   accuracy: float  # on the test set, percent
   oracle: float  # of the best epoch by the test set
   agreement: float | None  # with its teachers, percent
-  forgotten: float | None  # of what its first stage got right, percent of the test set
+  forgotten: float | None  # test images that its first stage got right and its last gets wrong
   images: int  # forward and backward, of all stages of the network
   frozen: int  # forward passes of teachers and references
   seconds: float
+  iou: float | None = None  # of the sets of test images that its first and its last stage get right
 
 
 def outcomes(workdir: Path, study: Mapping[str, Any]) -> dict[str, dict[int, Outcome]]:
@@ -36,15 +37,16 @@ def _outcome(result: Mapping[str, Any], network: str) -> Outcome:
   chosen = records.chosen(result["stages"], network)
   trained = [stage for stage in result["stages"] if stage["network"] == network]
   last = chosen["metrics"]["last"]
-  percent = lambda name: 100 * last[name] if name in last else None
+  since_first = forgetting.since_first(result["stages"], chosen)
   return Outcome(
     accuracy=100 * last["test/accuracy"],
     oracle=100 * chosen["metrics"]["oracle"]["test/accuracy"],
-    agreement=percent("test/teacher_agreement"),
-    forgotten=percent("test/earlier_1_lost"),
+    agreement=100 * last["test/teacher_agreement"] if "test/teacher_agreement" in last else None,
+    forgotten=since_first and since_first.forgotten,
     images=sum(stage["backward_passes"] for stage in trained),
     frozen=sum(stage["forward_passes"][who] for stage in trained for who in ("teachers", "reference")),
     seconds=sum(stage["seconds"] for stage in trained),
+    iou=since_first and since_first.iou,
   )
 
 
@@ -74,7 +76,9 @@ def text(
     parts.append(f"**{statistics.SINGLE_SEED}**")
   parts.append(
     f"Test accuracy in percent of `{study['network']}` at the end of its last stage, mean ± standard deviation over n "
-    "seeds; `oracle` is the best epoch by the test set, which selects nothing else."
+    "seeds; `oracle` is the best epoch by the test set, which selects nothing else. IoU is of the sets of test images "
+    "that are classified correctly at the end of the first and of the last stage, |A and B| / |A or B|; forgotten are "
+    "the images that only the first stage has right."
   )
   parts.append(_variants_table(study, found))
   parts += [f"- {note}" for note in study.get("notes", ())]
@@ -85,7 +89,7 @@ def text(
 
 
 def _variants_table(study: Mapping[str, Any], found: Mapping[str, Mapping[int, Outcome]]) -> str:
-  header = ["variant", "n", "test", "oracle", "agrees with teacher", "forgotten of stage 1"]
+  header = ["variant", "n", "test", "oracle", "agrees with teacher", "IoU with stage 1", "forgotten"]
   header += ["forward and backward", "frozen forward", "hours"]
   published = study["published"]
   if published:
@@ -93,10 +97,11 @@ def _variants_table(study: Mapping[str, Any], found: Mapping[str, Mapping[int, O
   rows = []
   for name, seeds in found.items():
     of = list(seeds.values())
-    spread = lambda field, of=of: statistics.summary(
+    spread = lambda field, decimals=2, of=of: statistics.summary(
       [v for v in (getattr(one, field) for one in of) if v is not None]
-    ).text()
-    row = [name, str(len(of)), *map(spread, ("accuracy", "oracle", "agreement", "forgotten"))]
+    ).text(decimals)
+    row = [name, str(len(of)), *map(spread, ("accuracy", "oracle", "agreement"))]
+    row += [spread("iou", 4), spread("forgotten", 1)]
     row += [f"{_mean(of, field):,.0f}" if of else "-" for field in ("images", "frozen")]
     row.append(f"{sum(one.seconds for one in of) / 3600:.2f}")
     if published:

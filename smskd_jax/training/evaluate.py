@@ -72,8 +72,9 @@ def evaluate(
 
   Returns:
     'accuracy', 'top5' (top2 of two classes: as many as there are), 'nll', 'ece', 'ace', 'brier', and for each other
-    network '<role>_agreement', '<role>_kl', the divergence of the network from it, and the shares of examples on which
-    it is right and the network wrong, '<role>_lost', and the other way round, '<role>_won'.
+    network '<role>_agreement', '<role>_kl', the divergence of the network from it, the shares of examples on which
+    it is right and the network wrong, '<role>_lost', and the other way round, '<role>_won', and the IoU of the sets of
+    examples that the two have right, '<role>_iou'.
   """
   k = min(5, logits.shape[-1])
   values = {
@@ -87,9 +88,10 @@ def evaluate(
   for role, other in (others or {}).items():
     values[f"{role}_agreement"] = metrics.agreement(logits, other)
     values[f"{role}_kl"] = metrics.kl_divergence(logits, other)
-    flips = metrics.flips(logits, other, label)
-    values[f"{role}_lost"] = flips.lost / len(label)
-    values[f"{role}_won"] = flips.won / len(label)
+    overlap = metrics.overlap(logits, other, label)
+    values[f"{role}_lost"] = overlap.forgotten / len(label)
+    values[f"{role}_won"] = overlap.gained / len(label)
+    values[f"{role}_iou"] = overlap.iou
   return values
 
 

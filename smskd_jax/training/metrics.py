@@ -6,11 +6,21 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Flips(NamedTuple):
-  """On how many examples two networks differ in being right."""
+class Overlap(NamedTuple):
+  """Counts of examples by which of two networks classifies them correctly, this one or another (an earlier one)."""
 
-  lost: int  # the other is right and this one wrong
-  won: int  # the other is wrong and this one right
+  kept: int  # both
+  forgotten: int  # the other alone
+  gained: int  # this one alone
+
+  @property
+  def iou(self) -> float:
+    """|A and B| / |A or B| of the two sets of correctly classified examples; 1 exactly where the sets are equal.
+
+    Two empty sets are equal, and nothing is forgotten: 1 too.
+    """
+    union = sum(self)
+    return self.kept / union if union else 1.0
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -119,12 +129,14 @@ def class_change(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray
   return class_accuracy(logits, label) - class_accuracy(other_logits, label)
 
 
-def flips(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> Flips:
-  """How many answers were lost and won against another network: won - lost is n times the gain in accuracy.
+def overlap(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> Overlap:
+  """Compare the sets of examples that a network and another one classify correctly.
 
-  Lost ones are the negative flips of Yan, Xiong, Kundu, Yang, Deng, Wang, Xia, Soatto, "Positive-Congruent Training:
-  Towards Regression-Free Model Updates", CVPR 2021, https://arxiv.org/abs/2011.09161; where accuracies are equal
-  these counts still tell whether one network has replaced the other's knowledge.
+  The counts and the IoU are the measure of forgetting of SMSKD (arXiv 2601.15657, Figure 3), where the other network
+  is the student at the end of an earlier stage. Forgotten examples are the negative flips of Yan, Xiong, Kundu, Yang,
+  Deng, Wang, Xia, Soatto, "Positive-Congruent Training: Towards Regression-Free Model Updates", CVPR 2021,
+  https://arxiv.org/abs/2011.09161. `kept + gained` are all that the network has right, `kept + forgotten` all that the
+  other has right; of equal logits the first class is the predicted one, as in `top_k_accuracy`.
 
   Args:
     logits: [n, k].
@@ -132,7 +144,8 @@ def flips(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> Fl
     label: [n].
   """
   right, other_right = _right(logits, label), _right(other_logits, label)
-  return Flips(lost=int(np.sum(other_right & ~right)), won=int(np.sum(right & ~other_right)))
+  count = lambda examples: int(np.sum(examples))
+  return Overlap(count(right & other_right), count(other_right & ~right), count(right & ~other_right))
 
 
 def _right(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

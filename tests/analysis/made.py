@@ -42,6 +42,7 @@ def stage(
       "teachers": [key("teacher")] if taught else [],
       "reference": reference and key(reference),
     },
+    "forgetting": {"test": [overlap(start, key(start), 20, 3, 5)] if start else []},
     "seconds": 20.0 * epochs,
   }
   choices = {
@@ -49,6 +50,12 @@ def stage(
     "test": random.integers(0, 2, (epochs + 1, IMAGES)).astype(np.uint16),
   }
   return result | fields, lines, choices
+
+
+def overlap(name, key, kept, forgotten, gained):
+  """A record of result.json's forgetting: against the stage of a name and key."""
+  iou = kept / (kept + forgotten + gained)
+  return {"stage": name, "key": key, "kept": kept, "forgotten": forgotten, "gained": gained, "iou": iou}
 
 
 def _said(epoch, epochs, accuracy, taught, start, reference):
@@ -68,7 +75,7 @@ def _said(epoch, epochs, accuracy, taught, start, reference):
   ]
   for role in roles:
     values |= {f"{role}_agreement": 1 - 0.05 * epoch, f"{role}_kl": 0.1 * epoch}
-    values |= {f"{role}_lost": 0.01 * epoch, f"{role}_won": 0.02 * epoch}
+    values |= {f"{role}_lost": 0.01 * epoch, f"{role}_won": 0.02 * epoch, f"{role}_iou": 1 - 0.03 * epoch}
   if start:
     values["earlier_1_loss/fitnet"] = 0.5 + 0.1 * epoch
   return {f"test/{name}": value for name, value in values.items()}

@@ -34,6 +34,7 @@ def test_without_a_store_the_results_are_left(tmp_path):
   record = records.read("WORKDIR", folder)
   assert record.curves["kd"] == [record.stages[-1]["metrics"]["last"]]
   assert not record.choices
+  assert len(record.problems) == 3 and "no store has its entry `-kd-0`" in record.problems[2]
   assert not record.about
 
 
@@ -50,7 +51,6 @@ def test_without_a_store_the_results_are_left(tmp_path):
       lambda folder: (folder / "result.json").write_text('{"stages": [{"name": "x"}]}'),
       "damaged: KeyError 'key'",
     ),
-    (lambda folder: (folder / "store" / "-kd-0" / "choices.npz").write_bytes(b"PK"), "damaged"),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, spoil, words):
@@ -60,6 +60,26 @@ def test_mistakes_are_one_line(tmp_path, spoil, words):
     records.read("WORKDIR", folder)
   assert str(error.value).startswith("WORKDIR: ")
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "spoil, words",
+  [
+    (lambda path: path.unlink(), "is missing"),
+    (lambda path: path.write_bytes(b"PK"), "is damaged"),
+    (lambda path: path.write_bytes(b""), "is damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is damaged"),
+    (lambda path: np.savez(path, step=np.zeros(1)), "holds no predictions of the test set"),
+  ],
+)
+def test_predictions_that_cannot_be_read_are_named(tmp_path, spoil, words):
+  folder = made.run(tmp_path / "run")
+  path = folder / "store" / "-kd-0" / "choices.npz"
+  spoil(path)
+  record = records.read("WORKDIR", folder)
+  (line,) = record.problems
+  assert line.startswith(f"- stage `kd`: `{path}` ") and words in line and "\n" not in line
+  assert set(record.choices) == {"teacher", "fitnet"}
 
 
 def test_stages_of_versions_that_kept_less(tmp_path):

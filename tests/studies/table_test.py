@@ -2,6 +2,7 @@
 
 import pytest
 
+from analysis import made
 from smskd_jax.analysis import statistics
 from smskd_jax.studies import table
 
@@ -80,7 +81,7 @@ def test_what_a_variant_costs_is_all_that_its_network_was_trained():
   assert (found.images, found.frozen, found.seconds) == (20, 10, 2)
   study = {"network": "student", "published": {}, "control": "a", "variants": {"a": None}}
   text = table.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
-  assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][7:9] == ["20", "20"]
+  assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][8:10] == ["20", "20"]
 
 
 def claims(found, paper, **fields):
@@ -121,3 +122,32 @@ def test_the_paper_beside_ours_with_the_interval_of_our_mean():
   assert new[-2:] == ["72.16", f"-1.16 ({-1.16 - half:+.2f} to {-1.16 + half:+.2f})"]
   assert old[-2:] == ["-", "-"] and quoted[:2] == ["new.sakd", "0"] and quoted[-2:] == ["71.50", "-"]
   assert "- A note." in lines
+
+
+def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
+  """Of the last of three stages against the first, not the second; a variant of one stage has none."""
+
+  def outcome(kept, forgotten, gained):
+    names, stages = ("at", "vid", "kd"), []
+    for i, name in enumerate(names):
+      of_first = made.overlap("at", "key-at", kept, forgotten, gained)
+      others = [of_first, made.overlap("vid", "key-vid", 1, 1, 1)][:i]
+      one, *_ = made.stage(name, start=names[i - 1] if i else None)
+      reads = one["reads"] | {"start": f"key-{names[i - 1]}" if i else None}
+      stages.append(one | {"key": f"key-{name}", "reads": reads, "forgetting": {"test": others}})
+    return table._outcome({"stages": stages}, "student"), table._outcome({"stages": stages[:1]}, "student")
+
+  (first, alone), (second, _) = outcome(60, 20, 20), outcome(80, 10, 10)
+  assert (first.iou, first.forgotten, second.iou, second.forgotten) == (0.6, 20, 0.8, 10)
+  assert alone.iou is alone.forgotten is None
+  found = {"stages": {0: first, 1: second}, "alone": {0: alone, 1: alone}}
+  study = {"network": "student", "published": {}, "control": "alone", "variants": dict.fromkeys(found)}
+  cells = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in table.text("title", study, found, {}).splitlines()
+    if line.startswith("|")
+  ]
+  header, _, stages, one = cells[:4]
+  assert header[5:7] == ["IoU with stage 1", "forgotten"]
+  assert stages[5:7] == ["0.7000 ± 0.1414", "15.0 ± 7.1"]
+  assert one[5:7] == ["-", "-"]

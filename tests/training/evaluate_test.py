@@ -16,7 +16,7 @@ def test_extreme_logits_stay_finite():
   logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
   values = evaluate.evaluate(logits, np.array([0, 0]), {"teacher": logits})
   assert all(np.isfinite(v) for v in values.values())
-  of_teacher = {"teacher_agreement", "teacher_kl", "teacher_lost", "teacher_won"}
+  of_teacher = {"teacher_agreement", "teacher_kl", "teacher_lost", "teacher_won", "teacher_iou"}
   assert set(values) == {"accuracy", "top2", "nll", "ece", "ace", "brier"} | of_teacher
 
 
@@ -51,8 +51,10 @@ def test_what_is_won_less_what_is_lost_is_the_gain_in_accuracy():
 
 def test_each_role_has_its_own_values():
   values = evaluate.evaluate(LOGITS, LABEL, {"teacher": LOGITS, "reference": OTHER})
-  assert values["teacher_lost"] == values["teacher_won"] == 0
+  assert values["teacher_lost"] == values["teacher_won"] == 0 and values["teacher_iou"] == 1
   assert values["reference_lost"] > 0
+  both = values["accuracy"] - values["reference_won"]
+  assert values["reference_iou"] == pytest.approx(both / (values["accuracy"] + values["reference_lost"]))
 
 
 def test_by_class_is_json_with_null_where_a_class_has_no_example():

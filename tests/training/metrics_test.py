@@ -163,22 +163,40 @@ def test_class_change_by_hand():
   np.testing.assert_array_equal(metrics.class_change(LOGITS, LOGITS, LABEL), [0, 0, np.nan])
 
 
-def test_flips_by_hand():
+def test_overlap_by_hand():
   other = LOGITS[:, [1, 0, 2]]  # right on example 2 alone, where LOGITS are right on 0 and 3
-  assert metrics.flips(LOGITS, other, LABEL) == metrics.Flips(lost=1, won=2)
-  assert metrics.flips(other, LOGITS, LABEL) == metrics.Flips(lost=2, won=1)
-  assert metrics.flips(LOGITS, LOGITS, LABEL) == metrics.Flips(lost=0, won=0)
+  assert metrics.overlap(LOGITS, other, LABEL) == metrics.Overlap(kept=0, forgotten=1, gained=2)
+  assert metrics.overlap(other, LOGITS, LABEL) == metrics.Overlap(kept=0, forgotten=2, gained=1)
+  assert metrics.overlap(LOGITS, LOGITS, LABEL) == metrics.Overlap(kept=2, forgotten=0, gained=0)
 
 
-def test_flips_are_the_corners_of_scikit_learns_confusion_matrix():
+def test_overlap_is_scikit_learns_confusion_matrix_and_jaccard_score():
   (logits, label), (noise, _) = drawn(), drawn(seed=1)
   other = logits + noise
   right, other_right = (np.argmax(each, -1) == label for each in (logits, other))
   table = sklearn.metrics.confusion_matrix(other_right, right)
-  assert metrics.flips(logits, other, label) == (table[1, 0], table[0, 1])
+  found = metrics.overlap(logits, other, label)
+  assert found == (table[1, 1], table[1, 0], table[0, 1]) and min(found) > 0
+  assert found.iou == pytest.approx(sklearn.metrics.jaccard_score(other_right, right))
 
 
-@pytest.mark.parametrize("of", [metrics.class_accuracy, lambda x, y: metrics.flips(x, x, y)])
+def test_the_counts_of_an_overlap_are_those_of_both_accuracies_with_ties_too():
+  (logits, label), (noise, _) = drawn(), drawn(seed=1)
+  logits, other = np.round(logits), np.round(logits + noise)
+  assert np.any(np.sum(logits == logits.max(-1, keepdims=True), axis=-1) > 1)
+  kept, forgotten, gained = metrics.overlap(logits, other, label)
+  assert kept + gained == round(len(label) * metrics.top_k_accuracy(logits, label, 1))
+  assert kept + forgotten == round(len(label) * metrics.top_k_accuracy(other, label, 1))
+
+
+@pytest.mark.parametrize(
+  "counts, iou", [((0, 0, 0), 1.0), ((0, 3, 0), 0.0), ((0, 0, 3), 0.0), ((5, 0, 0), 1.0), ((2, 1, 5), 0.25)]
+)
+def test_iou_by_hand_of_empty_sets_too(counts, iou):
+  assert metrics.Overlap(*counts).iou == iou
+
+
+@pytest.mark.parametrize("of", [metrics.class_accuracy, lambda x, y: metrics.overlap(x, x, y)])
 def test_labels_of_another_shape_are_refused(of):
   with pytest.raises(ValueError, match="need labels of shape"):
     of(LOGITS, LABEL[:, None])
@@ -188,4 +206,4 @@ def test_labels_of_another_shape_are_refused(of):
 
 def test_logits_of_other_examples_are_refused():
   with pytest.raises(ValueError, match="need labels of shape"):
-    metrics.flips(LOGITS, LOGITS[:1], LABEL)
+    metrics.overlap(LOGITS, LOGITS[:1], LABEL)
