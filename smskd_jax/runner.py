@@ -59,7 +59,7 @@ class Runner:
       name = plan.name if len(plans) == 1 else f"{plan.name} of seed {plan.description['seed']}"
       console.say(f"{name}: {_in_words(result['metrics']['last'])}; {how[i]}")
       about = {"name": plan.name, "network": plan.config["learner"], "key": plan.key}
-      found.append({**about, **result, "forgetting": _named(result["forgetting"], plan)})
+      found.append({**about, **result, "forgetting": _named(result.get("forgetting", {}), plan)})
     return found
 
   def result_of_given(self, name: str, network: nn.Module, given: Given, kept_as: Path) -> dict[str, Any]:

@@ -123,12 +123,10 @@ def _html_of(part: Part) -> str:
 def _html_table(table: Table) -> str:
   columns = [[row[i] for row in table.rows] for i in range(len(table.header))]
   numeric = [bool(i) and _is_numeric(column) for i, column in enumerate(columns)]
-  # Long text may be broken into lines, so that a table of many columns fits the page; numbers may not.
+  # Long cells may be broken into lines, so that a table of many columns fits the page.
   long = [max(map(len, column), default=0) > LONG for column in columns]
-  classes = [
-    " class=number" * number or " class=words" * words for number, words in zip(numeric, long, strict=True)
-  ]
-  cell = lambda tag, text, i: f"<{tag}{classes[i]}>{html_lib.escape(text)}</{tag}>"
+  classes = ["", " class=number", " class=words", ' class="number words"']
+  cell = lambda tag, text, i: f"<{tag}{classes[numeric[i] + 2 * long[i]]}>{html_lib.escape(text)}</{tag}>"
   line = lambda tag, row: (
     "<tr>" + "".join(cell(tag if i else "th", text, i) for i, text in enumerate(row)) + "</tr>"
   )

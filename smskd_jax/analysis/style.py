@@ -23,14 +23,14 @@ nav ul { margin: 0; padding-left: 1.2rem; }
 nav > ul { padding-left: 0.4rem; list-style: none; columns: 16rem; }
 nav li { break-inside: avoid; }
 .scroll { overflow-x: auto; width: max-content; min-width: 100%; max-width: min(100vw - 2.5rem, 50vw + 26.5rem); }
-table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-size: 0.84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
 tbody th { font-weight: 500; white-space: nowrap; }
 .number { text-align: right; }
-td.words, tbody th.words { white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
+td.words, tbody th.words { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
   border-radius: 6px; }
 figcaption { color: var(--soft); font-size: 0.875rem; max-width: 46rem; padding-top: 0.5rem; }
