@@ -12,6 +12,7 @@ safetensors file of smskd_jax.export. One metric a line:
   teacher_agreement     share of the images on which both networks predict the same class
   teacher_kl            mean of KL(teacher || network), in nats
   teacher_lost, _won    share of the images on which the teacher alone is right, the network alone
+  teacher_iou           IoU of the sets of images on which either is right
 
 Images are normalised as in the network's training, as far as PATH states it, else by the mean and deviation of the
 data's training images.
