@@ -4,6 +4,7 @@ The names below are for notebooks. Each is imported when it is first used, so th
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ _HOMES = {
   "training.stage": ("Stage", "Term", "learner_variables", "make_train_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+if sys.argv[:1] == ["-m"]:  # a program of this package is starting: its first import is this one
+  from smskd_jax.runtime import interrupt
+
+  interrupt.listen()
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 import faulthandler
 import functools
-import signal
 import sys
 import traceback
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from smskd_jax import config_file
+from smskd_jax import config_file, entry_point
 from smskd_jax.errors import UserError, check_encoding, refuse
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -47,53 +46,48 @@ def start(about: str | None, run: Callable[[], int]) -> None:
 def main(run: Callable[[], int], argv: Sequence[str]) -> int:
   """Checks the flags that every program needs and runs it; returns the exit status."""
   logging.set_verbosity(logging.ERROR)  # of the libraries: they tell of every file and of absent TPUs
-  try:
+
+  def program() -> int:
     if len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
     for flag in (CONFIG, WORKDIR):
       if not flag.value:
         raise UserError(f"--{flag.name}: missing; see --help")
-    if DISTRIBUTED.value != "off":
-      return _as_one_of_several(run)
-    return _until_stopped(run)
-  except UserError as error:
-    return refuse(error)
+    return _run(run)
+
+  folders = lambda: {"--workdir": WORKDIR.value, "--store": STORE.value}
+  if DISTRIBUTED.value == "off":
+    return entry_point.run(program, folders)
+  return _as_one_of_several(program, folders)
 
 
-def _as_one_of_several(run: Callable[[], int]) -> int:
+def _as_one_of_several(program: Callable[[], int], folders: Callable[[], entry_point.Folders]) -> int:
   """Runs the program in one of several processes. Where it fails, it ends without waiting for the others."""
   from smskd_jax.runtime import processes
 
   faulthandler.disable()  # where the lead is gone JAX ends this process, and says so in a line: no stack is needed
-  processes.start(DISTRIBUTED.value)
   try:
-    return _until_stopped(run)
-  except UserError as error:
-    status = refuse(error, f"process {processes.index()}: ")
+    status = entry_point.run(program, folders)
   except Exception as error:
     status = 1
     if processes.lost_another(error):
       said = str(error).partition("\n")[0]
       told = f"another process is gone ({said}); start all again: they go on from the last checkpoint"
-      print(f"error: process {processes.index()}: {told}", file=sys.stderr)
+      print(f"error: {entry_point.who()}{told}", file=sys.stderr)
     else:
       traceback.print_exc()
-  processes.end_badly(status)
+  if status in (1, 2):
+    processes.end_badly(status)
   return status
 
 
-def _until_stopped(run: Callable[[], int]) -> int:
+def _run(run: Callable[[], int]) -> int:
   from smskd_jax.runtime import processes, programs  # after the flags: --help need not wait for JAX
-  from smskd_jax.runtime.interrupt import Interrupted
 
+  processes.start(DISTRIBUTED.value)
   if not DRY_RUN.value:
     programs.keep(COMPILATION_CACHE.value)
-  try:
-    return run()
-  except Interrupted as stop:
-    if processes.is_lead():
-      print(f"{stop}; the same command goes on from there", file=sys.stderr)
-    return 0 if stop.signum == signal.SIGTERM else 128 + stop.signum
+  return run()
 
 
 def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:

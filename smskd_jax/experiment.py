@@ -167,7 +167,7 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
     ]
     for workdir in ready.workdirs
   ]
-  with interrupt.watch() as stop:
+  with interrupt.watch(unsaved=False) as stop:
     trained = [
       runner.results_of(
         of_stage, [workdir / "tensorboard" / of_stage[0].name for workdir in ready.workdirs], stop

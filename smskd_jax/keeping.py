@@ -237,6 +237,7 @@ def _compute(
       said = say(question.image[rows], rows, views[of_batch].astype(np.int32))
       where = of_batch[:count]
       table.put(images[where], views[where], {name: x[:count] for name, x in said.items()})
+      stop.set_unsaved(True)
       bar.update(count)
       if stop or time.monotonic() - saved > SAVE_EVERY:
         table.save()
@@ -247,5 +248,6 @@ def _compute(
   finally:
     bar.close()
   table.save()
+  stop.set_unsaved(False)
   processes.meet()
   return len(images)

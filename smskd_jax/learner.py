@@ -120,7 +120,7 @@ class Learner:
 
   def saved(self) -> str:
     """From where it could go on, in words."""
-    steps = self._checkpoints.steps()
+    steps = checkpoint.steps_in(self.entry.checkpoints)
     return f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
 
   def close(self) -> None:

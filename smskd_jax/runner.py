@@ -95,7 +95,11 @@ class Runner:
         opened.callback(of.close)
       # Those that were stopped at different steps go on one by one: a program has one step.
       together = [learners] if len({of.done for of in learners}) == 1 else [[of] for of in learners]
-      return [result for some in together for result in self._run(some, stop)]
+      try:
+        return [result for some in together for result in self._run(some, stop)]
+      except Exception as error:
+        error.add_note(f"stage {learners[0].plan.name!r}: {learners[0].saved()}")
+        raise
 
   def _run(self, learners: Sequence[Learner], stop: interrupt.Interrupt) -> list[dict[str, Any]]:
     plan, program, timer = learners[0].plan, self._program(learners), clock.Clock()
@@ -116,7 +120,9 @@ class Runner:
       raise
     finally:
       progress.close()
-    return [of.finish(program.state(i), seconds[i], len(learners)) for i, of in enumerate(learners)]
+    results = [of.finish(program.state(i), seconds[i], len(learners)) for i, of in enumerate(learners)]
+    stop.set_unsaved(False)
+    return results
 
   def _program(self, learners: Sequence[Learner]) -> Program:
     stage, devices = learners[0].plan.stage, self._setting.devices

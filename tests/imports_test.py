@@ -24,7 +24,7 @@ MAY_IMPORT = {
   "training.program": "state runtime training",
   "training.window": "errors",
   "training.loop": "state data runtime training training.program training.window",
-  "__init__": "state losses models training",
+  "__init__": "state losses models training runtime.interrupt",
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
   "exchange.pretrained": "errors filling data exchange exchange.runs runtime",
@@ -67,7 +67,8 @@ MAY_IMPORT = {
   "import_torch": "arguments errors models exchange runtime",
   "export": "arguments errors models exchange exchange.runs runtime",
   "config_file": "errors filling",
-  "command": "config_file errors runtime.interrupt runtime.processes runtime.programs",
+  "entry_point": "errors runtime",
+  "command": "config_file entry_point errors runtime.processes runtime.programs",
   "main": "command experiment",
   "study": "command errors studies",
 }

@@ -81,7 +81,7 @@ def dry_study(workdir, config):
   return out
 
 
-def left_by(workdir):
+def left_by(workdir, store=None):
   """What a run leaves that must not depend on interruptions: its result but for times, and every final network."""
   result = json.loads((Path(workdir) / "result.json").read_text())
   digests = {}
@@ -89,7 +89,7 @@ def left_by(workdir):
   for one in result["stages"]:
     del one["seconds"], one["seconds_by_phase"]
     digests[one["name"]] = checkpoint.digest(
-      checkpoint.load_variables(Path(workdir) / "store" / one["key"] / "final")
+      checkpoint.load_variables(Path(store or Path(workdir) / "store") / one["key"] / "final")
     )
   return result, digests
 

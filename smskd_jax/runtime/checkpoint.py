@@ -105,6 +105,14 @@ class Checkpoints:
       response.result()
 
 
+def steps_in(folder: Path) -> list[int]:
+  """The steps of which a folder holds whole checkpoints; none where it cannot be read."""
+  try:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  except OSError:
+    return []
+
+
 def digest(tree: Any) -> str:
   """A fingerprint of a tree of host arrays: structure, shapes, types and every byte."""
   sha = hashlib.sha256()

@@ -1,12 +1,19 @@
-"""A polite end: SIGTERM and Ctrl-C are noted, and the loop stops where its state can be saved."""
+"""Graceful shutdown on SIGTERM and Ctrl-C.
+
+A program that listens ends at once, in one line, where nothing is unsaved, and at the second signal anywhere. Where
+something is unsaved, `watch` notes the first signal, and the loop stops where its state can be saved.
+"""
 
 from collections.abc import Iterator
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 from smskd_jax.runtime import processes
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -19,14 +26,15 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-  """Whether a signal has asked to stop."""
+  """Whether a signal has asked to stop, and whether there is something to save before."""
 
-  def __init__(self) -> None:
-    """Nobody has asked yet."""
-    self.signum, self._calls = 0, 0
+  def __init__(self, *, unsaved: bool = True):
+    """No signal has come yet; `unsaved` is as for `set_unsaved`."""
+    self.signum, self._unsaved, self._passed_on, self._calls = 0, unsaved, False, 0
+    self._lock = threading.Lock()
 
   def __bool__(self) -> bool:
-    """Whether somebody has asked."""
+    """Whether a signal has asked to stop."""
     return self.signum != 0
 
   def reached(self) -> bool:
@@ -40,36 +48,140 @@ class Interrupt:
       self.signum = signal.SIGTERM
     return bool(self)
 
-  def note(self, signum: int, frame: object) -> None:
-    """A signal handler: notes the first signal; the next of the same kind acts as if there were no handler."""
-    del frame
-    self.signum = signum
-    signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+  def set_unsaved(self, unsaved: bool) -> None:
+    """Says whether the end of the process would now lose anything.
+
+    Raises:
+      Interrupted: a signal has come, and nothing is unsaved any more.
+    """
+    with self._lock:
+      self._unsaved = unsaved
+    if self.signum and not unsaved and processes.count() == 1:
+      raise Interrupted(self.signum, "stopped between two stages")
+
+  def note(self, signum: int) -> bool:
+    """Notes a signal; False if there is nothing to wait for: nothing is unsaved, or it is the second."""
+    joined = processes.joined()
+    with self._lock:
+      if self.signum or self._passed_on or not (self._unsaved or joined):
+        return False
+      self._passed_on = joined
+      if not joined:
+        self.signum = signum
+    if joined:
+      os.kill(os.getpid(), signal.SIGTERM)  # all are to stop at one step: JAX tells them so
+    return True
+
+
+_watched: Interrupt | None = None  # the innermost
+_listens = False
+_ends = False  # whether the program's last line is printed
+
+
+def listen() -> None:
+  """From now on SIGTERM and Ctrl-C end this process in one line, at once where no `watch` keeps them from it.
+
+  For programs alone, and early in them: a thread does it, also while the main thread imports or compiles. A signal that
+  is ignored stays so, as Ctrl-C in a shell's background. Exit status: 128 + the signal's number.
+  """
+  global _listens
+  if _listens:
+    return
+  _listens = True
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  for signum in SIGNALS:
+    if signal.getsignal(signum) != signal.SIG_IGN:
+      signal.signal(
+        signum, lambda *_: None
+      )  # the thread acts; with no handler there would be nothing to read
+  os.register_at_fork(after_in_child=_forget)
+  threading.Thread(target=_attend, args=(reader,), daemon=True, name="signals").start()
+
+
+def tell(line: str) -> None:
+  """Prints the last line of a program to stderr; a signal that comes later prints nothing more."""
+  global _ends
+  _ends = True
+  with contextlib.suppress(OSError):  # the disk that it is redirected to may be full
+    print(line, file=sys.stderr, flush=True)
+
+
+def leave(status: int) -> int:
+  """Ends a program that listens at once: at its usual end, libraries would wait for what cannot be written any more."""
+  if _listens:
+    os._exit(status)
+  return status
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Interrupt]:
-  """Watches for SIGTERM and Ctrl-C; outside the main thread, where Python handles no signals, watches nothing.
+def watch(*, unsaved: bool = True) -> Iterator[Interrupt]:
+  """Notes SIGTERM and Ctrl-C while something is unsaved; outside the main thread, and of no program, notes nothing.
 
+  In a program that does not listen, as a notebook, a signal for which there is nothing to wait acts as it did before.
   With several processes SIGTERM to any of them is JAX's to tell all, by `reached`; Ctrl-C is taken for it.
+
+  Args:
+    unsaved: as for `set_unsaved`, to begin with.
   """
-  interrupt = Interrupt()
+  global _watched
+  interrupt = Interrupt(unsaved=unsaved)
   if threading.current_thread() is not threading.main_thread():
     yield interrupt
     return
-  handlers = {signal.SIGTERM: interrupt.note, signal.SIGINT: interrupt.note}
-  if processes.joined():
-    handlers = {signal.SIGINT: _as_sigterm}
-  before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+  outer, _watched = _watched, interrupt
   try:
-    yield interrupt
+    with contextlib.nullcontext() if _listens else _handlers(interrupt):
+      yield interrupt
+  finally:
+    _watched = outer
+
+
+@contextlib.contextmanager
+def _handlers(interrupt: Interrupt) -> Iterator[None]:
+  """Python's own handling of signals, which waits for the main thread, in the place of `listen`'s."""
+  signums = [signal.SIGINT] if processes.joined() else SIGNALS
+  before = {signum: signal.getsignal(signum) for signum in signums}
+
+  def handle(signum: int, frame: object) -> None:
+    if interrupt.note(signum):
+      return
+    handler = before[signal.Signals(signum)]
+    if callable(handler):
+      handler(signum, frame)
+    elif handler != signal.SIG_IGN:
+      signal.signal(signum, signal.SIG_DFL)
+      os.kill(os.getpid(), signum)
+
+  for signum in signums:
+    signal.signal(signum, handle)
+  try:
+    yield
   finally:
     for signum, handler in before.items():
       signal.signal(signum, handler)
 
 
-def _as_sigterm(signum: int, frame: object) -> None:
-  """A signal handler: the first Ctrl-C asks to stop, the second stops."""
-  del frame
-  signal.signal(signum, signal.default_int_handler)
-  os.kill(os.getpid(), signal.SIGTERM)
+def _attend(reader: int) -> None:
+  while True:
+    for signum in os.read(reader, 64):
+      if signum in SIGNALS and not (_watched is not None and _watched.note(signum)):
+        _end(signum)
+
+
+def _end(signum: int) -> None:
+  """Ends this process at once. What is on the disk is whole at any moment, and locks end with their process."""
+  if not _ends:
+    line = f"stopped by {signal.Signals(signum).name}; the same command goes on from what is saved\n"
+    with contextlib.suppress(OSError):
+      os.write(2, line.encode())  # the main thread may be within sys.stderr
+  os._exit(128 + signum)
+
+
+def _forget() -> None:
+  """In a forked process: signals to it are not its parent's."""
+  signal.set_wakeup_fd(-1)
+  for signum, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(signum) != signal.SIG_IGN:
+      signal.signal(signum, handler)

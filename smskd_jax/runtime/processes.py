@@ -10,8 +10,6 @@ import os
 import sys
 from typing import Any
 
-import numpy as np
-
 from smskd_jax.errors import UserError
 
 OFF, AUTO = "off", "auto"
@@ -89,6 +87,7 @@ def gather(value: Any) -> list[Any]:
   if count() == 1:
     return [value]
   from jax.experimental import multihost_utils  # imported here: one process needs none of it
+  import numpy as np
 
   said = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = np.reshape(multihost_utils.process_allgather(np.array([len(said)], np.int32)), -1)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from smskd_jax.errors import UserError
+from smskd_jax.runtime import tied
 from smskd_jax.studies import children, cluster, node
 from smskd_jax.studies.units import Ends, Unit
 
@@ -13,7 +14,7 @@ Title = Callable[[Unit], str]  # a unit's name in the line that is printed when 
 def in_processes(
   command: Sequence[str], workdir: Path, jobs: int, units: Sequence[Unit], title_of: Title
 ) -> Ends:
-  """Runs units on this machine.
+  """Runs units on this machine. Their processes end with this one, however it ends.
 
   Args:
     command: what starts the study.
@@ -25,7 +26,7 @@ def in_processes(
   Raises:
     Interrupted: SIGTERM or Ctrl-C came.
   """
-  command_of = lambda unit: [*command, f"--only={unit}"]
+  command_of = lambda unit: tied.command([*command, f"--only={unit}"])
   return children.run(units, command_of, lambda unit: _log(unit.folder(workdir)), jobs, title_of)
 
 

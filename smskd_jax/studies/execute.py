@@ -14,7 +14,7 @@ from smskd_jax import data, estimates, experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.filling import options
-from smskd_jax.runtime import console, interrupt, parallel, processes
+from smskd_jax.runtime import console, interrupt, parallel, processes, shortage
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
 from smskd_jax.studies import cluster, elsewhere, tree
@@ -244,6 +244,8 @@ def _attempt(study: _Study, unit: Unit) -> str | None:
   except UserError as error:
     return str(error)
   except Exception as error:  # whatever it is, the other variants can do without this one
+    if shortage.explain(error, {}):  # but not without a disk
+      raise
     traceback.print_exc()
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
   return None

@@ -101,9 +101,8 @@ def attend(asked: Asked, task: Task) -> End:
     while child.process.poll() is None:
       time.sleep(0.2)
   status = child.process.returncode
-  if status in (-signal.SIGTERM, -signal.SIGKILL) or (
-    status == 0 and not all(path.exists() for path in task.leaves)
-  ):
+  stopped = (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM)
+  if status in stopped or (status == 0 and not all(path.exists() for path in task.leaves)):
     raise Stopped(f"stopped or killed on {host}; {task.log}")
   return End(children.error_of(child), time.monotonic() - began, host)
 

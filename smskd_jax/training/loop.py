@@ -119,6 +119,7 @@ def run(
         _write_pulls(train, learners, together[0], _stamp(budget, step + 1))
       metrics, compiled = train.steps(together)
       window.add(metrics)
+      stop.set_unsaved(True)
       step += len(together)
       lines = [_stamp(budget, step) for _ in learners]
       if budget.logs(step):

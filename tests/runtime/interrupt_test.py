@@ -16,7 +16,6 @@ def test_the_first_signal_is_noted_and_handlers_are_put_back(signum):
     assert not stop
     os.kill(os.getpid(), signum)
     assert stop and stop.signum == signum
-    assert signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler)
   assert signal.getsignal(signum) is before
 
 
@@ -24,6 +23,21 @@ def test_the_second_ctrl_c_does_not_wait():
   with pytest.raises(KeyboardInterrupt), interrupt.watch():
     for _ in range(2):
       os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_does_not_wait_where_nothing_is_unsaved():
+  with pytest.raises(KeyboardInterrupt), interrupt.watch(unsaved=False):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_was_noted_is_raised_once_nothing_is_unsaved():
+  with interrupt.watch(unsaved=False) as stop:
+    stop.set_unsaved(True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop.set_unsaved(True)
+    with pytest.raises(interrupt.Interrupted) as raised:
+      stop.set_unsaved(False)
+  assert raised.value.signum == signal.SIGTERM
 
 
 def test_outside_the_main_thread_nothing_is_watched():

@@ -1,0 +1,40 @@
+"""The end of every command: its exit status, and one line for each mistake, signal and lack of the machine."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import interrupt, processes, shortage
+
+Folders = Mapping[str, str | Path | None]
+
+
+def run(program: Callable[[], int], folders: Callable[[], Folders] = dict) -> int:
+  """Runs a program; returns its exit status.
+
+  The status is 2 after a mistake of the user, 1 where the machine lacks something, 128 + its number after a signal.
+
+  Args:
+    program: returns its own status.
+    folders: gives those that it writes to, by their flags.
+  """
+  try:
+    return program()
+  except UserError as error:
+    interrupt.tell(f"error: {who()}{error}")
+    return 2
+  except interrupt.Interrupted as stop:
+    if processes.is_lead():
+      interrupt.tell(f"{stop}; the same command goes on from there")
+    return 128 + stop.signum
+  except Exception as error:
+    line = shortage.explain(error, folders())
+    if line is None:
+      raise
+    interrupt.tell(f"error: {who()}{line}")
+    return interrupt.leave(1)
+
+
+def who() -> str:
+  """Which process speaks, where there are several."""
+  return f"process {processes.index()}: " if processes.joined() else ""
