@@ -107,6 +107,10 @@ for ((try = 1; try <= tries; try++)); do
     tpu scp "$name:result.tar.gz" "$name.tar.gz" --worker=0
     break
   fi
+  if ((code == 143)); then  # SIGTERM, which announces a preemption: the slice may still be there for some seconds
+    echo "the run was stopped, and has saved; going on" >&2
+    continue
+  fi
   if [[ $(state) == READY ]]; then
     echo "error: the run ended with status $code; its log is smskd_jax/run.log on the hosts" >&2
     exit "$code"

@@ -102,6 +102,13 @@ def test_a_pod_that_is_there_is_used_and_one_that_is_gone_is_made_anew(tmp_path,
   assert kinds(calls) == ["scp", "ssh", "ssh", "ssh", "delete", *WHOLE]
 
 
+def test_a_run_that_was_stopped_by_sigterm_on_a_pod_goes_on(tmp_path, stand_in):
+  stand_in("gcloud", GCLOUD.format(follow="[[ -f stopped ]] && exit 0; touch stopped; exit 143"))
+  status, _, err, calls = launch(tmp_path, "tpu_pod.sh", *SLICE, *EXPERIMENT)
+  assert status == 0 and "has saved; going on" in err
+  assert kinds(calls) == ["create", "scp", "ssh", "ssh", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "scp"]
+
+
 def test_a_run_that_fails_on_a_pod_is_told_and_not_begun_again(tmp_path, stand_in):
   stand_in("gcloud", GCLOUD.format(follow="exit 2"))
   status, _, err, calls = launch(tmp_path, "tpu_pod.sh", *SLICE, *EXPERIMENT)
@@ -197,12 +204,31 @@ def test_gpus_of_this_machine_are_dealt_out(tmp_path, stand_in):
   assert sorted((tmp_path / "dealt.txt").read_text().split()) == ["0,1", "2,3"]
 
 
-def test_signals_reach_the_processes_of_this_machine(tmp_path, stand_in):
-  stand_in("python", PYTHON.format(first="touch started; while true; do sleep 0.1; done", second=0))
+@pytest.mark.parametrize(
+  "signum, of_process, expected",
+  [(signal.SIGTERM, 7, 7), (signal.SIGTERM, 143, 143), (signal.SIGINT, 143, 130)],
+)
+def test_signals_reach_the_processes_of_this_machine(tmp_path, stand_in, signum, of_process, expected):
+  loops = "touch started; while true; do sleep 0.1; done"
+  stand_in("python", PYTHON.format(first=loops, second=0).replace("exit 7", f"exit {of_process}"))
   where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
   process = subprocess.Popen([LAUNCH / "local.sh", "2", *EXPERIMENT], env=where, cwd=tmp_path)
   until = time.monotonic() + 20
   while not Path(tmp_path / "started").exists() and time.monotonic() < until:
     time.sleep(0.05)
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=20) == 7
+  process.send_signal(signum)
+  assert process.wait(timeout=20) == expected
+
+
+def test_the_second_signal_to_the_processes_of_this_machine_does_not_wait(tmp_path, stand_in):
+  loops = "trap '' TERM; touch started; while true; do sleep 0.1; done"
+  stand_in("python", PYTHON.format(first=loops, second=0))
+  where = os.environ | {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+  process = subprocess.Popen([LAUNCH / "local.sh", "2", *EXPERIMENT], env=where, cwd=tmp_path)
+  until = time.monotonic() + 20
+  while not Path(tmp_path / "started").exists() and time.monotonic() < until:
+    time.sleep(0.05)
+  for _ in range(2):
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=20) == 130

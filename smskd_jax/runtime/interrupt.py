@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import types
 
 from smskd_jax.runtime import processes
 
@@ -144,7 +145,7 @@ def _handlers(interrupt: Interrupt) -> Iterator[None]:
   signums = [signal.SIGINT] if processes.joined() else SIGNALS
   before = {signum: signal.getsignal(signum) for signum in signums}
 
-  def handle(signum: int, frame: object) -> None:
+  def handle(signum: int, frame: types.FrameType | None) -> None:
     if interrupt.note(signum):
       return
     handler = before[signal.Signals(signum)]
