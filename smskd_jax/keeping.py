@@ -233,17 +233,16 @@ def _compute(
   try:
     for start in range(0, len(images), size):
       of_batch = np.arange(start, start + size) % len(images)  # the last is filled up with the first views
-      rows, count = question.rows[images[of_batch]], min(size, len(images) - start)
+      rows, where = question.rows[images[of_batch]], of_batch[: len(images) - start]
       said = say(question.image[rows], rows, views[of_batch].astype(np.int32))
-      where = of_batch[:count]
-      table.put(images[where], views[where], {name: x[:count] for name, x in said.items()})
+      table.put(images[where], views[where], {name: x[: len(where)] for name, x in said.items()})
       stop.set_unsaved(True)
-      bar.update(count)
+      bar.update(len(where))
       if stop or time.monotonic() - saved > SAVE_EVERY:
         table.save()
         saved = time.monotonic()
       if stop:
-        told = f"stopped while caching teacher outputs, at view {start + count:,} of {len(images):,}"
+        told = f"stopped while caching teacher outputs, at view {start + len(where):,} of {len(images):,}"
         raise interrupt.Interrupted(stop.signum, told)
   finally:
     bar.close()

@@ -1,6 +1,7 @@
 """Tests of signals to whole programs: one line, the right status and nothing lost, at any moment."""
 
 import os
+from pathlib import Path
 import random
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import runs
 from smskd_jax.runtime.writer import read_metrics
 
 STUDY = ("--config=tests/studies/ray_study.py:200", "--cpu_devices=1", "--jobs=2")
-STARTED = 0.15  # seconds after which Python itself has started, and the program listens
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,16 @@ def ctrl_c_is_not_ignored():
   signal.signal(signal.SIGINT, before)
 
 
+def listens(pid):
+  """Whether a process catches SIGTERM: Python itself has started, and its program listens."""
+  lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+  return bool(int(lines["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def stop(process, signum, *, after=0.0, again=None):
   """(exit status, lines of stderr, seconds that it took to end) of a process that gets a signal, or two."""
+  while not listens(process.pid):
+    time.sleep(0.005)
   time.sleep(after)
   process.send_signal(signum)
   began = time.monotonic()
@@ -51,7 +59,7 @@ def assert_quiet(status, lines, signum):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_while_it_imports(tmp_path, signum):
   process = runs.start(tmp_path / "run", *runs.SMOKE)
-  status, lines, seconds = stop(process, signum, after=0.5)
+  status, lines, seconds = stop(process, signum, after=0.3)
   assert_quiet(status, lines, signum)
   assert seconds < 2 and not (tmp_path / "run").exists()
 
@@ -100,7 +108,7 @@ def test_twenty_moments_of_a_run(tmp_path, signum):
   rng, told = random.Random(int(signum)), []
   flags = (*runs.SMOKE, "--compilation_cache=off")
   for i in range(20):
-    after = rng.uniform(STARTED, 3) if i % 2 else rng.uniform(2, 14)
+    after = rng.uniform(0, 3) if i % 2 else rng.uniform(2, 14)
     again = rng.uniform(0, 0.5) if i % 3 == 0 else None
     process = runs.start(tmp_path, *flags)
     status, lines, seconds = stop(process, signum, after=after, again=again)
@@ -120,7 +128,7 @@ def test_five_moments_of_a_study(tmp_path, signum):
   rng = random.Random(int(signum))
   for _ in range(5):
     process = runs.start(tmp_path, *STUDY, module="study")
-    after = rng.uniform(STARTED, 16)
+    after = rng.uniform(0, 16)
     status, lines, seconds = stop(process, signum, after=after)
     print(round(after, 2), status, round(seconds, 2), lines)
     if status == 0:
