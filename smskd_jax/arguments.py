@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 import sys
 from typing import NoReturn
 
-from smskd_jax.errors import UserError, check_encoding, refuse
+from smskd_jax import entry_point
+from smskd_jax.errors import UserError, check_encoding
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,11 +43,21 @@ def run(
     program: takes the flags. A UserError of it is printed as one line.
 
   Returns:
-    The exit status: 0, or 2 for a mistake.
+    The exit status, as `entry_point.run`.
   """
-  try:
+
+  folders: dict[str, Path | None] = {}
+
+  def whole() -> int:
     check_encoding(sys.argv[1:] if arguments is None else arguments)
-    print(program(of.parse_args(arguments)))
+    flags = of.parse_args(arguments)
+    workdir = getattr(flags, "workdir", None)
+    folders.update({"--out": getattr(flags, "out", None), "WORKDIR": _first(workdir)})
+    print(program(flags))
     return 0
-  except UserError as error:
-    return refuse(error)
+
+  return entry_point.run(whole, lambda: folders)
+
+
+def _first(paths: Path | Sequence[Path] | None) -> Path | None:
+  return paths if isinstance(paths, Path) or paths is None else paths[0]

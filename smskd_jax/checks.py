@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from smskd_jax import losses, models
+from smskd_jax.data.resize import MAX_IMAGE_SIZE
 from smskd_jax.errors import UserError
 from smskd_jax.filling import options
 from smskd_jax.training import optimizer, schedule
@@ -33,6 +34,20 @@ _AT_LEAST = {
   "num_classes": 0,
   "padding": 0,
 }
+# Field of a config -> the largest value allowed: larger ones would make arrays and programs that nobody needs.
+_AT_MOST = {
+  "seed": 2**32 - 1,  # what a key of JAX and NumPy's RandomState tell apart
+  "split_seed": 2**32 - 1,
+  "image_size": MAX_IMAGE_SIZE,
+  "epochs": 10**6,
+  "alternate_epochs": 10**6,
+  "accumulate_steps": 10**6,
+  "batch_size": 10**6,
+  "unlabeled_batch_size": 10**6,
+  "calibration_bins": 10**4,
+  "steps_at_once": 10**4,
+  "workers": 10**3,
+}
 _PARTS = ("random_crop_area", "central_crop")  # greater than 0 and at most 1
 _SHARES = ("validation", "label_smoothing", "average")  # at least 0 and less than 1
 _ABOVE = {
@@ -57,22 +72,32 @@ def check_values(config: dict[str, Any]) -> None:
     UserError: the first value out of range, by its field.
   """
   for field, value in _leaves("config", config):
-    name = field.rpartition(".")[2]
-    if isinstance(value, float) and not math.isfinite(value):
-      raise UserError(f"{field}: {value} is not a finite number")
-    if name in _AT_LEAST and not value >= _AT_LEAST[name]:
-      raise UserError(f"{field}: {value} is too small; it must be at least {_AT_LEAST[name]}")
-    if name in _ABOVE and not value > _ABOVE[name]:
-      raise UserError(f"{field}: {value} is too small; it must be greater than {_ABOVE[name]}")
-    if name in _SHARES and not 0 <= value < 1:
-      raise UserError(f"{field}: {value} is not in [0, 1)")
-    if name in _PARTS and not 0 < value <= 1:
-      raise UserError(f"{field}: {value} is not in (0, 1]")
+    check_value(field, value, field.rpartition(".")[2])
   for name, entry in config["networks"].items():
     field, factory = f"config.networks.{name}", models.factory(entry["model"])
     _check_factory(field, factory, entry, "model", "variables", num_classes=2)
   for i, stage in enumerate(config["stages"]):
     _check_stage_factories(f"config.stages[{i}]", stage)
+
+
+def check_value(field: str, value: Any, name: str) -> None:
+  """Checks a value by the range of the numbers of its name.
+
+  Raises:
+    UserError: it is out of range.
+  """
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f"{field}: {value} is not a finite number")
+  if name in _AT_LEAST and not value >= _AT_LEAST[name]:
+    raise UserError(f"{field}: {value} is too small; it must be at least {_AT_LEAST[name]}")
+  if name in _AT_MOST and value > _AT_MOST[name]:
+    raise UserError(f"{field}: {value} is too large; it must be at most {_AT_MOST[name]}")
+  if name in _ABOVE and not value > _ABOVE[name]:
+    raise UserError(f"{field}: {value} is too small; it must be greater than {_ABOVE[name]}")
+  if name in _SHARES and not 0 <= value < 1:
+    raise UserError(f"{field}: {value} is not in [0, 1)")
+  if name in _PARTS and not 0 < value <= 1:
+    raise UserError(f"{field}: {value} is not in (0, 1]")
 
 
 def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:

@@ -45,7 +45,8 @@ def start(about: str | None, run: Callable[[], int]) -> None:
 
 def main(run: Callable[[], int], argv: Sequence[str]) -> int:
   """Checks the flags that every program needs and runs it; returns the exit status."""
-  logging.set_verbosity(logging.ERROR)  # of the libraries: they tell of every file and of absent TPUs
+  # Of the libraries, which tell of every file and of absent TPUs; their errors in the background are raised, too.
+  logging.set_verbosity(logging.FATAL)
 
   def program() -> int:
     if len(argv) > 1:

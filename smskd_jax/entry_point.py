@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from smskd_jax.errors import UserError
+from smskd_jax.errors import UserError, refuse
 from smskd_jax.runtime import interrupt, processes, shortage
 
 Folders = Mapping[str, str | Path | None]
@@ -21,8 +21,7 @@ def run(program: Callable[[], int], folders: Callable[[], Folders] = dict) -> in
   try:
     return program()
   except UserError as error:
-    interrupt.tell(f"error: {who()}{error}")
-    return 2
+    return refuse(error, who())
   except interrupt.Interrupted as stop:
     if processes.is_lead():
       interrupt.tell(f"{stop}; the same command goes on from there")

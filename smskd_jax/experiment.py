@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import build, data, estimates, filling, keeping, overview
+from smskd_jax import build, data, estimates, filling, keeping, memory, overview
 from smskd_jax import config as config_lib
 from smskd_jax.analysis import report
 from smskd_jax.data import extra_tests
@@ -141,6 +141,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
   workdir_lib.check_alike(data={"fingerprint": dataset.fingerprint})
   given = {name: of_network.on(dataset.moments) for name, of_network in _given(first).items()}
   plans = [make_plans(resolved, dataset, given) for resolved in configs]
+  memory.check(plans[0], dataset, devices)
   keeping.check(plans[0], dataset, devices)
   return _Ready(configs, workdirs, store, devices, dataset, extra, given, plans)
 

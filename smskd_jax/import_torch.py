@@ -79,13 +79,14 @@ def run(
   """
   import jax  # here and not above: --help need not wait for JAX
 
+  from smskd_jax.data.resize import MAX_IMAGE_SIZE
   from smskd_jax.exchange import normalization, torch_import, variables
   from smskd_jax.runtime import workdir
 
   name, options = torch_import.parse(network)
   stated = normalization.parse(mean, std)
-  if image_size is not None and image_size < 8:
-    raise UserError(f"--image_size: {image_size} is too small; the networks need at least 8")
+  if image_size is not None and not 8 <= image_size <= MAX_IMAGE_SIZE:
+    raise UserError(f"--image_size: {image_size} is not in 8 to {MAX_IMAGE_SIZE}, pixels of height and width")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out: {out} exists and is not an empty folder; choose another")
   workdir.check_writable("--out", out)

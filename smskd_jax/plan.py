@@ -131,6 +131,11 @@ def _drawing(
   steps_per_epoch = len(images.rows) // size
   if not steps_per_epoch:
     raise UserError(f"{field}.batch_size: {size}, but there are only {len(images.rows)} training images")
+  if entry["epochs"] * steps_per_epoch >= 2**31:
+    raise UserError(
+      f"{field}.epochs: {entry['epochs']} of {steps_per_epoch:,} steps each are more than the {2**31 - 1:,} steps that "
+      "a stage can count"
+    )
   others = without_labels() if beside else None
   return batches.Drawing(
     images, size, first_epoch + entry["epochs"], steps_per_epoch, others, beside, workers=config["workers"]

@@ -133,8 +133,10 @@ def test_what_does_not_fit_is_named(content, message, tmp_path, capsys):
     (["x.pth", "--network=resnet8", "--out=new", "--mean=125", "--std=63"], "--mean: 125 is not in [0, 1]"),
     (["x.pth", "--network=resnet8", "--out=new", "--mean=0.5", "--std=0"], "--std: 0 is not positive"),
     (["x.pth", "--network=resnet8", "--out=new", "--mean=0.5", "--std=nan"], "--std: 'nan' are not numbers"),
-    (["x.pth", "--network=resnet8", "--out=new", "--image_size=2"], "--image_size: 2 is too small"),
     ([str(runs.ROOT), "--network=resnet8", "--out=new"], "a folder; give the checkpoint's file"),
+    (["x.pth", "--network=resnet8", "--out=new", "--image_size=-1"], "--image_size: -1 is not in 8 to 4096"),
+    (["x.pth", "--network=resnet8", "--out=new", "--image_size=0"], "--image_size: 0 is not in 8 to 4096"),
+    (["x.pth", "--network=resnet8", "--out=new", "--image_size=99999"], "--image_size: 99999 is not in 8 to"),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

@@ -28,7 +28,7 @@ MAY_IMPORT = {
   "exchange": "state errors filling layers models data training runtime",
   "exchange.runs": "config errors exchange filling runtime",
   "exchange.pretrained": "errors filling data exchange exchange.runs runtime",
-  "checks": "errors filling losses models training",
+  "checks": "errors filling losses models data training",
   "prerequisites": "errors filling losses data training",
   "filling": "errors",
   "config": "checks prerequisites filling errors losses models data training",
@@ -39,6 +39,7 @@ MAY_IMPORT = {
   "overview": "estimates plan models data runtime training",
   "progress": "estimates plan runtime",
   "literature": "config errors",
+  "memory": "plan errors models data runtime",
   "recipes": "literature losses errors config studies.config",
   "keeping": "build plan state errors losses models data runtime training",
   "recall": "plan state losses data runtime training",
@@ -52,19 +53,19 @@ MAY_IMPORT = {
     "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
   ),
-  "arguments": "errors",
+  "arguments": "errors entry_point",
   "report": "arguments errors analysis runtime.workdir studies.table",
   "compare": "arguments errors analysis studies.table",
   "experiment": (
-    "errors filling data exchange runtime config build plan keeping heldout learner estimates overview profiling "
-    "runner analysis"
+    "errors filling data exchange runtime config build plan memory keeping heldout learner estimates overview "
+    "profiling runner analysis"
   ),
   "studies": (
-    "config literature losses errors filling data build plan estimates models training exchange runtime experiment "
-    "analysis"
+    "checks config literature losses errors filling data build plan memory estimates models training exchange runtime "
+    "experiment analysis"
   ),
   "evaluate": "arguments errors build models data training exchange exchange.pretrained runtime",
-  "import_torch": "arguments errors models exchange runtime",
+  "import_torch": "arguments errors data models exchange runtime",
   "export": "arguments errors models exchange exchange.runs runtime",
   "config_file": "errors filling",
   "entry_point": "errors runtime",

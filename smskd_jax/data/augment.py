@@ -61,6 +61,20 @@ def crop_flip(key: jax.Array, image: jax.Array, index: jax.Array, *, padding: in
   return crop(image, *draw(key, index, padding), padding=padding, flip=flip)
 
 
+def _check_padding(padding: int, shape: Sequence[int]) -> None:
+  """Refuses a border that crops of images [..., h, w, c] could lie in as a whole.
+
+  Raises:
+    ValueError: it is negative or as wide as an image.
+  """
+  height, width = shape[-3:-1]
+  if not 0 <= padding < min(height, width):
+    most = min(height, width) - 1
+    raise ValueError(
+      f"crop_flip.padding: {padding} pixels around images of {height}x{width}; use 0 to {most}"
+    )
+
+
 def crop(image: jax.Array, corner: jax.Array, flipped: jax.Array, *, padding: int, flip: bool) -> jax.Array:
   """What `draw` has drawn, done.
 
@@ -73,7 +87,11 @@ def crop(image: jax.Array, corner: jax.Array, flipped: jax.Array, *, padding: in
 
   Returns:
     [b, h, w, c], uint8.
+
+  Raises:
+    ValueError: the padding does not suit the images.
   """
+  _check_padding(padding, image.shape)
   if padding:
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     cut = lambda padded, at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), image.shape[1:])

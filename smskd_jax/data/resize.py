@@ -1,9 +1,13 @@
 """Images of another size and number of channels, made once, on the host."""
 
+from pathlib import Path
+
 import numpy as np
 
 from smskd_jax.data.dataset import Dataset, Split, fingerprint
+from smskd_jax.errors import UserError
 
+MAX_IMAGE_SIZE = 4096  # pixels, the side of a square
 _LUMA = np.array([299, 587, 114])  # of red, green and blue, ITU-R 601, in thousandths
 
 
@@ -37,8 +41,27 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.asarray(resized)[..., None] if grey else np.asarray(resized)
 
 
+def _check_memory(needed: int, shown: str) -> None:
+  """Refuses to make what is larger than the memory that is available now, where the system tells of it."""
+  if not Path("/proc/meminfo").is_file():
+    return
+  lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+  free = int(lines["MemAvailable"].split()[0]) * 1024
+  if needed > free:
+    raise UserError(
+      f"data.image_size: {shown} need {needed / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are free; use a "
+      "smaller image_size, or streamed images"
+    )
+
+
 def resize(dataset: Dataset, size: int) -> Dataset:
-  """A data set of square images. Mean and deviation stay those of the images as they were."""
+  """A data set of square images. Mean and deviation stay those of the images as they were.
+
+  Raises:
+    UserError: they would not fit into memory.
+  """
+  count = len(dataset.train.label) + len(dataset.test.label)
+  _check_memory(count * size * size * dataset.image_shape[2], f"{count:,} images of {size}x{size}")
   shape = (size, size, dataset.image_shape[2])
   train, test = (
     Split(to_shape(split.image[:], shape), split.label) for split in (dataset.train, dataset.test)

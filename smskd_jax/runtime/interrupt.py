@@ -98,6 +98,9 @@ def listen() -> None:
         signum, lambda *_: None
       )  # the thread acts; with no handler there would be nothing to read
   os.register_at_fork(after_in_child=_forget)
+  shown = sys.excepthook
+  # Libraries print errors of threads of their own, and raise them in the main thread too, where their results are taken.
+  sys.excepthook = lambda *error: shown(*error) if _in_main_thread() else None
   threading.Thread(target=_attend, args=(reader,), daemon=True, name="signals").start()
 
 
@@ -128,7 +131,7 @@ def watch(*, unsaved: bool = True) -> Iterator[Interrupt]:
   """
   global _watched
   interrupt = Interrupt(unsaved=unsaved)
-  if threading.current_thread() is not threading.main_thread():
+  if not _in_main_thread():
     yield interrupt
     return
   outer, _watched = _watched, interrupt
@@ -162,6 +165,10 @@ def _handlers(interrupt: Interrupt) -> Iterator[None]:
   finally:
     for signum, handler in before.items():
       signal.signal(signum, handler)
+
+
+def _in_main_thread() -> bool:
+  return threading.current_thread() is threading.main_thread()
 
 
 def _attend(reader: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from smskd_jax import checks, filling
 from smskd_jax import config as config_lib
-from smskd_jax import filling
 from smskd_jax.errors import UserError, unknown
 
 STUDY: dict[str, Any] = {
@@ -181,5 +181,5 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
   for name in ("variants", "controls", "published", "quoted", "claims", "notes", "seeds"):
     filled[name] = filling.plain(filled[name])
   for seed in filled["seeds"]:
-    filling.as_type_of(0, "study.seeds", seed)
+    checks.check_value("study.seeds", filling.as_type_of(0, "study.seeds", seed), "seed")
   return filled

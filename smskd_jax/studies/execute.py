@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import data, estimates, experiment
+from smskd_jax import data, estimates, experiment, memory
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.filling import options
@@ -209,6 +209,9 @@ def _tell(study: _Study, *, elsewhere: bool) -> None:
     names = config_lib.teachers_of(study.config)
     given = {name: variables.load(f"study.{TEACHERS}", str(teachers), name) for name in names}
   found = tree.nodes(study.config, study.load, study.store, given)
+  for variant in study.config["variants"].values():
+    dataset = study.load(**options(variant["data"], "extra_tests"))
+    memory.check(tree.plans_of(variant, dataset, given), dataset, study.devices)
   works = {key: node.work for key, node in found.items()}
   speed = estimates.stored_speed(works, study.store, study.devices)
   if speed is None and not elsewhere:
