@@ -99,7 +99,7 @@ def listen() -> None:
       )  # the thread acts; with no handler there would be nothing to read
   os.register_at_fork(after_in_child=_forget)
   shown = sys.excepthook
-  # Libraries print errors of threads of their own, and raise them in the main thread too, where their results are taken.
+  # Errors of libraries' threads are raised in the main thread too, where their results are taken.
   sys.excepthook = lambda *error: shown(*error) if _in_main_thread() else None
   threading.Thread(target=_attend, args=(reader,), daemon=True, name="signals").start()
 
