@@ -1,6 +1,7 @@
 """Text for the person who started a run: lines, tables, and progress bars in terminals."""
 
 from collections.abc import Iterable, Sequence
+import shutil
 import sys
 import time
 
@@ -75,7 +76,8 @@ class Bar:
     self._text, self._total, self._done = text, total, 0
     self._bar = None
     if sys.stderr.isatty() and processes.is_lead():
-      self._bar = tqdm(total=total, desc=text, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True)
+      columns = shutil.get_terminal_size().columns  # 80 for a terminal that tells no size: tqdm would show nothing
+      self._bar = tqdm(total=total, desc=text, unit=unit, unit_scale=True, leave=False, ncols=columns)
 
   def update(self, count: int) -> None:
     """Adds to what is done."""
