@@ -76,7 +76,9 @@ class Bar:
     self._text, self._total, self._done = text, total, 0
     self._bar = None
     if sys.stderr.isatty() and processes.is_lead():
-      columns = shutil.get_terminal_size().columns  # 80 for a terminal that tells no size: tqdm would show nothing
+      columns = (
+        shutil.get_terminal_size().columns
+      )  # 80 for a terminal that tells no size: tqdm would show nothing
       self._bar = tqdm(total=total, desc=text, unit=unit, unit_scale=True, leave=False, ncols=columns)
 
   def update(self, count: int) -> None:
