@@ -3,7 +3,10 @@
 import atexit
 from collections.abc import Callable, Iterator
 import functools
+import multiprocessing
 import os
+import signal
+import threading
 
 from absl import flags
 import numpy as np
@@ -38,7 +41,8 @@ def ahead(
   if workers:
     if not flags.FLAGS.is_parsed():  # as in a notebook: Grain's processes ask for flags of its own
       flags.FLAGS.mark_as_parsed()
-    made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    made = made.mp_prefetch(options, worker_init_fn=_begin)
   iterator = iter(made)
   atexit.register(iterator.close)  # before the interpreter is taken apart, which would be too late for it
   try:
@@ -46,6 +50,20 @@ def ahead(
   finally:
     atexit.unregister(iterator.close)
     iterator.close()
+
+
+def _begin(worker: int, count: int) -> None:
+  """In a process of Grain's: leaves Ctrl-C to its parent, and ends with it, however it ends."""
+  del worker, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
 def _or_mistake(of_step: Callable[[int], np.ndarray], step: int) -> np.ndarray | UserError:

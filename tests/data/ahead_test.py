@@ -2,6 +2,10 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -45,3 +49,34 @@ def test_it_may_be_left_before_its_end():
   made = ahead(functools.partial(of_step, -1), 0, 10**6, workers=1)
   assert steps([next(made)]) == [0]
   made.close()
+
+
+STREAMS = """
+import numpy as np
+from smskd_jax.data import ahead
+def of_step(step):
+  return np.full((4,), step)
+if __name__ == "__main__":
+  print(next(ahead.ahead(of_step, 0, 10_000, workers=2)), flush=True)
+  input()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_end_with_their_parent_and_say_nothing(tmp_path, signum):
+  (tmp_path / "streams.py").write_text(STREAMS)
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / "streams.py"], text=True, start_new_session=True, **pipes
+  )
+  process.stdout.readline()
+  time.sleep(1)
+  (os.kill if signum == signal.SIGKILL else os.killpg)(process.pid, signum)
+  _, err = process.communicate(timeout=60)
+  deadline = time.monotonic() + 10
+  group = ["pgrep", "-g", str(process.pid)]
+  while subprocess.run(group, capture_output=True).stdout and time.monotonic() < deadline:
+    time.sleep(0.1)
+  assert not subprocess.run(group, capture_output=True).stdout
+  assert "Process grain" not in err
