@@ -77,7 +77,7 @@ def _run(flags: argparse.Namespace) -> str:
     if flags.json.is_dir():
       raise UserError(f"--json: {flags.json} is a folder; name a file")
     workdir.check_writable("--json", flags.json.parent)
-  programs.keep()
+  programs.keep(None)
   options = vars(flags) | {"source": flags.data}
   for name in ("path", "data", "json"):
     del options[name]
@@ -120,7 +120,6 @@ def run(
   Raises:
     UserError: there is no such network or data, or one is not for the other.
   """
-  from smskd_jax import data
   from smskd_jax.exchange import normalization, pretrained
   from smskd_jax.runtime import parallel
   from smskd_jax.training import evaluate
@@ -133,7 +132,7 @@ def run(
   devices = parallel.select([batch_size])  # before JAX is used
   found = pretrained.read("PATH", path, network)
   other = None if teacher is None else pretrained.read("--teacher", teacher, teacher_network)
-  dataset = data.load(source, folder=folder, image_size=image_size)
+  dataset = _load(source, folder, image_size)
   of_split = dataset.test if split == "test" else dataset.train
   if stated is not None:
     found = found._replace(normalization=normalization.of_channels(stated, dataset.image_shape[2]))
@@ -143,6 +142,23 @@ def run(
   logits = _logits("PATH", found, dataset, of_split, devices, batch_size)
   metrics = evaluate.evaluate(logits, of_split.label, others)
   return Evaluation(found.architecture, len(of_split.label), found.normalization or dataset.moments, metrics)
+
+
+def _load(source: str, folder: str, image_size: int) -> "Dataset":
+  """The data set; mistakes name the flags."""
+  from smskd_jax import data
+
+  try:
+    return data.load(source, folder=folder, image_size=image_size)
+  except UserError as error:
+    message = str(error)
+    for field, flag in (
+      ("data.source", "--data"),
+      ("data.folder", "--folder"),
+      ("data.image_size", "--image_size"),
+    ):
+      message = message.replace(field, flag)
+    raise UserError(message) from error
 
 
 def _logits(
@@ -192,7 +208,11 @@ def _module(field: str, found: "Pretrained", dataset: "Dataset") -> Any:
   except ValueError as error:
     raise UserError(f"{field}: {error}") from error
   build.check_network(field, network, found.model, dataset)
-  variables.check_fits(field, found.variables, spec.variables(network, dataset.image_shape))
+  try:
+    variables.check_fits(field, found.variables, spec.variables(network, dataset.image_shape))
+  except UserError as error:
+    height, width, _ = dataset.image_shape
+    raise UserError(f"{error}; images are {height}x{width}, and --image_size resizes them") from error
   return network
 
 

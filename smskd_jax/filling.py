@@ -141,6 +141,11 @@ def parse_items(prefix: str, text: str, defaults: Mapping[str, Any]) -> dict[str
   return values
 
 
+def written(name: str, values: Mapping[str, Any]) -> str:
+  """A name and options as the command line takes them: NAME, or NAME:option=value,..."""
+  return f"{name}:{','.join(f'{option}={value}' for option, value in values.items())}" if values else name
+
+
 def parse(field: str, text: str, kind: type) -> Any:
   """A string from the command line as a value of the type."""
   if kind is bool and text in ("True", "true", "1", "False", "false", "0"):

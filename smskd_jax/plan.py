@@ -72,7 +72,8 @@ def make_plans(
     build.check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)
   for name, of_network in given.items():
     expected = spec.variables(networks[name], dataset.image_shape)
-    variables.check_fits(f"config.networks.{name}.variables", of_network.variables, expected)
+    field = f"config.networks.{name}.variables"
+    variables.check_fits(field, of_network.variables, expected, of_network.network)
   plans: list[Plan] = []
   now = networks | build.feed(networks, given, dataset)  # as each network's last stage so far has left them
   for i, entry in enumerate(config["stages"]):

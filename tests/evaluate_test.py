@@ -133,6 +133,21 @@ def test_variables_alone_need_their_architecture(imported, tmp_path, capsys):
 @pytest.mark.parametrize(
   "flags, message",
   [
+    (["--data="], "--data: unknown ''"),
+    (["--data=digts"], "--data: unknown 'digts'; did you mean 'digits'?"),
+    (["--data=npz:nowhere.npz"], "--data: "),
+    (["--data=digits", "--image_size=2"], "--image_size: 2 is too small"),
+  ],
+)
+def test_bad_data_is_one_line(flags, message, imported, capsys):
+  assert evaluate.main([str(imported), *flags]) == 2
+  err = capsys.readouterr().err
+  assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
     (["--network=resnet8"], "states its network; leave --network out"),
     (["--mean=0.1,0.2,0.3", "--std=0.1"], "--mean: 3 values, but the network's images have 1 channels"),
     (["--split=validation"], "--split: 'validation' is none of test, train"),
@@ -160,7 +175,10 @@ def test_what_is_not_for_the_data_is_one_line(ran, imported, tmp_path, capsys):
       import_resnet(tmp_path, "rgb", channels=3),
       f"resnet8:{WIDTH} is for images of 3 channels, but --data=digits has 1",
     ),
-    (import_resnet(tmp_path, "survey", name="survey_resnet8"), "PATH: not of this network: of another shape"),
+    (
+      import_resnet(tmp_path, "survey", name="survey_resnet8"),
+      "; images are 8x8, and --image_size resizes them",
+    ),
     (tmp_path / "absent", "PATH: there is no"),
     (tmp_path / "empty", "is no checkpoint of variables"),
     (tmp_path / "x.pth", "is a file; import PyTorch's by python -m smskd_jax.import_torch first"),

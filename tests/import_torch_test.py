@@ -235,8 +235,8 @@ def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
   "teacher, message",
   [
-    ({"width": 0.25}, "config.networks.teacher.variables: not of this network: .* instead of"),
-    ({"model": "vgg8"}, "config.networks.teacher.variables: not of this network: missing: "),
+    ({"width": 0.25}, "teacher.variables: not of this network but of resnet8:width=0.125: .* instead of"),
+    ({"model": "vgg8"}, "teacher.variables: not of this network but of resnet8:width=0.125: missing: "),
   ],
 )
 def test_a_teacher_of_another_network_is_refused(teacher, message, checkpoint, tmp_path):

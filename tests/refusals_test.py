@@ -18,7 +18,7 @@ import pytest
 from analysis import made
 import golden
 import runs
-from smskd_jax import command, compare, export, import_torch, main, report, study
+from smskd_jax import command, compare, evaluate, export, import_torch, main, report, study
 from smskd_jax.losses.__main__ import main as losses
 from smskd_jax.models import MODELS, torch_weights
 from smskd_jax.runtime import programs
@@ -45,6 +45,7 @@ PROGRAMS = {
   "study": with_config(study),
   "report": report.main,
   "compare": compare.main,
+  "evaluate": evaluate.main,
   "export": export.main,
   "import_torch": import_torch.main,
   "losses": losses,
@@ -358,6 +359,17 @@ FOLDER_CASES = [
   ),
   ("compare unstudied finished", "A: unstudied is a study and finished is not"),
   ("compare finished files", "B: files is of no run and no study"),
+  ("evaluate", "path, --data; see --help"),
+  ("evaluate finished --data=digits --image_size=x", "--image_size: invalid int value: 'x'"),
+  ("evaluate finished --data=digits --splt=test", "unrecognized arguments: --splt=test"),
+  (
+    "evaluate finished --data=digits --network=studnet",
+    "--network: unknown 'studnet'; did you mean 'student'?",
+  ),
+  ("evaluate nowhere --data=digits", "PATH: there is no nowhere"),
+  ("evaluate unfinished --data=digits", "the run in unfinished is not finished"),
+  ("evaluate text.npz --data=digits", "PATH: text.npz is a file; import PyTorch's by"),
+  ("evaluate files --data=digits", "PATH: files is no checkpoint of variables"),
   ("export", "workdir, --format; see --help"),
   ("export finished", "--format; see --help"),
   ("export finished --format=tflite", "--format: unknown 'tflite'"),

@@ -31,7 +31,7 @@ class Pretrained(NamedTuple):
   @property
   def architecture(self) -> str:
     """The model with its options, as --network takes it."""
-    return torch_import.written(self.model, self.options)
+    return filling.written(self.model, self.options)
 
 
 def read(field: str, path: Path, network: str | None = None) -> Pretrained:
@@ -83,14 +83,18 @@ def _stated(path: Path, entry: Path) -> tuple[str, dict[str, Any], int | None, i
   """Model, options, number of classes and of channels as they are stored beside variables; None where they are not."""
   about = read_json(path / "network.json") if path.is_dir() else None
   if about is not None:
-    return about["network"], about["options"], about["num_classes"], about["image_shape"][2]
+    return about["network"], about["options"], about["num_classes"], _channels(about)
   stage = read_json(entry / "stage.json") or {}
   described = stage.get("hashed", {}).get("network")
   if described is None:
     return None
   about = Entry(entry.parent, entry.name).about()
   options = filling.plain(filling.options(described, *_OURS))
-  return described["model"], options, about["num_classes"], about["image_shape"][2]
+  return described["model"], options, about.get("num_classes"), _channels(about)
+
+
+def _channels(about: dict[str, Any]) -> int | None:
+  return about["image_shape"][2] if "image_shape" in about else None
 
 
 def _of_trained(trained: Trained) -> Pretrained:

@@ -53,11 +53,6 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
   return name, found
 
 
-def written(name: str, given: Mapping[str, Any]) -> str:
-  """The inverse of `parse`."""
-  return f"{name}:{','.join(f'{k}={v}' for k, v in given.items())}" if given else name
-
-
 def network(file: Path, name: str, given: Mapping[str, Any], image_size: int | None) -> Imported:
   """The network of a checkpoint.
 
@@ -87,7 +82,7 @@ def network(file: Path, name: str, given: Mapping[str, Any], image_size: int | N
     if others:
       which = " or of ".join(others)
       raise UserError(
-        f"{file}: these are the weights of {which}, not of {written(name, given)}; give --network={others[0]}"
+        f"{file}: these are the weights of {which}, not of {filling.written(name, given)}; give --network={others[0]}"
       ) from error
     raise UserError(f"{file}: {error}") from error
 
@@ -114,7 +109,7 @@ def _fitting(found: Mapping[str, np.ndarray], given: Mapping[str, Any], shape: I
     own = {option: value for option, value in given.items() if option in known and option != "shortcut"}
     for more in ({"shortcut": "A"}, {}) if "shortcut" in known else ({},):
       if _fits(name, own | more, found, shape):
-        yield written(name, own | more)
+        yield filling.written(name, own | more)
 
 
 def _is_near(found: Mapping[str, np.ndarray], name: str) -> bool:

@@ -8,6 +8,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from smskd_jax import filling
 from smskd_jax.data.dataset import Moments
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
@@ -25,6 +26,7 @@ class Given(NamedTuple):
   fingerprint: str  # of every byte, with its name and shape
   source: str  # the folder that they were read from
   normalization: Moments | None = None  # of the images that they were trained on; None: the data's
+  network: str = ""  # their architecture, where the folder states it: NAME or NAME:option=value,...
 
   @property
   def key(self) -> str:
@@ -58,12 +60,12 @@ def load(field: str, folder: str, network: str) -> Given:
   Raises:
     UserError: there are none, or some are not finite.
   """
-  path, stated = _find(field, Path(folder), network)
+  path, stated, architecture = _find(field, Path(folder), network)
   variables = _read(field, path)
   if not isinstance(variables, dict) or "params" not in variables:
     raise UserError(f"{field}: {path} holds no variables of a network: it has no params")
   check_finite(field, variables)
-  return Given(variables, checkpoint.digest(variables), str(path), stated)
+  return Given(variables, checkpoint.digest(variables), str(path), stated, architecture)
 
 
 def _read(field: str, path: Path) -> Any:
@@ -79,16 +81,18 @@ def _read(field: str, path: Path) -> Any:
     raise UserError(f"{field}: {path} is no checkpoint of variables, or a damaged one ({first})") from error
 
 
-def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None]:
-  """Where the variables are, and the normalisation of their images as far as it is stored beside them."""
+def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None, str]:
+  """Where the variables are, with the normalisation of their images and their architecture where these are stored."""
   if folder.suffix == ".safetensors":
-    return folder, _in_header(field, folder)
+    return folder, _in_header(field, folder), ""
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
   if (folder / _ABOUT).is_file():
-    return folder / _VARIABLES, of_json(read_json(folder / _ABOUT).get("normalization"))
+    about = _about(field, folder)
+    architecture = filling.written(about["network"], about["options"]) if "network" in about else ""
+    return folder / _VARIABLES, of_json(about.get("normalization")), architecture
   if not (folder / "config.json").is_file():
-    return folder, beside(folder)
+    return folder, beside(folder), ""
   run = workdir.read_run(field, folder)
   trained = run.trained()
   name = trained[0] if len(trained) == 1 else network
@@ -97,7 +101,17 @@ def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None]
       f"{field}: the run in {folder} trained {', '.join(trained)}, but no {network!r}; name the network likewise"
     )
   path = run.final(run.last_stage(name)["key"])
-  return path, beside(path)
+  return path, beside(path), ""
+
+
+def _about(field: str, folder: Path) -> dict[str, Any]:
+  try:
+    about = read_json(folder / _ABOUT)
+  except ValueError:
+    about = None
+  if not isinstance(about, dict):
+    raise UserError(f"{field}: {folder / _ABOUT} is damaged; import the network again")
+  return about
 
 
 def beside(final: Path) -> Moments | None:
@@ -129,11 +143,11 @@ def check_finite(field: str, variables: Any) -> None:
       raise UserError(f"{field}: {'.'.join(path)} has values that are not finite")
 
 
-def check_fits(field: str, variables: Any, expected: Any) -> None:
+def check_fits(field: str, variables: Any, expected: Any, architecture: str = "") -> None:
   """Refuses variables of another network than the shapes are of.
 
   Raises:
-    UserError: names every variable that is missing, unexpected or of another shape.
+    UserError: names variables that are missing, unexpected or of another shape, and their architecture if it is given.
   """
   ours, theirs = (
     {".".join(path): tuple(x.shape) for path, x in traverse_util.flatten_dict(tree).items()}
@@ -141,7 +155,8 @@ def check_fits(field: str, variables: Any, expected: Any) -> None:
   )
   problems = spec.misfits(ours, theirs)
   if problems:
-    raise UserError(f"{field}: not of this network: {'; '.join(problems)}")
+    whose = f" but of {architecture}" if architecture else ""
+    raise UserError(f"{field}: not of this network{whose}: {'; '.join(problems)}")
 
 
 def as_host(variables: Any) -> Any:
