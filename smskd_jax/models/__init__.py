@@ -23,6 +23,7 @@ from smskd_jax.models import (
 )
 
 _FOR_SMALL_IMAGES, _FOR_LARGE_IMAGES = True, False
+_OF_THE_SURVEY = True
 
 # Every factory takes `num_classes` and the options of its family (`width`, `dtype`) by keyword, and raises ValueError
 # on a bad one. The module it returns is called with `(image, train=, axis_name=)` and returns `Outputs`. Names of
@@ -62,10 +63,13 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType(
     "ShuffleV1": shufflenet_v1.make,
     "ShuffleV2": shufflenet_v2.make,
     "survey_resnet8": functools.partial(resnet_survey.make, 8),
+    "survey_resnet10": functools.partial(resnet_deep.make, 10, _FOR_SMALL_IMAGES, _OF_THE_SURVEY),
     "survey_resnet14": functools.partial(resnet_survey.make, 14),
+    "survey_resnet18": functools.partial(resnet_deep.make, 18, _FOR_SMALL_IMAGES, _OF_THE_SURVEY),
     "survey_resnet20": functools.partial(resnet_survey.make, 20),
     "survey_resnet26": functools.partial(resnet_survey.make, 26),
     "survey_resnet32": functools.partial(resnet_survey.make, 32),
+    "survey_resnet34": functools.partial(resnet_deep.make, 34, _FOR_SMALL_IMAGES, _OF_THE_SURVEY),
     "survey_resnet44": functools.partial(resnet_survey.make, 44),
     "survey_resnet56": functools.partial(resnet_survey.make, 56),
     "imagenet_resnet18": functools.partial(resnet_deep.make, 18, _FOR_LARGE_IMAGES),

@@ -6,6 +6,9 @@ For large images they are torchvision's, with the stride of a bottleneck on its 
 first 1x1). For small ones the stem is a 3x3 convolution of stride 1 and there is no max pooling, as in the comparisons
 that follow "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020,
 https://arxiv.org/abs/1910.10699), of which some have taken names of submodules that differ from torchvision's.
+
+Those of the survey "The State of Knowledge Distillation for Classification" (https://arxiv.org/abs/1912.10850) have the
+same parameters, but no ReLU between the blocks of a stage (one follows the last), and start as PyTorch's layers do.
 """
 
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.layers.basic import Layers
+from smskd_jax.layers.basic import Layers, he_normal, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import Tap, classify, parameters
 from smskd_jax.state import Outputs
@@ -33,6 +36,7 @@ class Depth(NamedTuple):
 
 DEPTHS: Mapping[int, Depth] = types.MappingProxyType(
   {
+    10: Depth((1, 1, 1, 1), bottleneck=False),
     18: Depth((2, 2, 2, 2), bottleneck=False),
     34: Depth((3, 4, 6, 3), bottleneck=False),
     50: Depth((3, 4, 6, 3), bottleneck=True),
@@ -49,6 +53,7 @@ class Block(nn.Module):
   stride: int
   bottleneck: bool
   shortcut: str  # its name
+  kernel_init: Any = he_normal
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> Tap:
@@ -61,13 +66,16 @@ class Block(nn.Module):
       convolutions = ((self.channels, 3, self.stride), (outputs, 3, 1))
     y = x
     for i, (channels, size, stride) in enumerate(convolutions, start=1):
-      y = layers.conv(channels, size, stride=stride, name=f"conv{i}")(y)
+      y = layers.conv(channels, size, stride=stride, kernel_init=self.kernel_init, name=f"conv{i}")(y)
       norm = layers.norm(f"bn{i}")
       y = norm(y)
       if i < len(convolutions):
         y = nn.relu(y)
     if self.stride != 1 or x.shape[-1] != outputs:
-      x = layers.conv(outputs, 1, stride=self.stride, name=f"{self.shortcut}_0")(x)
+      convolution = layers.conv(
+        outputs, 1, stride=self.stride, kernel_init=self.kernel_init, name=f"{self.shortcut}_0"
+      )
+      x = convolution(x)
       x = layers.norm(f"{self.shortcut}_1")(x)
     return Tap(nn.relu(y + x), y + x, parameters(norm))
 
@@ -79,6 +87,7 @@ class DeepResNet(nn.Module):
   channels: tuple[int, ...]  # of the stem and of the stages
   num_classes: int
   small_images: bool
+  survey: bool = False  # as the survey's: no ReLU between the blocks of a stage
   dtype: Any = None  # what is computed in
 
   @nn.compact
@@ -95,9 +104,10 @@ class DeepResNet(nn.Module):
       preactivation is taken after its ReLU, as in the public code.
     """
     layers = Layers(train, axis_name, self.dtype)
-    stem = {"size": 3} if self.small_images else {"size": 7, "stride": 2}
+    stem: dict[str, Any] = {"size": 3} if self.small_images else {"size": 7, "stride": 2}
+    init = uniform if self.survey else he_normal
     norm = layers.norm("bn1")
-    preactivation = norm(layers.conv(self.channels[0], name="conv1", **stem)(image))
+    preactivation = norm(layers.conv(self.channels[0], kernel_init=init, name="conv1", **stem)(image))
     x = nn.relu(preactivation)
     taps = [Tap(x, x if self.small_images else preactivation, parameters(norm))]
     if not self.small_images:
@@ -110,17 +120,26 @@ class DeepResNet(nn.Module):
     ):
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        block = Block(channels, stride, self.depth.bottleneck, shortcut, name=f"layer{stage}_{i}")
+        block = Block(channels, stride, self.depth.bottleneck, shortcut, init, name=f"layer{stage}_{i}")
         tap = block(x, layers)
-        x = tap.feature
+        x = tap.preactivation if self.survey else tap.feature
+      x = tap.feature
       taps.append(tap)
     return classify(taps, x, self.num_classes, name="linear" if self.small_images else "fc")
 
 
 def make(
-  depth: int, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
+  depth: int,
+  small_images: bool,
+  survey: bool = False,
+  /,
+  *,
+  num_classes: int,
+  width: float = 1.0,
+  dtype: str = "float32",
 ) -> DeepResNet:
-  """The ResNet of `depth` layers, for small or for large images, with `width` times the channels."""
+  """The ResNet of `depth` layers, for small or for large images, or the survey's, with `width` times the channels."""
   options.check_num_classes("resnet", num_classes)
   channels = options.scale_channels("resnet", CHANNELS, width)
-  return DeepResNet(DEPTHS[depth], channels, num_classes, small_images, options.dtype("resnet", dtype))
+  of = options.dtype("resnet", dtype)
+  return DeepResNet(DEPTHS[depth], channels, num_classes, small_images, survey, of)

@@ -8,8 +8,8 @@ flattened. An 8x8 map thus becomes 256 numbers and not 64, which the classifier 
 column.
 ResNet8 has 89,322 parameters for ten classes.
 
-The survey's larger ResNets are `resnet_deep.py` for small images, up to a ReLU between blocks, which they lack too; its
-wide networks are `wrn.py`. Their weights start as PyTorch's layers do.
+The survey's larger ResNets are in `resnet_deep.py`; its wide networks are those of `wrn.py`. The ResNets' weights start
+as PyTorch's layers do.
 """
 
 from typing import Any

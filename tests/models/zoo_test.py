@@ -23,6 +23,7 @@ STRIDES = {
   "ShuffleV1": 1,
   "ShuffleV2": 1,
   "survey_resnet8": 1,
+  "survey_resnet18": 1,
   "survey_resnet20": 1,
   "imagenet_resnet18": 2,
   "imagenet_resnet50": 2,
