@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from smskd_jax import losses, models
+from smskd_jax.data import mixing
 from smskd_jax.data.resize import MAX_IMAGE_SIZE
 from smskd_jax.errors import UserError
 from smskd_jax.filling import options
@@ -119,6 +120,7 @@ def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
         )
       wrap = functools.partial(losses.PLUGINS[plugin["name"]], losses.METHODS["kd"]())
       _check_factory(f"{field}.methods[{j}].plugins[{k}]", wrap, plugin, "name")
+  _check_factory(f"{field}.mix", functools.partial(mixing.check, stage["mix"]["name"]), stage["mix"], "name")
   of_rate, optimiser = stage["schedule"], stage["optimizer"]
   rate = optimiser["learning_rate"]
   of_schedule = functools.partial(schedule.make, of_rate["name"], rate, 1, stage["epochs"])
@@ -130,7 +132,7 @@ def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
 def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: str, **needed: Any) -> None:
   try:
     factory(**options(entry, *ours) | needed)
-  except ValueError as error:
+  except (TypeError, ValueError) as error:  # the former: of an item of a tuple, whose type nobody has checked
     raise UserError(f"{field}: {error}") from error
 
 

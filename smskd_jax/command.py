@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import faulthandler
 import functools
+import re
 import sys
 import traceback
 from typing import Any
@@ -13,8 +14,9 @@ from ml_collections import config_flags
 from smskd_jax import config_file, entry_point
 from smskd_jax.errors import UserError, check_encoding, refuse
 
+_ARGV: list[str] = []  # of the program that runs; ml_collections looks for overrides here
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A Python file with get_config, perhaps with :arguments."
+  "config", None, "A Python file with get_config, perhaps with :arguments.", sys_argv=_ARGV
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The same again goes on where it stopped.")
 STORE = flags.DEFINE_string("store", None, "Folder of stages that runs share; default: WORKDIR/store.")
@@ -98,7 +100,8 @@ def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
     shared = flags.FLAGS.module_help(__name__)
     print(f"{about}\nflags:\n{own}\n{shared}" if own.strip() else f"{about}\nflags:\n{shared}")
     sys.exit(0)
-  flags.FLAGS["config"].parser = _ConfigParser(argv)
+  _ARGV[:] = argv
+  flags.FLAGS["config"].parser = _ConfigParser()
   try:
     check_encoding(argv)
     return flags.FLAGS(list(argv))
@@ -108,8 +111,11 @@ def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
     flags.Error,
     TypeError,
     ValueError,
-  ) as error:  # the latter two: what ml_collections makes of a bad value
-    sys.exit(refuse(UserError(str(error))))
+  ) as error:  # of absl, or what ml_collections makes of a bad value
+    no_dict = r"\1 is no dict; write it as \"{'name': 'value'}\""
+    message = str(error).removeprefix("ERROR:: ")
+    message = re.sub("Failed to parse (.*) as a ConfigDict: .*", no_dict, message, flags=re.DOTALL)
+    sys.exit(refuse(UserError(message)))
 
 
 class _Refused(Exception):
@@ -123,10 +129,6 @@ class _Refused(Exception):
 class _ConfigParser(flags.ArgumentParser):
   """Loads the config file in the place of ml_collections' parser, whose errors hold whole tracebacks."""
 
-  def __init__(self, argv: Sequence[str]):
-    """Takes the command line, for its overrides."""
-    self._argv = argv
-
   def parse(self, argument: str) -> Any:
     """The config of a file, checked to have every field that the command line changes.
 
@@ -135,7 +137,7 @@ class _ConfigParser(flags.ArgumentParser):
     """
     try:
       config = config_file.load(argument)
-      config_file.check_overrides(config, self._argv)
+      config_file.check_overrides(config, _ARGV)
     except UserError as error:
       raise _Refused(error) from error
     return config

@@ -195,12 +195,12 @@ def _augment(field: str, of_views: tuple[str, ...], given: Any) -> dict[str, Any
   """The options of every part of the views. Those of other views are dropped: `views` may be changed alone."""
   template: dict[str, Any] = {}
   for i, name in enumerate(of_views):
+    of_view = f"{field.removesuffix('augment')}views[{i}]"
+    name = filling.as_type_of("", of_view, name)
     try:
-      template |= views.view_options(
-        filling.as_type_of("", f"{field.removesuffix('augment')}views[{i}]", name)
-      )
+      template |= views.view_options(name)
     except ValueError as error:
-      raise UserError(f"{field.removesuffix('.augment')}.views[{i}]: {error}") from error
+      raise UserError(f"{of_view}: {error}") from error
   given = filling.as_type_of({}, field, filling.plain(given))
   used = {part: chosen for part, chosen in given.items() if part in template or part not in views.VIEWS}
   return filling.fill(field, template, used)

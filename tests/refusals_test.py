@@ -7,7 +7,6 @@ typed and a part of what it is answered; both grow with every command.
 import os
 import shlex
 import shutil
-import sys
 
 from absl import flags
 from absl.testing import flagsaver
@@ -29,11 +28,10 @@ def with_config(module):
   """A program that takes a config, as the function of its arguments that its module starts with."""
 
   def run(arguments):
-    sys.argv = [module.__name__, *arguments]
     with flagsaver.flagsaver():
       flags.FLAGS.unparse_flags()
       try:
-        return command.main(module.run, command.parse_flags(module.__doc__, sys.argv))
+        return command.main(module.run, command.parse_flags(module.__doc__, [module.__name__, *arguments]))
       except SystemExit as end:
         return end.code
 
@@ -75,6 +73,9 @@ FILES = {
   "long.py": "def get_config():\n  raise RuntimeError('x' * 5000 + '\\nsecond line')\n",
   "helper_user.py": "import broken_helper\n",
   "epoch.py": "from smskd_jax.config import stage\ndef get_config():\n  return stage('student', epoch=3)\n",
+  "teachers.py": (
+    "from smskd_jax.config import stage\ndef get_config():\n  return stage('student', teachers='teacher')\n"
+  ),
   "method.py": "from smskd_jax.config import method\ndef get_config():\n  return method('kd', temprature=3)\n",
   "network.py": "from smskd_jax.config import network\ndef get_config():\n  return network('custom:nowhere:Net')\n",
   "broken_network.py": (
@@ -108,6 +109,7 @@ FILE_CASES = [
   ("long.py", "long.py:2: RuntimeError: xxx"),
   ("helper_user.py", "helper_user.py:1: NameError: name 'undefined_there' is not defined (raised in "),
   ("epoch.py", "epoch.py:3: stage: unknown 'epoch'; did you mean 'epochs'?"),
+  ("teachers.py", "teachers.py:3: stage.teachers: 'teacher' is not of type tuple; an example is ('a', 'b')"),
   ("method.py", "method.py:3: method: unknown 'temprature'; did you mean 'temperature'?"),
   (
     "network.py",
@@ -282,6 +284,25 @@ OVERRIDE_CASES = [
   ("data.unlabeled=digitz", "data.unlabeled: unknown 'digitz'; did you mean 'digits'?"),
   ("evaluate.batch_size=0", "config.evaluate.batch_size: 0 is too small"),
   ("checkpoint.keep=0", "config.checkpoint.keep: 0 is too small"),
+  ("data.extra_tests=5", "config.data.extra_tests: unknown 5"),
+  ("stages[0].views=(1,2)", "config.stages[0].views[0]: 1 is not of type str"),
+  ("stages[0].optimizer=sgd", "--config.stages[0].optimizer=sgd: 'sgd' is no dict; write it as"),
+  ("evaluate={", "--config.evaluate={: '{' is no dict; write it as"),
+  (
+    '''"stages[0].schedule={'name':'multistep','milestones':('a',)}"''',
+    "config.stages[0].schedule: '<' not supported",
+  ),
+  (
+    '''"stages[0].mix={'name':'mixup','alpha':-1.0}"''',
+    "config.stages[0].mix: mixup: alpha must be a positive number",
+  ),
+  (
+    '''"stages[0].mix={'name':'cutmix','probability':2.0}"''',
+    "config.stages[0].mix: cutmix: probability must be",
+  ),
+  ('''"stages=({'lerner':'a'},)"''', "config.stages[0]: unknown 'lerner'; did you mean 'learner'?"),
+  ('''"networks={'a':5}"''', "config.networks.a: 5 is not of type dict; an example is {'name': 'value'}"),
+  ("stages[1].methods[0].warmup_epochs=-1", "config.stages[1].methods[0].warmup_epochs: -1.0 is too small"),
   ("checkpoint=3", "--config.checkpoint=3"),
   ("log_every_steps=0", "config.log_every_steps: 0 is too small"),
 ]
@@ -291,6 +312,10 @@ FLAG_CASES = [
   ("main --config=configs/smoke.py", "--workdir: missing"),
   ("main --workdir=new", "--config: missing"),
   ("main --config", "config"),
+  ("main --workdir", "Missing value for flag"),
+  (f"{SMOKE} --config.seed", "Missing value for flag --config.seed"),
+  (f"{SMOKE} --noconfig.seed", "noconfig.seed"),
+  (f"{SMOKE} --flagfile=nowhere", "Unable to open flagfile: [Errno 2] No such file or directory: 'nowhere'"),
   (f"{SMOKE} stray", "unexpected argument 'stray'"),
   (f"{SMOKE} --cpu_device=2", "Unknown command line flag 'cpu_device'. Did you mean: cpu_devices"),
   (f"{SMOKE} --cpu_devices=two", "--cpu_devices=two"),
@@ -474,7 +499,6 @@ def files_in(folder):
 def test_a_wrong_input_is_one_line_and_nothing_is_written(line, words, ground, monkeypatch, capfd):
   monkeypatch.chdir(ground)
   monkeypatch.syspath_prepend(str(ground))
-  monkeypatch.setattr(sys, "argv", sys.argv)
   if "compilation_cache" not in line:
     monkeypatch.setattr(programs, "keep", lambda folder: None)
   before = files_in(ground)

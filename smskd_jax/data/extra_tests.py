@@ -29,7 +29,7 @@ def names(field: str, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _expanded(field: str, one: str) -> Iterator[str]:
-  head, _, severity = one.partition(":")
+  head, _, severity = str(one).partition(":")
   if one == _CIFAR_10_1:
     yield one
     return

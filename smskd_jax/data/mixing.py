@@ -32,7 +32,8 @@ def mixup(
   Returns:
     Image, of its own type where that is a float, else float32; and target.
   """
-  share = _share("mixup", key, alpha)
+  check("mixup", alpha=alpha)
+  share = _share(key, alpha)
   other_image, other_target = _partners(jax.random.fold_in(key, 1), image, target, axis_name)
   wide = lambda x: x.astype(jnp.float32)
   mix = lambda own, other: share * wide(own) + (1 - share) * wide(other)
@@ -66,10 +67,9 @@ def cutmix(
   Returns:
     Image and target, of their own types.
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(f"cutmix: probability must be a number from 0 to 1, got {probability!r}")
+  check("cutmix", alpha=alpha, probability=probability)
   h, w = image.shape[1:3]
-  share = _share("cutmix", key, alpha)
+  share = _share(key, alpha)
   other_image, other_target = _partners(jax.random.fold_in(key, 1), image, target, axis_name)
   *middle, mixed = jax.random.uniform(jax.random.fold_in(key, 2), (3,))
   side = jnp.where(mixed < probability, jnp.sqrt(1 - share), 0)
@@ -80,9 +80,19 @@ def cutmix(
   return image, (own + of_partner * (other - own)).astype(target.dtype)
 
 
-def _share(name, key, alpha):
+def check(name: str, *, alpha: float = 1.0, probability: float = 1.0) -> None:
+  """Checks the options of a mixture.
+
+  Raises:
+    ValueError: alpha is not positive, or the probability not in [0, 1].
+  """
   if not alpha > 0:
     raise ValueError(f"{name}: alpha must be a positive number, got {alpha!r}")
+  if not 0 <= probability <= 1:
+    raise ValueError(f"{name}: probability must be a number from 0 to 1, got {probability!r}")
+
+
+def _share(key, alpha):
   key = jax.random.fold_in(key, 0)
   # Beta(1, 1), which is the rule, is uniform: seconds less to compile.
   return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)

@@ -153,7 +153,9 @@ def read_run(field: str, folder: Path) -> Run:
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is no workdir of a run: it has no config.json")
   if not (folder / "result.json").is_file():
-    raise UserError(f"{field}: the run in {folder} is not finished; run it to its end first")
+    raise UserError(
+      f"{field}: the run in {folder} is not finished; the command that began it goes on with it"
+    )
   config = json.loads((folder / "config.json").read_text())["config"]
   return Run(folder, config, json.loads((folder / "result.json").read_text()))
 
