@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flax import linen as nn
+import numpy as np
 
 from smskd_jax import estimates
-from smskd_jax.data.dataset import Dataset
+from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.errors import listed
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
 from smskd_jax.runtime import console, parallel
@@ -15,18 +17,34 @@ from smskd_jax.runtime.store import Entry
 
 def of(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store: Path) -> str:
   """The data, the networks and the stages, as tables."""
-  splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-  sizes = ", ".join(f"{len(split.label):,} {name}" for name, split in splits.items() if split is not None)
+  sizes = ", ".join(f"{len(split.label):,} {name}" for name, split in _splits(dataset).items())
   shape = "x".join(map(str, dataset.image_shape))
   where = f"{len(devices)} x {devices[0].device_kind}"
   header = ("stage", "learner", "methods", "reference", "epochs", "steps", "key", "")
   return "\n\n".join(
     (
-      f"{dataset.name}: {sizes} images of {shape} in {len(dataset.class_names)} classes, on {where}",
+      f"{dataset.name}: {sizes} images of {shape} in {len(dataset.class_names)} classes, on {where}"
+      f"{missing_classes(dataset)}",
       console.table(("network", "parameters", "FLOPs/image"), _network_rows(plans, dataset)),
       console.table(header, (_stage_row(plan, store) for plan in plans)) + "\n",
     )
   )
+
+
+def missing_classes(dataset: Dataset) -> str:
+  """A line for each set of images that lacks some of the classes; '' where none does."""
+  lines = []
+  for name, split in _splits(dataset).items():
+    missing = np.setdiff1d(np.arange(len(dataset.class_names)), split.label)
+    if missing.size:
+      names = listed(dataset.class_names[k] for k in missing)
+      lines.append(f"\nno {name} images of {missing.size} of the classes: {names}")
+  return "".join(lines)
+
+
+def _splits(dataset: Dataset) -> dict[str, Split]:
+  splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+  return {name: split for name, split in splits.items() if split is not None}
 
 
 # Peak FLOP/s of a chip in bfloat16, from its data sheet.

@@ -36,7 +36,7 @@ MAY_IMPORT = {
   "plan": "build config filling errors models data training training.loop exchange.variables runtime.store state",
   "profiling": "plan state runtime training",
   "estimates": "plan models data runtime training",
-  "overview": "estimates plan models data runtime training",
+  "overview": "errors estimates plan models data runtime training",
   "progress": "estimates plan runtime",
   "literature": "config errors",
   "memory": "plan errors models data runtime",
