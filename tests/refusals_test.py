@@ -395,6 +395,18 @@ FOLDER_CASES = [
   ("evaluate unfinished --data=digits", "the run in unfinished is not finished"),
   ("evaluate text.npz --data=digits", "PATH: text.npz is a file; import PyTorch's by"),
   ("evaluate files --data=digits", "PATH: files is no checkpoint of variables"),
+  ("evaluate finished", "--data; see --help"),
+  ("evaluate imported --data=digitz", "unknown 'digitz'; did you mean 'digits'?"),
+  ("evaluate imported --data=npz:gone.npz", "gone.npz"),
+  ("evaluate finished --data=digits --split=val", "--split: 'val' is none of test, train"),
+  ("evaluate imported --data=digits --image_size=-1", "image_size"),
+  ("evaluate finished --data=digits --batch_size=0", "--batch_size"),
+  ("evaluate finished --data=digits --mean=a --std=1", "--mean"),
+  ("evaluate finished --data=digits --mean=0.5", "--std"),
+  ("evaluate finished --data=digits --json=files", "--json: files is a folder"),
+  ("evaluate finished --data=digits --json=text.npz/a", "--json"),
+  ("evaluate imported --data=digits --teacher=nowhere", "nowhere"),
+  ("evaluate imported --data=digits --network=resnet8", "--network"),
   ("export", "workdir, --format; see --help"),
   ("export finished", "--format; see --help"),
   ("export finished --format=tflite", "--format: unknown 'tflite'"),
@@ -474,6 +486,7 @@ def ground(tmp_path_factory):
   (folder / "files").mkdir()
   (folder / "files" / "readme.txt").write_text("precious")
   write_data(folder)
+  import_torch.run(folder / "model.pth", "resnet8:width=0.125", folder / "imported")
   made.run(folder / "finished", seed=3)
   for name, broken in (("unfinished", None), ("damaged", "{")):
     shutil.copytree(folder / "finished", folder / name)
@@ -500,7 +513,7 @@ def test_a_wrong_input_is_one_line_and_nothing_is_written(line, words, ground, m
   monkeypatch.chdir(ground)
   monkeypatch.syspath_prepend(str(ground))
   if "compilation_cache" not in line:
-    monkeypatch.setattr(programs, "keep", lambda folder: None)
+    monkeypatch.setattr(programs, "keep", lambda folder=None: None)
   before = files_in(ground)
   program, *arguments = shlex.split(line)
   status = PROGRAMS[program](arguments)
