@@ -98,9 +98,12 @@ def listen() -> None:
         signum, lambda *_: None
       )  # the thread acts; with no handler there would be nothing to read
   os.register_at_fork(after_in_child=_forget)
-  shown = sys.excepthook
+  shown, shown_too = sys.excepthook, sys.unraisablehook
   # Errors of libraries' threads are raised in the main thread too, where their results are taken.
   sys.excepthook = lambda *error: shown(*error) if _in_main_thread() else None
+  # Those of files that are dropped are of the disk again.
+  lost = lambda error: _in_main_thread() and not isinstance(error.exc_value, OSError)
+  sys.unraisablehook = lambda error: shown_too(error) if lost(error) else None
   threading.Thread(target=_attend, args=(reader,), daemon=True, name="signals").start()
 
 
