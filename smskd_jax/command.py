@@ -56,6 +56,8 @@ def main(run: Callable[[], int], argv: Sequence[str]) -> int:
     for flag in (CONFIG, WORKDIR):
       if not flag.value:
         raise UserError(f"--{flag.name}: missing; see --help")
+    if STORE.value is not None and not STORE.value.strip():
+      raise UserError(f"--{STORE.name}: empty; name a folder, or leave the flag out")
     return _run(run)
 
   folders = lambda: {"--workdir": WORKDIR.value, "--store": STORE.value}

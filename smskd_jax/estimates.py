@@ -1,7 +1,6 @@
 """Estimates of the seconds of stages, from FLOPs and a speed that was measured on this machine."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import json
 from pathlib import Path
 import time
 from typing import NamedTuple
@@ -85,7 +84,7 @@ def stored_speed(works: Mapping[str, Work], store: Path, devices: parallel.Devic
   train, evaluate, other, done = 0.0, 0.0, 0.0, []
   for key, work in works.items():
     entry = Entry(store, key)
-    result = entry.result()
+    result = entry.result() if entry.state() == "in the store" else None
     if result is None or "seconds_by_phase" not in result or not _trained_on(entry, devices):
       continue
     seconds = result["seconds_by_phase"]
@@ -100,8 +99,7 @@ def stored_speed(works: Mapping[str, Work], store: Path, devices: parallel.Devic
 
 
 def _trained_on(entry: Entry, devices: parallel.Devices) -> bool:
-  about = json.loads((entry.folder / "stage.json").read_text())["about"]
-  return about.get("devices") == parallel.describe(devices)
+  return entry.about().get("devices") == parallel.describe(devices)
 
 
 # Seconds of a stage for compiling and initialising, relative to compiling a forward pass of its largest network.
@@ -188,7 +186,7 @@ class RunEstimate:
     train, evaluate = step_flops(plan, self._dataset) / step_seconds, evaluation_flops(plan, self._dataset)
     evaluation_seconds = evaluation_seconds or evaluate / train
     speed = Speed(train, evaluate / evaluation_seconds, overhead)
-    rest = [p for p in self._plans[plan.place + 1 :] if Entry(self._store, p.key).result() is None]
+    rest = [p for p in self._plans[plan.place + 1 :] if Entry(self._store, p.key).state() != "in the store"]
     stage = self.of_stage(plan, step, step_seconds, evaluation_seconds)
     groups = -(-self._seeds // seeds)  # one after another
     later = [speed.seconds(work_of(p, self._dataset)) for p in rest]

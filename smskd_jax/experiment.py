@@ -21,7 +21,7 @@ from smskd_jax.plan import Plan, make_plans
 from smskd_jax.profiling import Profiler
 from smskd_jax.runner import Runner
 from smskd_jax.runtime import beside as beside_lib
-from smskd_jax.runtime import console, interrupt, parallel, processes
+from smskd_jax.runtime import console, interrupt, kinds, parallel, processes
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
 
@@ -127,6 +127,8 @@ class _Ready(NamedTuple):
 def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..., Dataset]) -> _Ready:
   """Finds every mistake that can be found before training. Writes nothing."""
   configs, workdirs = [config_lib.resolve(config) for config, _ in runs], [Path(folder) for _, folder in runs]
+  if store not in workdirs:
+    kinds.check("--store", store, kinds.STORE, absent=True)
   first = configs[0]
   for resolved, workdir in zip(configs, workdirs, strict=True):
     workdir_lib.check(workdir, resolved)
@@ -190,7 +192,7 @@ def _write(ready: _Ready, i: int, found: Mapping[str, Any]) -> dict[str, Any]:
   workdir, dataset = ready.workdirs[i], ready.dataset
   about = {"seed": ready.configs[i]["seed"], "data": dataset.name, "inputs": _inputs(dataset)}
   result = {**about, **found, **workdir_lib.environment(ready.devices)}
-  store_lib.write_json(workdir / "result.json", result)
+  store_lib.write_checked(workdir / "result.json", result)
   if processes.is_lead():
     report.write(workdir, ready.store)
   return result

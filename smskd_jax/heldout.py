@@ -141,8 +141,9 @@ class HeldOut:
   def _answers_of_frozen(self, key: str, network: nn.Module) -> Answers:
     """What is kept of a frozen network: read where its stage has left it, else computed, once for all that ask."""
     if (key, network) not in self._frozen_answers:
-      path = Entry(self._store, key).answers
-      found = answers.read(path) if path.is_file() else self._answers(network, self._frozen(key))
+      entry = Entry(self._store, key)
+      whole = entry.answers.is_file() and not entry.problems(entry.answers.name)
+      found = answers.read(entry.answers) if whole else self._answers(network, self._frozen(key))
       self._frozen_answers[key, network] = found
     return self._frozen_answers[key, network]
 
@@ -156,7 +157,8 @@ class HeldOut:
     return kept | {"index": self._index} | {f"test/{name}": of for name, of in features.items()}
 
   def _frozen(self, key: str) -> Any:
-    return parallel.replicate(checkpoint.load_variables(Entry(self._store, key).final), self._devices)
+    entry = Entry(self._store, key)
+    return parallel.replicate(checkpoint.load_variables(entry.checked(entry.final)), self._devices)
 
   def _predict(self, network: nn.Module, variables: Any) -> BySplit:
     """The logits of a network on each held-out set."""

@@ -94,10 +94,14 @@ def ask(
     entry = store.Entry(folder, key)
     with entry.lock(waiting=console.say):
       tables = _tables(plan, dataset, key, entry.folder)
+      for table in tables.values():
+        table.verify()
+        if table.lost:
+          console.say(f"{plan.name}: {table.lost}")
       missing = {pooled: drawn & ~table.present for pooled, table in tables.items()}
       pooled = min(tables, key=lambda pooled: (missing[pooled].sum(), pooled != embeddings))
       if missing[pooled].any():
-        variables = parallel.replicate(checkpoint.load_variables(entry.final), devices)
+        variables = parallel.replicate(checkpoint.load_variables(entry.checked(entry.final)), devices)
         say = _say(question._replace(pooled=pooled), network, variables, dataset, devices)
         where = missing[pooled], tables[pooled]
         passes += _compute(plan.name, question, say, *where, batch_size, len(devices), stop)

@@ -16,15 +16,15 @@ from smskd_jax.runtime import (
   checkpoint,
   clock,
   console,
+  integrity,
   interrupt,
   parallel,
   processes,
   store,
   workdir,
 )
-from smskd_jax.runtime.choices import Choices
+from smskd_jax.runtime.history import Evaluations, History
 from smskd_jax.runtime.store import Entry
-from smskd_jax.runtime.writer import MetricsWriter, read_metrics
 from smskd_jax.state import Frozen, TrainState
 from smskd_jax.training import batches, carry_over, initial, loop
 from smskd_jax.training import stage as stage_lib
@@ -60,7 +60,7 @@ class Learner:
       Interrupted: the run was asked to stop while teacher outputs were computed.
     """
     self.plan, self.entry, self._setting, self._events = plan, Entry(setting.store, plan.key), setting, events
-    about = {"name": plan.name, **_about(plan, setting.dataset)}
+    about = {"name": plan.name, "network": plan.config["learner"], **_about(plan, setting.dataset)}
     self.entry.begin(plan.description, about | workdir.environment(setting.devices))
     key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.origin)
     order = jax.random.fold_in(key, ORDER)
@@ -88,20 +88,17 @@ class Learner:
       self._open()
 
   def _open(self) -> None:
-    config, entry = self._setting.config, self.entry
-    self._checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=config["checkpoint"]["keep"])
-    restored = self._checkpoints.restore(self.state, warn=console.say)
+    keep, select = self._setting.config["checkpoint"]["keep"], self.plan.config["select"] == "validation"
+    variables_of = stage_lib.learner_variables
+    self._history = History(self.entry, self._events, variables_of, keep=keep, select=select)
+    restored = self._history.open(self.state, console.say)
     if restored:
       self.done, self._state, self._note = restored
       console.say(f"{self.plan.name}: goes on from step {self.done} of {self.plan.budget.steps}")
-    last_step = self.done or -1
-    self._choices = Choices(entry.choices, last_step=last_step)
-    self._writer = MetricsWriter(entry.metrics, self._events, last_step=last_step)
-    if not restored:
-      variables = stage_lib.learner_variables(self.state)
+    else:
       with self.timer.phase(clock.EVALUATE):
-        self.first = {"step": 0, "epoch": 0.0} | self._look(0, variables)
-      self._writer.write(self.first)
+        self.first = {"step": 0, "epoch": 0.0} | self._look(0, variables_of(self.state))
+      self._history.write(self.first)
 
   def beside(self) -> Beside:
     """It as one of several that are trained at once."""
@@ -116,7 +113,7 @@ class Learner:
   def learning(self) -> loop.Learning:
     """What the loop calls."""
     seconds = clock.total(self._note.get("seconds_by_phase", {}), self.timer.seconds())
-    return loop.Learning(self.batches, self._look, self._writer.write, self._checkpoints, self._note, seconds)
+    return loop.Learning(self.batches, self._look, self._history.write, self._history, self._note, seconds)
 
   def saved(self) -> str:
     """From where it could go on, in words."""
@@ -125,8 +122,7 @@ class Learner:
 
   def close(self) -> None:
     """Waits for what is being saved."""
-    self._checkpoints.close()
-    self._writer.close()
+    self._history.close()
 
   def finish(self, state: TrainState, seconds: Mapping[str, float], learners: int) -> dict[str, Any]:
     """Puts what the stage leaves into the store.
@@ -151,7 +147,7 @@ class Learner:
   def _leave(self, state: TrainState, learners: int, timer: clock.Clock) -> dict[str, Any]:
     """Saves the network and its outputs; returns the result without times. Of several processes the lead's counts."""
     plan, entry = self.plan, self.entry
-    chosen = checkpoint.load_variables(entry.best) if plan.config["select"] == "validation" else None
+    chosen = self._history.best
     final = chosen or stage_lib.learner_variables(state)
     checkpoint.save_variables(entry.final, final)
     recall.keep(entry, state)
@@ -161,8 +157,8 @@ class Learner:
       kept, told = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices), said)
     answers.write(entry.answers, kept)
     result = told | {"learners_at_once": learners}
-    if processes.is_lead():  # it alone has written, and so can read, the metrics
-      result = _result(plan, read_metrics(entry.metrics), self._asked.forward_passes) | result
+    result = _result(plan, self._history.evaluations, self._asked.forward_passes) | result
+    self._history.sync()
     return result
 
   def _first_state(self, key: jax.Array) -> TrainState:
@@ -186,7 +182,7 @@ class Learner:
     before = self.plan.earlier[-1]
     entry = Entry(self._setting.store, before.key)
     methods = recall.read(entry, before, self._setting.dataset) if how == carry_over.ALL else None
-    state = carry_over.take_over(state, how, store.read_arrays(entry.optimizer), methods)
+    state = carry_over.take_over(state, how, integrity.read_arrays(entry.checked(entry.optimizer)), methods)
     return state._replace(step=state.step + self.plan.budget.first_step)
 
   def _read(
@@ -210,22 +206,15 @@ class Learner:
     return Frozen(key, teachers, reference), asked
 
   def _final(self, key: str) -> Any:
-    return checkpoint.load_variables(Entry(self._setting.store, key).final)
+    entry = Entry(self._setting.store, key)
+    return checkpoint.load_variables(entry.checked(entry.final))
 
   def _look(self, step: int, variables: Any) -> dict[str, float]:
-    """Evaluates, and keeps what the network takes each image for.
-
-    Where the validation set selects, variables that are better than all before are kept too.
-    """
+    """Evaluates, and keeps what the network takes each image for and, where it is asked for, the best network."""
     variables = parallel.replicate(variables, self._setting.devices)
     self._last = said = self._setting.held_out.of_learner(self.plan, variables)
-    self._choices.write(step, said.choices)
-    if self.plan.config["select"] == "validation" and step:
-      before = [
-        line.get("validation/accuracy", 0.0) for line in read_metrics(self.entry.metrics) if line["step"] > 0
-      ]
-      if processes.agree(said.values["validation/accuracy"] > max(before, default=-1.0)):
-        checkpoint.save_variables(self.entry.best, variables)
+    line = {"step": step, "epoch": step / self.plan.budget.steps_per_epoch} | said.values
+    self._history.add(line, said.choices, variables)
     return said.values
 
 
@@ -240,17 +229,8 @@ def _about(plan: Plan, dataset: Dataset) -> dict[str, Any]:
   }
 
 
-def _result(plan: Plan, lines: list[dict[str, Any]], kept: int) -> dict[str, Any]:
-  """What the metrics of a finished stage say; `kept` forward passes of its teachers were computed before it."""
-  evaluations = [line for line in lines if "test/accuracy" in line]
-  best = None
-  if "validation/accuracy" in evaluations[-1]:
-    # The first of equals, and never chosen by the test set. Step 0 is the stage before.
-    best = max(
-      (line for line in evaluations if line["step"] > 0), key=lambda line: line["validation/accuracy"]
-    )
-  # What the test set would have chosen: reported, as the survey does, and used for nothing.
-  oracle = max((line for line in evaluations if line["step"] > 0), key=lambda line: line["test/accuracy"])
+def _result(plan: Plan, evaluations: Evaluations, kept: int) -> dict[str, Any]:
+  """The result of a finished stage; `kept` forward passes of its teachers were computed before it."""
   images = plan.budget.steps * plan.budget.batch_size * len(plan.stage.views)
   return {
     "model": plan.description["network"]["model"],
@@ -263,6 +243,6 @@ def _result(plan: Plan, lines: list[dict[str, Any]], kept: int) -> dict[str, Any
       "reference": images if plan.reads.reference is not None else 0,
     },
     "backward_passes": images,
-    "metrics": {"last": evaluations[-1], "best_by_validation": best, "oracle": oracle},
+    "metrics": evaluations._asdict(),
     "reads": plan.reads._asdict(),
   }

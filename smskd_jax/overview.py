@@ -57,7 +57,7 @@ LEAST_HOURS = 0.1  # of which device-hours on other chips are shown
 def cost(plans: Sequence[Plan], dataset: Dataset, devices: parallel.Devices, store: Path) -> str:
   """FLOPs of the stages that are not in the store, their estimated time here, and device-hours on other chips."""
   works = {plan.key: estimates.work_of(plan, dataset) for plan in plans}
-  missing = [plan for plan in plans if Entry(store, plan.key).result() is None]
+  missing = [plan for plan in plans if Entry(store, plan.key).state() != "in the store"]
   if not missing:
     return "to train: nothing; all stages are in the store"
   speed = estimates.stored_speed(works, store, devices) or estimates.timed_speed(missing, dataset, devices)
@@ -93,5 +93,5 @@ def _stage_row(plan: Plan, store: Path) -> tuple[object, ...]:
     plan.budget.epochs,
     plan.budget.steps,
     plan.key,
-    "in the store" if Entry(store, plan.key).result() else "",
+    Entry(store, plan.key).state(),
   )

@@ -13,7 +13,7 @@ from smskd_jax import losses
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.plan import Plan, abstract_state
-from smskd_jax.runtime import checkpoint, parallel, store
+from smskd_jax.runtime import checkpoint, integrity, parallel, store
 from smskd_jax.state import Batch, TrainState
 from smskd_jax.training import evaluate, lesson
 from smskd_jax.training.lesson import Lesson
@@ -39,7 +39,7 @@ def keep(entry: store.Entry, state: TrainState) -> None:
 def read(entry: store.Entry, plan: Plan, dataset: Dataset) -> tuple[Any, Any]:
   """Parameters and state of a finished stage's methods, as `keep` wrote them."""
   structure = jax.tree.structure(_aux(abstract_state(plan, dataset)))
-  kept = store.read_arrays(entry.lesson)
+  kept = integrity.read_arrays(entry.checked(entry.lesson))
   return jax.tree.unflatten(structure, [kept[str(i)] for i in range(len(kept))])
 
 
@@ -98,7 +98,8 @@ class Recall:
   def _teachers_of(self, plan: Plan) -> tuple[Any, ...]:
     for key in plan.reads.teachers:
       if key not in self._teachers:
-        variables = checkpoint.load_variables(store.Entry(self._store, key).final)
+        entry = store.Entry(self._store, key)
+        variables = checkpoint.load_variables(entry.checked(entry.final))
         self._teachers[key] = parallel.replicate(variables, self._devices)
     return tuple(self._teachers[key] for key in plan.reads.teachers)
 

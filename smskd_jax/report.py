@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from smskd_jax import arguments as command_line
 
 if TYPE_CHECKING:
-  from smskd_jax.analysis.page import Section
+  from smskd_jax.analysis.page import Part, Section
   from smskd_jax.analysis.records import Record
   from smskd_jax.analysis.study_records import StudyRecord
 
@@ -54,6 +54,8 @@ def run(folders: Sequence[Path], out: Path, embedding: str = "pca") -> tuple[Pat
   read = lambda folder: (study_records if study_records.is_study(folder) else records).read("WORKDIR", folder)
   found = [read(folder) for folder in folders]
   workdir_lib.check_writable("--out", out)
+  for line in dict.fromkeys(line for one in found for line in one.left_out):
+    print(f"warning: {line}", file=sys.stderr)
   runs = [one for one in found if isinstance(one, records.Record)]
   chapters = [
     _of_run(one, runs, embedding) if isinstance(one, records.Record) else _of_study(one) for one in found
@@ -65,11 +67,16 @@ def run(folders: Sequence[Path], out: Path, embedding: str = "pca") -> tuple[Pat
   return page.write(page.Section(f"{len(chapters)} runs and studies", parts), out)
 
 
+def _left_out(record: "Record | StudyRecord") -> "list[Part]":
+  """A paragraph on the files that are missing or damaged, if there are any."""
+  return ["\n".join(f"- {line}" for line in record.left_out)] if record.left_out else []
+
+
 def _of_run(record: "Record", runs: Sequence["Record"], embedding: str) -> "Section":
   from smskd_jax.analysis import pooled, run_page, statistics
   from smskd_jax.analysis.page import Section
 
-  chapters = run_page.sections(record, embedding=embedding)
+  chapters = [*_left_out(record), *run_page.sections(record, embedding=embedding)]
   if pooled.single(record, runs):
     warning = f"**{statistics.SINGLE_SEED}**"
     return Section(f"{record.title} ({pooled.ONE_SEED})", [warning, *chapters])
@@ -91,7 +98,7 @@ def _of_study(record: "StudyRecord") -> "Section":
   if record.seeds == 1:
     title += f" ({pooled.ONE_SEED})"
   told = parts_of(table.text(title, record.study, outcomes, record.failures))
-  return Section(title, study_page.sections(record, costs, told))
+  return Section(title, [*_left_out(record), *study_page.sections(record, costs, told)])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from smskd_jax.profiling import Profiler
 from smskd_jax.progress import StageProgress
 from smskd_jax.runtime import answers, checkpoint, clock, console, interrupt, parallel, processes
 from smskd_jax.runtime import beside as beside_lib
+from smskd_jax.runtime.recovery import Stored, look_up
 from smskd_jax.runtime.store import Entry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop
@@ -44,7 +45,8 @@ class Runner:
       # In one order, or two processes may wait for ever.
       for entry in sorted(entries, key=lambda entry: entry.key):
         locks.enter_context(entry.lock(waiting=console.say))
-      results = processes.agree([entry.result() for entry in entries])
+      stored = self._stored(plans, entries)
+      results = [one.result for one in stored]
       absent = [i for i, result in enumerate(results) if result is None]
       how = ["read from the store"] * len(plans)
       for some in beside_lib.shifts(absent, self._beside):
@@ -54,7 +56,7 @@ class Runner:
     found = []
     for i, (plan, result) in enumerate(zip(plans, results, strict=True)):
       assert result is not None
-      if i not in absent:
+      if i not in absent and stored[i].metrics:
         mirror_events(entries[i].metrics, events[i])
       name = plan.name if len(plans) == 1 else f"{plan.name} of seed {plan.description['seed']}"
       console.say(f"{name}: {_in_words(result['metrics']['last'])}; {how[i]}")
@@ -70,7 +72,7 @@ class Runner:
     entry = Entry(self._setting.store, given.key)
     normalization: dict[str, Any] = {"normalization": given.normalization and given.normalization._asdict()}
     with entry.lock(waiting=console.say):
-      if processes.agree(entry.result()) is None:
+      if not processes.agree(entry.state() == "in the store" and not entry.problems()):
         entry.begin({"variables": given.fingerprint}, {"source": given.source, **normalization})
         checkpoint.save_variables(entry.final, given.variables)
         entry.finish({"fingerprint": given.fingerprint})
@@ -82,6 +84,19 @@ class Runner:
     about: dict[str, Any] = {"key": given.key, "fingerprint": given.fingerprint, "source": given.source}
     about |= normalization
     return {"network": name, **about, "metrics": said.values}
+
+  def _stored(self, plans: Sequence[Plan], entries: Sequence[Entry]) -> list[Stored]:
+    """What the store holds of a stage with each seed, verified; outputs that were damaged are computed again."""
+    each = zip(plans, entries, strict=True) if processes.is_lead() else ()
+    found = [look_up(entry, plan.name, console.say) for plan, entry in each]
+    stored = [Stored(*one) for one in processes.agree(found)]
+    for plan, entry, one in zip(plans, entries, stored, strict=True):
+      if not one.answers:
+        final = checkpoint.load_variables(entry.checked(entry.final))
+        kept, _ = self._setting.held_out.at_end(plan, parallel.replicate(final, self._setting.devices))
+        answers.write(entry.answers, kept)
+        entry.finish(one.result or {})
+    return stored
 
   def _train(self, asked: Sequence[tuple[Plan, Path]], stop: interrupt.Interrupt) -> list[dict[str, Any]]:
     """Trains a stage with several seeds at once, or with one."""

@@ -14,7 +14,7 @@ from smskd_jax.data.augment import normalize
 from smskd_jax.errors import UserError
 from smskd_jax.learner import Learner
 from smskd_jax.plan import make_plans
-from smskd_jax.runtime import answers, checkpoint, choices, console, parallel
+from smskd_jax.runtime import answers, checkpoint, choices, console, integrity, parallel
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import loop, similarity, window
 import tiny
@@ -36,7 +36,7 @@ def outputs_of(workdir, of_stage, dataset):
 
 def test_what_a_run_leaves(finished):
   workdir, result = finished
-  assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
+  assert integrity.read_json(workdir / "result.json") == json.loads(json.dumps(result))
   assert [s["name"] for s in result["stages"]] == ["teacher", "fitnet", "kd"]
   of_kd = result["stages"][2]
   assert of_kd["steps"] == 22 and of_kd["epochs"] == 2

@@ -1,6 +1,5 @@
 """Tests of import_torch.py: a checkpoint in, a teacher in a run out, and every mistake in one line."""
 
-import json
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from smskd_jax import import_torch
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.exchange import variables
 from smskd_jax.models import MODELS, torch_weights
+from smskd_jax.runtime import integrity
 import torch_files
 
 
@@ -42,7 +42,7 @@ def imported(checkpoint, out):
 def test_imports(checkpoint, tmp_path, capsys):
   given = imported(checkpoint, tmp_path / "out")
   assert given.key in capsys.readouterr().out
-  about = json.loads((tmp_path / "out" / "network.json").read_text())
+  about = integrity.read_json(tmp_path / "out" / "network.json")
   assert about == {
     "network": "resnet8",
     "options": {"width": 0.125},
@@ -172,7 +172,7 @@ def test_shortcuts_without_parameters(tmp_path):
   torch_files.write(tmp_path / "model.pth", tensors(shortcut="A"))
   flags = "--network=resnet8:shortcut=A,width=0.125", f"--out={tmp_path / 'out'}"
   assert run(tmp_path / "model.pth", *flags) == 0
-  about = json.loads((tmp_path / "out" / "network.json").read_text())
+  about = integrity.read_json(tmp_path / "out" / "network.json")
   assert about["options"] == {"shortcut": "A", "width": 0.125}
 
 
@@ -226,7 +226,9 @@ def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
   # A run's workdir and a checkpoint of variables give the same teacher: nothing is trained again.
   store = tmp_path / "run" / "store"
   for folder in (store / given.key / "final", tmp_path / "imported"):
-    again = experiment_lib.run(student_of(folder), tmp_path / folder.name, store=store, cpu_devices=2)
+    again = experiment_lib.run(
+      student_of(folder), tmp_path / f"again_{folder.name}", store=store, cpu_devices=2
+    )
     assert again["stages"][0]["key"] == of_student["key"]
   student = variables.load("field", str(tmp_path / "run"), "student")
   assert student.source.endswith(f"{of_student['key']}/final")

@@ -50,12 +50,14 @@ MAY_IMPORT = {
     "training.window"
   ),
   "analysis": (
-    "errors runtime.answers runtime.choices runtime.console runtime.store runtime.workdir runtime.writer "
+    "errors runtime.answers runtime.choices runtime.console runtime.integrity runtime.kinds runtime.store "
+    "runtime.workdir runtime.writer "
     "training.evaluate training.metrics"
   ),
   "arguments": "errors entry_point",
   "report": "arguments errors analysis runtime.workdir studies.table",
   "compare": "arguments errors analysis studies.table",
+  "store": "arguments errors runtime",
   "experiment": (
     "errors filling data exchange runtime config build plan memory keeping heldout learner estimates overview "
     "profiling runner analysis"

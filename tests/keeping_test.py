@@ -1,6 +1,7 @@
 """Tests of keeping.py: runs whose teachers' answers are kept, and what becomes of the answers."""
 
 from pathlib import Path
+import shutil
 import signal
 
 import jax
@@ -14,7 +15,7 @@ from smskd_jax.errors import UserError
 from smskd_jax.exchange.variables import Given
 from smskd_jax.models import spec
 from smskd_jax.plan import make_plans
-from smskd_jax.runtime import interrupt, parallel
+from smskd_jax.runtime import integrity, interrupt, parallel
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import batches
 from tiny import SMALL
@@ -96,7 +97,7 @@ def test_what_was_asked_is_read_and_what_was_cut_off_is_asked_again(finished, mo
   folder, results = finished
   counts = count_asked(monkeypatch)
   teacher = folder / "store" / results["off"]["stages"][0]["key"]
-  present = sorted(teacher.glob("views-*/present.npy"))
+  present = sorted(teacher.glob("views-*/present.npz"))
   assert len(present) == 2, "those with embeddings, for RKD, serve KD too"
   changed = config("float32")
   changed.stages[1].epochs = 1
@@ -110,7 +111,7 @@ def test_what_was_asked_is_read_and_what_was_cut_off_is_asked_again(finished, mo
     cut.setattr(keeping.Table, "save", lambda table: pytest.fail("cut off"))
     with pytest.raises(pytest.fail.Exception):
       experiment.run(changed, folder / "again", store=folder / "store", cpu_devices=2)
-  assert not list(teacher.glob("views-*/present.npy"))
+  assert not list(teacher.glob("views-*/present.npz"))
   again = experiment.run(changed, folder / "again", store=folder / "store", cpu_devices=2)
   assert counts == [one["forward_passes"]["teachers"] for one in again["stages"][1:]] and min(counts) > 500
 
@@ -152,12 +153,30 @@ def test_embeddings_that_a_later_stage_will_ask_for_are_computed_at_once(finishe
   result = experiment.run(asked, tmp_path, store=folder / "store", cpu_devices=2)
   passes = [one["forward_passes"]["teachers"] for one in result["stages"]]
   teacher = folder / "store" / result["stages"][0]["key"]
-  newest = max(teacher.glob("views-*/present.npy"), key=lambda path: path.stat().st_mtime)
-  assert newest.parent.name.endswith("-pooled") and np.load(newest).shape == (
-    499,
-    9,
-  )  # rounded class by class
-  assert np.load(newest).sum() == sum(passes), "what KD has asked RKD need not"
+  newest = max(teacher.glob("views-*/present.npz"), key=lambda path: path.stat().st_mtime)
+  present = integrity.read_arrays(newest)["present"]
+  assert newest.parent.name.endswith("-pooled") and present.shape == (499, 9)  # rounded class by class
+  assert present.sum() == sum(passes), "what KD has asked RKD need not"
+
+
+@pytest.mark.slow
+def test_damaged_answers_are_named_and_computed_again(finished, tmp_path, monkeypatch, capsys):
+  folder, results = finished
+  shutil.copytree(folder / "store", tmp_path / "store")
+  rkd = results["float32"]["stages"][1]
+  teacher = tmp_path / "store" / results["off"]["stages"][0]["key"]
+  for path in teacher.glob("views-*/logits.npy"):
+    present = integrity.read_arrays(path.parent / "present.npz")["present"]
+    np.load(path, mmap_mode="r+")[tuple(np.argwhere(present)[0])] += 1
+  for one in results["float32"]["stages"][1:]:
+    shutil.rmtree(tmp_path / "store" / one["key"])
+  counts = count_asked(monkeypatch)
+  shorter = config("float32")
+  shorter.stages = shorter.stages[:2]
+  again = experiment.run(shorter, tmp_path / "again", store=tmp_path / "store", cpu_devices=2)["stages"][1]
+  assert "cached outputs are damaged; these are computed again" in capsys.readouterr().out
+  assert 0 < sum(counts) <= 9, "those of one image"
+  np.testing.assert_array_equal(losses(tmp_path, again), losses(folder, rkd))
 
 
 def test_answers_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, monkeypatch):

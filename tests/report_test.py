@@ -133,7 +133,7 @@ def test_what_is_missing_is_left_out(tmp_path):
   assert titles(html) == ["Results", "Budget", "Forgetting", "student", "Where this comes from"]
   assert rows_of(markdown, "kd")[0] == ["kd", "student", "80.00 %"]
   assert "no forgetting of stage `kd`: `forgetting` is missing or damaged in result.json" in markdown
-  assert "stage `fitnet`: no store has its entry `-fitnet-0`" in markdown
+  assert "stage 'fitnet': -fitnet-0 is in no store" in markdown
 
 
 def test_strings_of_files_are_escaped(tmp_path):
@@ -225,6 +225,7 @@ def command(*arguments):
 
 def test_from_the_command_line(tmp_path):
   folder = made.run(tmp_path / "run")
+  workdir.write_labels(folder, {"test": np.zeros(made.IMAGES, int)})
   status, out, err = command(folder, f"--out={tmp_path / 'new' / 'pages'}")
   assert (status, err) == (0, "")
   assert out == "".join(f"wrote {tmp_path}/new/pages/{name}\n" for name in ("report.html", "report_full.md"))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from smskd_jax.config import experiment, method, network, stage
-from smskd_jax.runtime import checkpoint
+from smskd_jax.runtime import checkpoint, integrity
 from tiny import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def dry_study(workdir, config):
 
 def left_by(workdir, store=None):
   """What a run leaves that must not depend on interruptions: its result but for times, and every final network."""
-  result = json.loads((Path(workdir) / "result.json").read_text())
+  result = integrity.read_json(Path(workdir) / "result.json")
   digests = {}
   del result["git_revision"]  # not a result: it changes when somebody commits in the meantime
   for one in result["stages"]:

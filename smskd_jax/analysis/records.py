@@ -1,23 +1,17 @@
 """Finished runs as their folders and stores tell of them; what is not there is left empty."""
 
-from collections.abc import Iterable, Mapping, Sequence
-import json
+from collections.abc import Mapping, Sequence
 import operator
 from pathlib import Path
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 
-from smskd_jax.analysis import predictions
+from smskd_jax.analysis.stored_files import Lines, Stage, StoredFiles, find
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import answers as answers_lib
-from smskd_jax.runtime import workdir
-from smskd_jax.runtime.store import Entry
-from smskd_jax.runtime.writer import read_metrics
-
-Stage = Mapping[str, Any]  # an item of result.json's 'stages'
-Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
+from smskd_jax.runtime import kinds, workdir
+from smskd_jax.runtime.integrity import Damaged
 
 # What every version of this package has kept of a stage; all else may be missing.
 NEEDED = "network", "epochs", "steps", "forward_passes", "reads", "seconds"
@@ -34,7 +28,7 @@ class Record(NamedTuple):
   # Where what a network says of the held-out images lies, by the key of a stage or of a given network, if it is there:
   # it is large, and few need it.
   answers: dict[str, Path] = {}
-  problems: Sequence[str] = ()  # lines that name the files of predictions that are missing or damaged
+  left_out: Sequence[str] = ()  # a line on each file that is missing or damaged, and so left out
 
   @property
   def stages(self) -> Sequence[Stage]:
@@ -61,51 +55,29 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
     stores: where its stages may lie besides the store that it names and its own folder.
 
   Raises:
-    UserError: it is no run, is not finished, or its files are damaged.
+    UserError: it is no run, is not finished, or config.json or result.json are damaged. Other files may be: see
+      `Record.left_out`.
   """
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
+  kinds.check(field, folder, kinds.RUN, absent=True)
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is of no run and no study: it has neither config.json nor study.json")
+  run = workdir.read_run(field, folder)
   try:
-    run = workdir.read_run(field, folder)
-    named = json.loads((folder / "config.json").read_text()).get("store")
-    roots = [Path(named)] * bool(named) + [folder / "store", *stores]
-    entries, last = {}, {}
+    left = StoredFiles()
     for stage in run.result["stages"]:
-      entries[stage["name"]] = _entry(roots, stage["key"])
-      last[stage["name"]] = stage["metrics"]["last"]
       operator.itemgetter(*NEEDED)(stage)
-    choices, problems = predictions.read(
-      entries, {stage["name"]: stage["key"] for stage in run.result["stages"]}
+      left.add(stage, find([*workdir.stores(folder), *stores], stage["key"]))
+    for one in run.result.get("given", ()):
+      left.add_given(one, workdir.given_answers(folder, one["network"]))
+    labels = left.read(folder / "labels.npz", lambda: workdir.read_labels(folder)) or {}
+    return Record(run, left.curves, left.choices, left.about, labels, left.answers, left.missing)
+  except (ValueError, KeyError, TypeError) as error:
+    words = (
+      error if isinstance(error, UserError) else f"{type(error).__name__} {' '.join(str(error).split())}"
     )
-    return Record(
-      run,
-      {name: (entry and read_metrics(entry.metrics)) or [last[name]] for name, entry in entries.items()},
-      choices,
-      {name: _about(entry) for name, entry in entries.items() if entry},
-      workdir.read_labels(folder),
-      _answers(folder, roots, run.result),
-      problems,
-    )
-  except UserError:
-    raise
-  except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-    words = f"{type(error).__name__} {' '.join(str(error).split())}"
     raise UserError(f"{field}: the files of the run in {folder} are damaged: {words}") from None
-
-
-def _entry(roots: Iterable[Path], key: str) -> Entry | None:
-  """The key's place in the first store that has it."""
-  found = (Entry(root, key) for root in roots)
-  return next((entry for entry in found if entry.folder.is_dir()), None)
-
-
-def _answers(folder: Path, roots: Sequence[Path], result: Mapping[str, Any]) -> dict[str, Path]:
-  entries = {one["key"]: _entry(roots, one["key"]) for one in result["stages"]}
-  paths = {key: entry.answers for key, entry in entries.items() if entry}
-  paths |= {one["key"]: workdir.given_answers(folder, one["network"]) for one in result.get("given", ())}
-  return {key: path for key, path in paths.items() if path.is_file()}
 
 
 def read_answers(record: Record, key: str) -> answers_lib.Answers:
@@ -117,16 +89,11 @@ def read_answers(record: Record, key: str) -> answers_lib.Answers:
   path = record.answers[key]
   try:
     found = answers_lib.read(path)
-  except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-    raise UserError(f"WORKDIR: {path} is damaged: {' '.join(str(error).split())}; remove it") from None
+  except Damaged as error:
+    raise UserError(f"WORKDIR: {error}; remove it") from None
   if "test/logits" not in found:
     raise UserError(f"WORKDIR: {path} holds no test/logits; remove it")
   return found
-
-
-def _about(entry: Entry) -> dict[str, Any]:
-  path = entry.folder / "stage.json"
-  return json.loads(path.read_text()).get("about", {}) if path.is_file() else {}
 
 
 def teaching(stages: Sequence[Stage]) -> set[str]:

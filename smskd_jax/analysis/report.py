@@ -1,38 +1,41 @@
 """The report of a run: tables and a figure, made from its workdir and store alone."""
 
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any
 
 from smskd_jax.analysis import figures, forgetting, tables
 from smskd_jax.analysis.page import markdown_table
+from smskd_jax.analysis.stored_files import read_curve
 from smskd_jax.analysis.tables import percent
 from smskd_jax.runtime import console
+from smskd_jax.runtime.integrity import read_json
 from smskd_jax.runtime.store import Entry
-from smskd_jax.runtime.writer import read_metrics
 
 Stage = Mapping[str, Any]  # an item of result.json's 'stages'
 
 
 def write(workdir: Path, store: Path) -> Path:
   """Writes WORKDIR/report.md and WORKDIR/figures; returns the report's path."""
-  result = json.loads((workdir / "result.json").read_text())
-  curves = {stage["name"]: read_metrics(Entry(store, stage["key"]).metrics) for stage in result["stages"]}
+  result = read_json(workdir / "result.json")
+  found = {stage["name"]: read_curve(Entry(store, stage["key"])) for stage in result["stages"]}
+  curves = {name: lines for name, (lines, _) in found.items()}
+  missing = [problem for _, problem in found.values() if problem]
   (workdir / "figures").mkdir(exist_ok=True)
   figures.stages(result["stages"], curves, workdir / "figures" / "stages.png")
   path = workdir / "report.md"
-  path.write_text(_text(result))
+  path.write_text(_text(result, missing))
   return path
 
 
-def _text(result: Mapping[str, Any]) -> str:
+def _text(result: Mapping[str, Any], missing: Sequence[str] = ()) -> str:
   stages = result["stages"]
   versions = result["versions"]
   parts = [
     f"# {result['data']}, seed {result['seed']}",
     "Held-out numbers of the network that each stage ends with. The test set selects nothing; `oracle` is what it "
     "would have selected: the best epoch by the test set itself.",
+    *(["\n".join(f"- {line}" for line in missing)] if missing else []),
     *_given_table(result.get("given", ())),
     _accuracy_table(stages),
     *_extra_table(stages),

@@ -78,8 +78,6 @@ def sections(record: Record, more: Sequence[Section] = (), *, embedding: str = "
 
 def results(record: Record) -> Iterator[Part]:
   """What the run's networks are worth."""
-  if record.problems:
-    yield "\n".join(record.problems)
   yield tables.accuracy(record.stages)
   given = record.run.result.get("given", ())
   if given:

@@ -1,13 +1,13 @@
 """Studies as their folders tell of them, finished or on the way."""
 
 from collections.abc import Mapping
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smskd_jax.analysis import records
 from smskd_jax.analysis.records import Record
 from smskd_jax.errors import UserError
+from smskd_jax.runtime.integrity import Damaged, read_json
 
 FILE = "study.json"
 TEACHERS = "teachers"  # the folder of the run that trains them
@@ -29,6 +29,15 @@ class StudyRecord(NamedTuple):
       (name, seed) for name in self.found for seed in self.study["seeds"] if seed not in self.found[name]
     ]
     return [f"{name}:{seed}" for name, seed in units if f"{name}:{seed}" not in self.failures]
+
+  @property
+  def left_out(self) -> list[str]:
+    """A line on each file of its finished runs, and of its teachers' run, that is missing or damaged."""
+    runs = [run for seeds in self.found.values() for run in seeds.values()]
+    lines = [line for run in (*runs, *([self.teachers] if self.teachers else [])) for line in run.left_out]
+    if self.study.get(TEACHERS) and self.teachers is None:
+      lines.append(f"{self.folder / TEACHERS / 'result.json'} is missing; the teachers are left out")
+    return list(dict.fromkeys(lines))
 
   @property
   def seeds(self) -> int:
@@ -59,12 +68,15 @@ def read(field: str, folder: Path) -> StudyRecord:
     UserError: none of its runs is finished, or its files are damaged.
   """
   try:
-    told = json.loads((folder / FILE).read_text())
+    told = read_json(folder / FILE, "remove it and run the study's command again, which writes it anew")
     study, stores = told["study"], [Path(told["store"]), folder / "store"]
     path = folder / "result.json"
-    failures = json.loads(path.read_text())["failures"] if path.is_file() else {}
+    again = "run the study's command again, which writes it anew"
+    failures = read_json(path, again)["failures"] if path.is_file() else {}
     names, seeds = list(study["variants"]), study["seeds"]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+  except Damaged as error:
+    raise UserError(f"{field}: {error}") from None
+  except (KeyError, TypeError) as error:
     raise UserError(f"{field}: the files of the study in {folder} are damaged: {error}") from None
   of = lambda where: records.read(field, where, stores) if (where / "result.json").is_file() else None
   found = {

@@ -9,7 +9,8 @@ from smskd_jax.errors import UserError
 from smskd_jax.exchange import runs, safetensors_file, torch_import, variables
 from smskd_jax.exchange.trained import Trained
 from smskd_jax.runtime import workdir
-from smskd_jax.runtime.store import Entry, read_json
+from smskd_jax.runtime.integrity import read_json
+from smskd_jax.runtime.store import Entry
 
 _OURS = (
   "model",
@@ -81,10 +82,10 @@ def _final(field: str, path: Path) -> Path:
 
 def _stated(path: Path, entry: Path) -> tuple[str, dict[str, Any], int | None, int | None] | None:
   """Model, options, number of classes and of channels as they are stored beside variables; None where they are not."""
-  about = read_json(path / "network.json") if path.is_dir() else None
-  if about is not None:
+  if (path / "network.json").is_file():
+    about = read_json(path / "network.json")
     return about["network"], about["options"], about["num_classes"], _channels(about)
-  stage = read_json(entry / "stage.json") or {}
+  stage = read_json(entry / "stage.json") if (entry / "stage.json").is_file() else {}
   described = stage.get("hashed", {}).get("network")
   if described is None:
     return None

@@ -13,8 +13,9 @@ from smskd_jax.data.dataset import Moments
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
 from smskd_jax.models import spec
-from smskd_jax.runtime import checkpoint, workdir
-from smskd_jax.runtime.store import Entry, key_of, read_json, write_json
+from smskd_jax.runtime import checkpoint, kinds, workdir
+from smskd_jax.runtime.integrity import read_json
+from smskd_jax.runtime.store import Entry, key_of, write_checked
 
 _VARIABLES, _ABOUT = "variables", "network.json"
 
@@ -44,7 +45,7 @@ def save(folder: Path, variables: Any, about: dict[str, Any]) -> str:
   """Writes an imported network: its variables, and in network.json what they are. Returns their fingerprint."""
   fingerprint = checkpoint.digest(variables)
   checkpoint.save_variables(folder / _VARIABLES, variables)
-  write_json(folder / _ABOUT, about | {"fingerprint": fingerprint})
+  write_checked(folder / _ABOUT, about | {"fingerprint": fingerprint})
   return fingerprint
 
 
@@ -65,7 +66,13 @@ def load(field: str, folder: str, network: str) -> Given:
   if not isinstance(variables, dict) or "params" not in variables:
     raise UserError(f"{field}: {path} holds no variables of a network: it has no params")
   check_finite(field, variables)
-  return Given(variables, checkpoint.digest(variables), str(path), stated, architecture)
+  fingerprint = checkpoint.digest(variables)
+  about = path.parent / _ABOUT  # of an imported network
+  if path.name == _VARIABLES and about.is_file() and read_json(about).get("fingerprint") != fingerprint:
+    raise UserError(
+      f"{field}: {path} is damaged (its fingerprint is not the one in {_ABOUT}); import it again"
+    )
+  return Given(variables, fingerprint, str(path), stated, architecture)
 
 
 def _read(field: str, path: Path) -> Any:
@@ -91,6 +98,12 @@ def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None,
     about = _about(field, folder)
     architecture = filling.written(about["network"], about["options"]) if "network" in about else ""
     return folder / _VARIABLES, of_json(about.get("normalization")), architecture
+  if kinds.of(folder) in (kinds.STUDY, kinds.STORE, kinds.STAGE):
+    raise UserError(
+      f"{field}: {folder} is {kinds.of(folder)}; name the workdir of a run, or the final/ of a stage"
+    )
+  if (folder.parent / "stage.json").is_file():
+    Entry(folder.parent.parent, folder.parent.name).checked(folder)
   if not (folder / "config.json").is_file():
     return folder, beside(folder), ""
   run = workdir.read_run(field, folder)

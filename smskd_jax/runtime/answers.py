@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smskd_jax.runtime import store
+from smskd_jax.runtime import integrity, store
 
 Answers = dict[str, np.ndarray]
 
@@ -25,8 +25,12 @@ def write(path: Path, answers: Answers) -> None:
 
 
 def read(path: Path) -> Answers:
-  """The arrays of a file."""
-  return store.read_arrays(path)
+  """The arrays of a file.
+
+  Raises:
+    Damaged: it is, or is not there.
+  """
+  return integrity.read_arrays(path)
 
 
 def logits(answers: Answers) -> dict[str, np.ndarray]:

@@ -1,24 +1,41 @@
 """What a network took each held-out image for, evaluation after evaluation: which images it learned and forgot."""
 
 from collections.abc import Mapping
+import contextlib
 from pathlib import Path
 
 import numpy as np
 
-from smskd_jax.runtime import store
+from smskd_jax.runtime import checkpoint, integrity, store
+from smskd_jax.runtime.integrity import Damaged
 
 
 class Choices:
   """Appends to a stage's choices.npz: 'step' [evaluations], and by the name of a set [evaluations, n]."""
 
-  def __init__(self, path: Path, *, last_step: int):
-    """Reads what is there, up to `last_step`: what an interrupted run wrote later, it will write again."""
-    self._path = path
+  def __init__(self, path: Path, *, last_step: int, digest: str | None = None):
+    """Reads what is there, up to `last_step`: what an interrupted run wrote later, it will write again.
+
+    Args:
+      path: of the file.
+      last_step: of the evaluations to keep; -1: of none.
+      digest: what `digest` was at `last_step`. Evaluations that are others are dropped, and `lost` is true; None: any
+        will do.
+    """
+    self._path, self.lost = path, False
     self._kept: dict[str, np.ndarray] = {}
-    if path.exists() and last_step >= 0:
-      found = read(path)
-      kept = found["step"] <= last_step
-      self._kept = {name: array[kept] for name, array in found.items()}
+    if last_step >= 0:
+      with contextlib.suppress(Damaged):
+        found = read(path)
+        kept = found["step"] <= last_step
+        self._kept = {name: array[kept] for name, array in found.items()}
+      if digest is not None and digest != self.digest:
+        self._kept, self.lost = {}, True
+
+  @property
+  def digest(self) -> str:
+    """Of all evaluations."""
+    return checkpoint.digest(self._kept)
 
   def write(self, step: int, choices: Mapping[str, np.ndarray]) -> None:
     """Appends an evaluation; the file is there whole or not at all."""
@@ -29,8 +46,12 @@ class Choices:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of a choices.npz."""
-  return store.read_arrays(path)
+  """The arrays of a choices.npz.
+
+  Raises:
+    Damaged: it is, or is not there.
+  """
+  return integrity.read_arrays(path)
 
 
 def _small(choices: np.ndarray) -> np.ndarray:

@@ -12,12 +12,13 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import processes
+from smskd_jax.runtime import integrity, processes
+from smskd_jax.runtime.integrity import Damaged, read_json
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
 FORMAT = 5
@@ -27,6 +28,11 @@ def key_of(description: Mapping[str, Any]) -> str:
   """The key of what a description says: 16 hexadecimal digits."""
   text = json.dumps(description, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# What the list of a finished stage's files leaves out: itself, what is removed, and the cached outputs of the network,
+# which grow and have checksums of their own.
+_NOT_LISTED = "result.json", "lock", "checkpoints", "views-*", ".*"
 
 
 class Entry:
@@ -43,38 +49,104 @@ class Entry:
     self.lesson = self.folder / "lesson.npz"
     self.optimizer = self.folder / "optimizer.npz"
     self.final = self.folder / "final"
-    self.best = self.folder / "best"  # where a stage ends with its best state: that of so far
 
   def result(self) -> dict[str, Any] | None:
     """What the finished stage left, or None if it is not finished.
 
     Raises:
       UserError: the entry is of another format.
+      Damaged: the files that say so are damaged or missing.
     """
-    stage = read_json(self.folder / "stage.json")
-    if stage is not None and stage["format"] != FORMAT:
-      raise UserError(
-        f"store entry {self.folder} is of format {stage['format']}, this version's is {FORMAT}; "
-        "remove it or use another --store"
-      )
-    return read_json(self.folder / "result.json")
+    found = self._finished()
+    return None if found is None else {name: value for name, value in found.items() if name != "files"}
+
+  def _finished(self) -> dict[str, Any] | None:
+    about, result = self.folder / "stage.json", self.folder / "result.json"
+    if about.exists() or result.exists():
+      written = read_json(about).get("format")
+      if written != FORMAT:
+        raise UserError(
+          f"store entry {self.folder} is of format {written}, this version's is {FORMAT}; "
+          "remove it or use another --store"
+        )
+    return read_json(result) if self._is_finished() else None
+
+  def _is_finished(self) -> bool:
+    """True if result.json is there or was lost."""
+    # A stage in training has a folder of checkpoints from its beginning until its result is written.
+    lost = self.final.exists() and not self.checkpoints.exists()
+    return lost or (self.folder / "result.json").exists()
+
+  def state(self) -> str:
+    """'in the store', 'damaged' or, of a stage that is not finished, ''. Looks at no more than two small files.
+
+    Raises:
+      UserError: the entry is of another format.
+    """
+    try:
+      return "" if self._finished() is None else "in the store"
+    except Damaged:
+      return "damaged"
+
+  def problems(self, under: str = "") -> dict[str, str]:
+    """By relative path, what is wrong with the files that the finished stage left; {}: nothing.
+
+    Args:
+      under: look at this file or folder alone; '': at all.
+    """
+    try:
+      listed = read_json(self.folder / "result.json").get("files", {}) if self._is_finished() else {}
+    except Damaged as error:
+      return {error.path.name: error.problem}
+    return integrity.problems(self.folder, listed, under)
+
+  def checked(self, path: Path) -> Path:
+    """The path of a file or folder of the entry, once it is known to be as the finished stage left it.
+
+    Raises:
+      Damaged: it is not.
+    """
+    for name, problem in self.problems(path.name).items():
+      raise Damaged(self.folder / name, problem, self.way_out())
+    return path
+
+  def way_out(self) -> str:
+    """What to do about damage, for messages."""
+    return (
+      "run the command that trained it again: it trains the stage anew if nothing was built on it, or says what to "
+      "remove"
+    )
 
   def about(self) -> dict[str, Any]:
-    """What is stated beside the key and not hashed; nothing where the folder is no entry."""
-    return (read_json(self.folder / "stage.json") or {}).get("about", {})
+    """What is stated beside the key and not hashed; nothing where the folder is no entry.
+
+    Raises:
+      Damaged: stage.json is.
+    """
+    path = self.folder / "stage.json"
+    return read_json(self.checked(path)).get("about", {}) if path.exists() else {}
 
   def begin(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Writes down what the key stands for, and beside it what is not hashed."""
-    write_json(self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about})
+    write_checked(self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about})
 
   def finish(self, result: Mapping[str, Any]) -> None:
-    """Marks the stage as finished: the last thing written. The checkpoints have served."""
+    """Marks the stage as finished: the last thing written, with a list of its files. The checkpoints have served."""
     processes.meet()
-    write_json(self.folder / "result.json", result)
     if processes.is_lead():
-      for folder in (self.checkpoints, self.best):
-        shutil.rmtree(folder, ignore_errors=True)
+      files = integrity.digests(self.folder, _NOT_LISTED)
+      write_checked(self.folder / "result.json", {**result, "files": files})
+      shutil.rmtree(self.checkpoints, ignore_errors=True)
     processes.meet()
+
+  def clear(self) -> None:
+    """Removes all but the lock, the mark of being finished first. The caller holds the lock."""
+    (self.folder / "result.json").unlink(missing_ok=True)
+    for path in self.folder.iterdir():
+      if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+      elif path.name != "lock":
+        path.unlink()
 
   @contextlib.contextmanager
   def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -86,15 +158,26 @@ class Entry:
       processes.meet()
       yield
       return
-    self.folder.mkdir(parents=True, exist_ok=True)
-    with open(self.folder / "lock", "w") as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        waiting(f"another process trains {self.key}; waiting for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+      # Until it is the file that others will find: who removed the entry has removed the file, too.
+      while not self._take(held.enter_context(self._open_lock()), waiting):
+        pass
       processes.meet()
       yield
+
+  def _open_lock(self) -> IO[str]:
+    self.folder.mkdir(parents=True, exist_ok=True)
+    return open(self.folder / "lock", "w")
+
+  def _take(self, file: IO[str], waiting: Callable[[str], None]) -> bool:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      waiting(f"another process trains {self.key}; waiting for it")
+      fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+      return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,6 +193,11 @@ def write_json(path: Path, value: Any) -> None:
   temporary.replace(path)
 
 
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+  """Writes a JSON file that holds its own checksum, for `integrity.read_json`."""
+  write_json(path, integrity.with_checksum(value))
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes a file of arrays atomically: it is there whole or not at all. The lead does, of several processes."""
   if not processes.is_lead():
@@ -118,16 +206,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   with open(temporary, "wb") as file:
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    file.flush()
+    os.fsync(file.fileno())
   temporary.replace(path)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of a file by their names."""
-  # A file that np.load opens itself stays open where it is damaged.
-  with open(path, "rb") as stream, np.load(stream) as file:
-    return dict(file)
-
-
-def read_json(path: Path) -> Any:
-  """The value in a JSON file; None where there is no file."""
-  return json.loads(path.read_text()) if path.exists() else None

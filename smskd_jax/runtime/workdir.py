@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import parallel, processes, store
+from smskd_jax.runtime import kinds, parallel, processes, store
+from smskd_jax.runtime.integrity import Damaged, read_arrays, read_json
 
 _PACKAGES = ("smskd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -25,9 +26,15 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
     UserError: names the first field that differs.
   """
   check_writable("--workdir", workdir)
-  if not (workdir / "config.json").exists():
+  kinds.check("--workdir", workdir, kinds.RUN, absent=True)
+  path = workdir / "config.json"
+  if not path.exists():
     return
-  theirs = json.loads((workdir / "config.json").read_text())["config"] | {"workers": 0}
+  try:
+    theirs = read_json(path, f"remove it: the same command writes it again, if {workdir} is its folder")
+  except Damaged as error:
+    raise UserError(f"--workdir: {error}") from None
+  theirs = theirs["config"] | {"workers": 0}
   ours = json.loads(json.dumps(config)) | {
     "workers": 0
   }  # as many as a machine likes: no result depends on it
@@ -96,7 +103,7 @@ def _code() -> str:
 def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, devices: Any) -> None:
   """Writes config.json: the resolved config, where its stages lie, and what it ran on."""
   where = {"store": str(store_folder.absolute())}
-  store.write_json(workdir / "config.json", {"config": config, **where, **environment(devices)})
+  store.write_checked(workdir / "config.json", {"config": config, **where, **environment(devices)})
 
 
 def write_labels(workdir: Path, labels: Mapping[str, np.ndarray]) -> None:
@@ -105,9 +112,13 @@ def write_labels(workdir: Path, labels: Mapping[str, np.ndarray]) -> None:
 
 
 def read_labels(workdir: Path) -> dict[str, np.ndarray]:
-  """The labels of the held-out sets by their names; none if the folder has none."""
+  """The labels of the held-out sets by their names; none if the folder has none.
+
+  Raises:
+    Damaged: the file is.
+  """
   path = workdir / "labels.npz"
-  return store.read_arrays(path) if path.is_file() else {}
+  return read_arrays(path) if path.is_file() else {}
 
 
 def given_answers(workdir: Path, network: str) -> Path:
@@ -134,14 +145,44 @@ class Run(NamedTuple):
     """Where the variables of a key lie.
 
     Raises:
-      UserError: they are in none of the run's stores.
+      UserError: they are in none of the run's stores, or damaged.
+      Damaged: they are.
     """
-    named = json.loads((self.folder / "config.json").read_text()).get("store")
-    stores = [Path(named)] * bool(named) + [self.folder / "store"]
-    found = [folder for folder in (store.Entry(root, key).final for root in stores) if folder.is_dir()]
-    if not found:
-      raise UserError(f"{self.folder}: the variables of {key} are not in the run's store, {stores[0]}")
-    return found[0]
+    roots = stores(self.folder)
+    for entry in (store.Entry(root, key) for root in roots):
+      if entry.folder.is_dir():
+        entry.checked(entry.final)
+        if entry.final.is_dir():
+          return entry.final
+    raise UserError(f"{self.folder}: the variables of {key} are not in the run's store, {roots[0]}")
+
+
+def stores(folder: Path) -> list[Path]:
+  """Where the stages of a run lie: the store that it names, and, for folders that were moved, its own.
+
+  Raises:
+    Damaged: config.json is.
+  """
+  named = read_config(folder).get("store")
+  return [*([Path(named)] if named else []), folder / "store"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+  """The content of a run's config.json.
+
+  Raises:
+    Damaged: it is, or is not there.
+  """
+  return read_json(folder / "config.json", "remove it and run the run's command again, which writes it anew")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+  """The content of a run's result.json.
+
+  Raises:
+    Damaged: it is, or is not there.
+  """
+  return read_json(folder / "result.json", "run the run's command again, which writes it anew")
 
 
 def read_run(field: str, folder: Path) -> Run:
@@ -150,14 +191,17 @@ def read_run(field: str, folder: Path) -> Run:
   Raises:
     UserError: names the field that named the folder.
   """
+  kinds.check(field, folder, kinds.RUN, absent=True)
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is no workdir of a run: it has no config.json")
   if not (folder / "result.json").is_file():
     raise UserError(
       f"{field}: the run in {folder} is not finished; the command that began it goes on with it"
     )
-  config = json.loads((folder / "config.json").read_text())["config"]
-  return Run(folder, config, json.loads((folder / "result.json").read_text()))
+  try:
+    return Run(folder, read_config(folder)["config"], read_result(folder))
+  except Damaged as error:
+    raise UserError(f"{field}: {error}") from None
 
 
 def environment(devices: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Metrics to disk: one JSON object a line, and the same as TensorBoard events."""
 
 from collections.abc import Iterable, Mapping
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,16 +19,27 @@ class MetricsWriter:
   no step twice.
   """
 
-  def __init__(self, path: Path, events: Path | None, *, last_step: int):
+  def __init__(self, path: Path, events: Path | None, *, last_step: int, digest: str | None = None):
     """Opens the file, cut after `last_step`: what an interrupted run wrote later, it will write again.
 
     Of several processes the lead writes, and the others do nothing.
+
+    Args:
+      path: of the file.
+      events: the folder of TensorBoard events; None: none are written.
+      last_step: of the lines to keep.
+      digest: what `digest` was at `last_step`. If the lines are others they are dropped, and `lost` is true; None: any
+        will do.
     """
     self._events, self._file = None, None
+    self._sha, self.lost = hashlib.sha256(), False
     if not processes.is_lead():
       return
     self._events = _Events(events) if events is not None else None
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    self.lost = digest is not None and digest != _sha_of(kept).hexdigest()
+    kept = [] if self.lost else kept
+    self._sha = _sha_of(kept)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(_line(values) for values in kept))
     temporary.replace(path)
@@ -39,14 +51,26 @@ class MetricsWriter:
     """Appends one line, {"step", "epoch", names: numbers}; it survives the death of the process."""
     if self._file is None:
       return
-    self._file.write(_line(values))
+    line = _line(values)
+    self._file.write(line)
     self._file.flush()
+    self._sha.update(line.encode())
     self._mirror(values)
+
+  @property
+  def digest(self) -> str:
+    """Of all lines."""
+    return self._sha.hexdigest()
+
+  def sync(self) -> None:
+    """Makes sure that all lines are on the disk."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Makes sure that all is on the disk."""
     if self._file is not None:
-      os.fsync(self._file.fileno())
+      self.sync()
       self._file.close()
     if self._events is not None:
       self._events.close()
@@ -68,15 +92,22 @@ def mirror_events(metrics: Path, events: Path) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl; a last line that was cut off by the end of its writer is left out."""
-  return list(_whole_lines(path.read_text().splitlines())) if path.exists() else []
+  return list(_whole_lines(path.read_bytes().splitlines())) if path.exists() else []
 
 
-def _whole_lines(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+def _whole_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
   for line in lines:
     try:
-      yield json.loads(line)
-    except json.JSONDecodeError:
+      values = json.loads(line)
+    except ValueError:
       return
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+      return
+    yield values
+
+
+def _sha_of(lines: Iterable[Mapping[str, Any]]) -> Any:
+  return hashlib.sha256("".join(map(_line, lines)).encode())
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ from smskd_jax import data, estimates, experiment, memory
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.filling import options
-from smskd_jax.runtime import console, interrupt, parallel, processes, shortage
+from smskd_jax.runtime import console, interrupt, kinds, parallel, processes, shortage
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
+from smskd_jax.runtime.integrity import Damaged, read_json
 from smskd_jax.studies import cluster, elsewhere, tree
 from smskd_jax.studies import config as config_lib
 from smskd_jax.studies import table as table_lib
@@ -76,7 +77,7 @@ def run(
     _tell(study, elsewhere=bool(ray))
     if dry_run:
       return {}
-    store_lib.write_json(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
+    store_lib.write_checked(study.workdir / "study.json", {"study": study.config, "store": str(study.store)})
     return _carry_out(study, seeds_at_once, jobs, ray, command)
 
 
@@ -86,9 +87,7 @@ def _carry_out(
   """Trains what is not finished, and writes the report."""
   if not ray:
     _train_teachers(study)
-  wanted = units_lib.of_study(
-    study.config, seeds_at_once, lambda unit: not unit.result(study.workdir).exists()
-  )
+  wanted = units_lib.of_study(study.config, seeds_at_once, lambda unit: not unit.is_finished(study.workdir))
   units = [Unit(variant, tuple(seeds)) for variant, seeds in processes.agree(wanted)]
   title_of = functools.partial(units_lib.numbered, study=study.config, seeds_at_once=seeds_at_once)
   if ray:
@@ -169,6 +168,8 @@ def _prepare(
   workdir = Path(workdir).absolute()
   store = Path(store).absolute() if store else workdir / "store"
   study = config_lib.resolve(config)
+  if store != workdir:
+    kinds.check("--store", store, kinds.STORE, absent=True)
   _check(workdir, study)
   workdir_lib.check_writable("--store", store)
   experiments = [*study["variants"].values(), *([study[TEACHERS]] if study[TEACHERS] else ())]
@@ -189,10 +190,16 @@ def _train_teachers(study: _Study) -> None:
 def _check(workdir: Path, study: Mapping[str, Any]) -> None:
   """Refuses the folder of another study; seeds may be added."""
   workdir_lib.check_writable("--workdir", workdir)
-  if not (workdir / "study.json").exists():
+  kinds.check("--workdir", workdir, kinds.STUDY, absent=True)
+  path = workdir / "study.json"
+  if not path.exists():
     return
+  try:
+    theirs = read_json(path, f"remove it: the same command writes it again, if {workdir} is its folder")
+  except Damaged as error:
+    raise UserError(f"--workdir: {error}") from None
   # A study that was begun before variants had controls of their own goes on.
-  theirs = {"controls": {}} | json.loads((workdir / "study.json").read_text())["study"]
+  theirs = {"controls": {}} | theirs["study"]
   ours = json.loads(json.dumps(study))
   field = workdir_lib.first_difference("study", theirs | {"seeds": 0}, ours | {"seeds": 0})
   if field is not None:
@@ -207,7 +214,8 @@ def _tell(study: _Study, *, elsewhere: bool) -> None:
   given, teachers = {}, study.workdir / TEACHERS
   if (teachers / "result.json").exists():
     names = config_lib.teachers_of(study.config)
-    given = {name: variables.load(f"study.{TEACHERS}", str(teachers), name) for name in names}
+    with contextlib.suppress(UserError):  # where they are damaged, their run will say so and mend what it can
+      given = {name: variables.load(f"study.{TEACHERS}", str(teachers), name) for name in names}
   found = tree.nodes(study.config, study.load, study.store, given)
   for variant in study.config["variants"].values():
     dataset = study.load(**options(variant["data"], "extra_tests"))

@@ -1,12 +1,15 @@
 """The report of a study, from its folder alone: every variant, and its differences from the control."""
 
 from collections.abc import Mapping, Sequence
-import json
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smskd_jax.analysis import forgetting, records, statistics, study_records
 from smskd_jax.analysis.report import markdown_table
+from smskd_jax.runtime import store
+from smskd_jax.runtime import workdir as workdir_lib
+from smskd_jax.runtime.integrity import Damaged, read_json
 
 
 class Outcome(NamedTuple):
@@ -23,13 +26,13 @@ class Outcome(NamedTuple):
 
 
 def outcomes(workdir: Path, study: Mapping[str, Any]) -> dict[str, dict[int, Outcome]]:
-  """What is finished, by variant and seed."""
+  """What is finished, by variant and seed; runs whose result.json is damaged are not."""
   found: dict[str, dict[int, Outcome]] = {name: {} for name in study["variants"]}
   for name, of_seeds in found.items():
     for seed in study["seeds"]:
       path = workdir / name / f"seed{seed}" / "result.json"
-      if path.exists():
-        of_seeds[seed] = _outcome(json.loads(path.read_text()), study["network"])
+      with contextlib.suppress(Damaged):
+        of_seeds[seed] = _outcome(workdir_lib.read_result(path.parent), study["network"])
   return found
 
 
@@ -52,12 +55,10 @@ def _outcome(result: Mapping[str, Any], network: str) -> Outcome:
 
 def write(workdir: Path, failures: Mapping[str, str]) -> Path:
   """Writes WORKDIR/report.md and WORKDIR/result.json of what is finished; returns the report's path."""
-  study = json.loads((workdir / "study.json").read_text())["study"]
+  study = read_json(workdir / "study.json")["study"]
   found = outcomes(workdir, study)
   numbers = {name: {seed: of._asdict() for seed, of in seeds.items()} for name, seeds in found.items()}
-  (workdir / "result.json").write_text(
-    json.dumps({"variants": numbers, "failures": dict(failures)}, indent=2) + "\n"
-  )
+  store.write_checked(workdir / "result.json", {"variants": numbers, "failures": dict(failures)})
   path = workdir / "report.md"
   path.write_text(text(workdir.name, study, found, failures))
   return path

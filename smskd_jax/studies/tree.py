@@ -65,7 +65,7 @@ def nodes(
       known = found.get(planned.key)
       users = known.users if known else ()
       work = estimates.work_of(planned, dataset)
-      done = Entry(store, planned.key).result() is not None
+      done = Entry(store, planned.key).state() == "in the store"
       found[planned.key] = Node(planned, work, tuple(dict.fromkeys((*users, user))), done)
 
   if study["teachers"]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smskd_jax.errors import UserError
+from smskd_jax.runtime.integrity import Damaged, read_json
 
 
 class Unit(NamedTuple):
@@ -28,6 +29,14 @@ class Unit(NamedTuple):
   def result(self, workdir: Path) -> Path:
     """What is written last of it: there = finished. Of several seeds the first one's."""
     return self.folder(workdir) / "result.json"
+
+  def is_finished(self, workdir: Path) -> bool:
+    """True if its result is there and whole. What is damaged is written anew, from the store."""
+    path = self.result(workdir)
+    try:
+      return path.exists() and bool(read_json(path))
+    except Damaged:
+      return False
 
   def each(self) -> list["Unit"]:
     """Its seeds as units of their own."""

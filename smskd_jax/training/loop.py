@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from smskd_jax.runtime import checkpoint, clock, interrupt, parallel
+from smskd_jax.runtime import checkpoint, clock, history, interrupt, parallel
 from smskd_jax.state import Batch
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.program import Batches, Program
@@ -64,7 +64,7 @@ class Learning(NamedTuple):
   batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
   evaluate: Callable[[int, Any], dict[str, float]]  # (steps done, the learner's variables) -> numbers by name
   write: Callable[[dict[str, Any]], None]  # a line of metrics
-  checkpoints: checkpoint.Checkpoints
+  checkpoints: checkpoint.Checkpoints | history.History
   note: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
   seconds: dict[str, float]  # spent on the stage before this call of `run`, by phase
 

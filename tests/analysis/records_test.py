@@ -9,6 +9,7 @@ import pytest
 from analysis import made
 from smskd_jax.analysis import records
 from smskd_jax.errors import UserError
+from smskd_jax.runtime import workdir
 
 
 def test_reads_what_stages_left(tmp_path):
@@ -34,7 +35,7 @@ def test_without_a_store_the_results_are_left(tmp_path):
   record = records.read("WORKDIR", folder)
   assert record.curves["kd"] == [record.stages[-1]["metrics"]["last"]]
   assert not record.choices
-  assert len(record.problems) == 3 and "no store has its entry `-kd-0`" in record.problems[2]
+  assert len(record.left_out) == 4 and "-kd-0 is in no store" in record.left_out[2]
   assert not record.about
 
 
@@ -44,12 +45,18 @@ def test_without_a_store_the_results_are_left(tmp_path):
     (lambda folder: shutil.rmtree(folder), "there is no folder"),
     (lambda folder: (folder / "config.json").unlink(), "neither config.json nor study.json"),
     (lambda folder: (folder / "result.json").unlink(), "not finished"),
-    (lambda folder: (folder / "result.json").write_text("{"), "damaged: JSONDecodeError"),
-    (lambda folder: (folder / "result.json").write_text("[]"), "damaged: TypeError"),
-    (lambda folder: (folder / "result.json").write_bytes(b"\xff"), "damaged: UnicodeDecodeError"),
+    (
+      lambda folder: (folder / "result.json").write_text("{"),
+      "result.json is damaged .*; run the run's command again",
+    ),
+    (
+      lambda folder: (folder / "result.json").write_text("[]"),
+      "result.json is damaged .it holds a list, no object",
+    ),
+    (lambda folder: (folder / "result.json").write_bytes(b"\xff"), "result.json is damaged .*can't decode"),
     (
       lambda folder: (folder / "result.json").write_text('{"stages": [{"name": "x"}]}'),
-      "damaged: KeyError 'key'",
+      "damaged: KeyError",
     ),
   ],
 )
@@ -77,9 +84,38 @@ def test_predictions_that_cannot_be_read_are_named(tmp_path, spoil, words):
   path = folder / "store" / "-kd-0" / "choices.npz"
   spoil(path)
   record = records.read("WORKDIR", folder)
-  (line,) = record.problems
-  assert line.startswith(f"- stage `kd`: `{path}` ") and words in line and "\n" not in line
+  (line,) = (line for line in record.left_out if "labels.npz" not in line)
+  assert line.startswith(str(path)) and words in line and "\n" not in line
   assert set(record.choices) == {"teacher", "fitnet"}
+
+
+def test_what_is_damaged_or_missing_is_left_out_and_told(tmp_path):
+  folder = made.run(tmp_path / "run")
+  workdir.write_labels(folder, {"test": np.zeros(made.IMAGES, int)})
+  assert not records.read("WORKDIR", folder).left_out
+  of = lambda name: folder / "store" / f"-{name}-0"
+  (of("kd") / "choices.npz").write_bytes(b"PK")
+  (of("fitnet") / "stage.json").write_text("{")
+  (of("fitnet") / "metrics.jsonl").unlink()
+  shutil.rmtree(of("teacher"))
+  (folder / "labels.npz").unlink()
+  record = records.read("WORKDIR", folder)
+  assert [line.partition(" is ")[0] for line in record.left_out] == [
+    "stage 'teacher': -teacher-0",
+    str(of("fitnet") / "metrics.jsonl"),
+    str(of("fitnet") / "stage.json"),
+    str(of("kd") / "choices.npz"),
+    str(folder / "labels.npz"),
+  ]
+  assert set(record.choices) == {"fitnet"} and len(record.curves["fitnet"]) == 1 and not record.labels
+
+
+def test_metrics_that_were_lost_in_training_are_told(tmp_path):
+  folder = made.run(tmp_path / "run")
+  path = folder / "store" / "-kd-0" / "metrics.jsonl"
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[4:]))
+  lines = records.read("WORKDIR", folder).left_out
+  assert any("begins at step" in line and str(path) in line for line in lines)
 
 
 def test_stages_of_versions_that_kept_less(tmp_path):
