@@ -17,7 +17,7 @@ import pytest
 from analysis import made
 import golden
 import runs
-from smskd_jax import command, compare, evaluate, export, import_torch, main, report, study
+from smskd_jax import command, compare, evaluate, export, import_torch, main, report, store, study
 from smskd_jax.losses.__main__ import main as losses
 from smskd_jax.models import MODELS, torch_weights
 from smskd_jax.runtime import programs
@@ -46,6 +46,7 @@ PROGRAMS = {
   "evaluate": evaluate.main,
   "export": export.main,
   "import_torch": import_torch.main,
+  "store": store.main,
   "losses": losses,
 }
 SMOKE, STUDY = (
@@ -366,7 +367,7 @@ FOLDER_CASES = [
   ("report text.npz", "text.npz"),
   ("report files", "files is of no run and no study"),
   ("report unfinished", "the run in unfinished is not finished"),
-  ("report damaged", "the files of the run in damaged are damaged"),
+  ("report damaged", "damaged/result.json is damaged"),
   ("report no_study", "the files of the study in no_study are damaged"),
   ("report unstudied", "no run of the study in unstudied is finished"),
   ("report finished --out=text.npz", "--out: text.npz cannot be written to"),
@@ -376,7 +377,7 @@ FOLDER_CASES = [
   ("compare finished", "other; see --help"),
   ("compare finished finished finished", "unrecognized arguments: finished"),
   ("compare finished nowhere", "B: there is no folder nowhere"),
-  ("compare damaged finished", "A: the files of the run in damaged are damaged"),
+  ("compare damaged finished", "A: damaged/result.json is damaged"),
   ("compare finished unfinished", "B: the run in unfinished is not finished"),
   (
     "compare finished unstudied",
@@ -414,6 +415,8 @@ FOLDER_CASES = [
   ("export finished --format=torch,", "--format: unknown ''"),
   ("export nowhere --format=torch", "nowhere"),
   ("export files --format=torch", "files is no workdir of a run"),
+  ("export damaged --format=torch", "damaged/result.json is damaged"),
+  ("evaluate damaged --data=digits", "damaged/result.json is damaged"),
   ("export unfinished --format=torch", "the run in unfinished is not finished"),
   (
     "export finished --format=torch --network=studnet",
@@ -446,6 +449,14 @@ FOLDER_CASES = [
     "import_torch model.pth --network=resnet8:width=0.125 --out=new --stray",
     "unrecognized arguments: --stray",
   ),
+  ("store", "store; see --help"),
+  ("store nowhere", "nowhere"),
+  ("store text.npz", "text.npz"),
+  ("store files", "files"),
+  ("store finished/store --remove=0123456789abcdef", "0123456789abcdef"),
+  ("store finished/store --unused_by=nowhere", "nowhere"),
+  ("store finished/store --unused_by=unfinished", "unfinished"),
+  ("store finished/store --verfy", "unrecognized arguments: --verfy"),
   ("losses kdd", "there is no method 'kdd'; did you mean 'kd'?"),
   ("losses kd fitnte", "there is no method 'fitnte'; did you mean 'fitnet'?"),
   ("losses --markdown kd", "there is no method '--markdown'"),
