@@ -131,7 +131,10 @@ def _scan(store: Path) -> "dict[str, Stage]":
   if kinds.of(store) == kinds.RUN and (store / "store").is_dir():
     raise UserError(f"STORE: {store} is {kinds.RUN}, not {kinds.STORE}; its own is {store / 'store'}")
   kinds.check("STORE", store, kinds.STORE, absent=True)
-  return inventory.scan(store)
+  stages = inventory.scan(store)
+  if not stages and any(store.iterdir()):
+    raise UserError(f"STORE: {store} holds other files and no stage; name a store, as WORKDIR/store")
+  return stages
 
 
 if __name__ == "__main__":

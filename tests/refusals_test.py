@@ -452,7 +452,7 @@ FOLDER_CASES = [
   ("store", "store; see --help"),
   ("store nowhere", "nowhere"),
   ("store text.npz", "text.npz"),
-  ("store files", "files"),
+  ("store files", "STORE: files holds other files and no stage"),
   ("store finished/store --remove=0123456789abcdef", "0123456789abcdef"),
   ("store finished/store --unused_by=nowhere", "nowhere"),
   ("store finished/store --unused_by=unfinished", "unfinished"),
