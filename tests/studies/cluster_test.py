@@ -162,7 +162,7 @@ def test_what_a_lost_worker_trained_goes_on_elsewhere(finished, tmp_path, nodes,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_all_units_save_and_the_same_command_goes_on(
   finished, tmp_path, nodes, drive, monkeypatch, signum, status
 ):
