@@ -68,12 +68,12 @@ class MetricsWriter:
       os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Makes sure that all is on the disk."""
-    if self._file is not None:
-      self.sync()
-      self._file.close()
-    if self._events is not None:
-      self._events.close()
+    """Makes sure that all is on the disk; a second call does nothing."""
+    self.sync()
+    file, events, self._file, self._events = self._file, self._events, None, None
+    for one in (file, events):
+      if one is not None:
+        one.close()
 
   def _mirror(self, values: Mapping[str, Any]) -> None:
     if self._events is not None:

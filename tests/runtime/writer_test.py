@@ -70,3 +70,11 @@ def test_events_of_a_stage_that_was_only_read(tmp_path):
   writer.mirror_events(tmp_path / "m.jsonl", tmp_path / "events")
   assert [step for step, _, _ in events_of(tmp_path / "events")] == [0, 5]
   assert writer.read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_it_may_be_closed_twice(tmp_path):
+  one = writer.MetricsWriter(tmp_path / "m.jsonl", tmp_path / "events", last_step=-1)
+  one.write(lines(3)[0])
+  one.close()
+  one.close()
+  assert writer.read_metrics(tmp_path / "m.jsonl") == lines(3)
