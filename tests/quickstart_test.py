@@ -20,7 +20,8 @@ def test_the_student_of_three_stages_is_not_behind_the_one_that_learns_alone(tmp
     config.seed = seed
     result = experiment.run(config, tmp_path / str(seed), cpu_devices=2)
     accuracy = {s["name"]: s["metrics"]["last"]["test/accuracy"] for s in result["stages"]}
-    # 86 and 82 % where this was measured, 60 % before the last stage: another processor rounds differently.
-    assert accuracy["teacher"] > 0.8 and accuracy["kd"] > 0.75 > accuracy["rkd"] + 0.05
-    gains.append(accuracy["kd"] - accuracy["alone"])
-  assert np.mean(gains) > -0.01, gains  # +0.015, a mean of three whose standard error is about 0.01
+    # Where this was measured: 87, 69, 79 and 81 %. Another processor rounds differently.
+    assert accuracy["teacher"] > 0.8 and accuracy["dkd"] > 0.76
+    assert accuracy["dkd"] > accuracy["kd"] > accuracy["at"] + 0.02, "each stage helps"
+    gains.append(accuracy["dkd"] - accuracy["alone"])
+  assert np.mean(gains) > -0.01, gains  # +0.008, a mean of three whose standard error is about 0.01
