@@ -117,7 +117,7 @@ class Learner:
 
   def saved(self) -> str:
     """From where it could go on, in words."""
-    steps = checkpoint.steps_in(self.entry.checkpoints)
+    steps = self._history.steps()
     return f"the last checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
 
   def close(self) -> None:

@@ -1,5 +1,6 @@
 """Tests of whole runs from Python: what they leave, what they reuse, how they go on, and what they refuse."""
 
+import gc
 import json
 
 import jax
@@ -240,6 +241,8 @@ def test_a_crashed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
 
+# orbax drops reads of a damaged checkpoint that were under way; their errors come out when they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, monkeypatch, capsys):
   with monkeypatch.context() as patch, pytest.raises(Crash):
     crash_after(patch, 14)
@@ -254,6 +257,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, m
   told = capsys.readouterr().out
   assert "checkpoints/12 is damaged" in told and "goes on from step 8 of 22" in told
   assert runs.left_by(tmp_path) == runs.left_by(finished[0])
+  gc.collect()
 
 
 def test_probes_are_written_where_they_are_asked_for(tmp_path):

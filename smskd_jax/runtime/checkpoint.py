@@ -45,7 +45,7 @@ class Checkpoints:
     Raises:
       Exception: the save before has failed, as where the disk is full.
     """
-    self._wait()
+    self.wait()
     if step in self.steps():
       return
     state = jax.device_get(state)
@@ -91,11 +91,11 @@ class Checkpoints:
       Exception: it could not be saved.
     """
     try:
-      self._wait()
+      self.wait()
     finally:
       self._orbax.close()
 
-  def _wait(self) -> None:
+  def wait(self) -> None:
     """Waits for the save that is under way, if any; raises its error.
 
     Each response holds an event loop, with a thread and three file handles, until its result is taken.

@@ -6,6 +6,7 @@ digests, so that a stage which goes on tells of lines that were lost in the mean
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,12 @@ class History:
   def sync(self) -> None:
     """Makes sure that the metrics are on the disk."""
     self._writer.sync()
+
+  def steps(self) -> list[int]:
+    """The steps of which there are whole checkpoints, once the one that is being saved is there, too."""
+    with contextlib.suppress(Exception):  # who asks tells of another error already
+      self._checkpoints.wait()
+    return checkpoint.steps_in(self._entry.checkpoints)
 
   def close(self) -> None:
     """Waits for what is being saved."""
