@@ -72,12 +72,12 @@ def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
   """Shapes of a network's outputs, without running it. Kept: a study plans the same networks hundreds of times."""
   leaves, structure = jax.tree.flatten(variables)
   shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-  return _output_spec(network, structure, shapes, (image.shape, image.dtype), jax.config.jax_enable_x64)
+  return _output_spec(network, structure, shapes, (image.shape, image.dtype), jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
-def _output_spec(network, structure, shapes, image, x64) -> Outputs:
-  del x64  # part of the key alone: the types of what a network computes may depend on it
+def _output_spec(network, structure, shapes, image, widest) -> Outputs:
+  del widest  # part of the key alone: the types of what a network computes may depend on it
   variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
   return jax.eval_shape(functools.partial(outputs, network), variables, jax.ShapeDtypeStruct(*image))
 
