@@ -1,6 +1,11 @@
 """What all tests share: several virtual devices, no silent broadcasting, and nothing compiled twice in a session."""
 
 import os
+import signal
+
+# A shell that starts the tests in the background has Ctrl-C ignored, which they and their subprocesses would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Compiling is most of what the tests do, and at this level takes little more than half as long. Their subprocesses
 # inherit it.
