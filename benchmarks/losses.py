@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.losses import METHODS, OF_SEVERAL_VIEWS, crd, ofd
+from smskd_jax.losses import METHODS, Context, crd, ofd
 from smskd_jax.runtime import console
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.state import Batch, Head, Norm, Outputs
@@ -94,7 +94,7 @@ class Ours:
       def mean_loss(differentiated, params):
         mine = dict(enumerate(leaves)) | dict(zip(used, differentiated, strict=True))
         outputs = jax.tree.unflatten(structure, mine.values())
-        loss, new = method.apply(params, state, outputs, (teacher,), batch, key, jnp.float32(0.5))
+        loss, new = method.apply(params, state, outputs, (teacher,), Context(batch, key, jnp.float32(0.5)))
         return loss.mean(), new
 
       return jax.value_and_grad(mean_loss, (0, 1), has_aux=True)([leaves[i] for i in used], params)
@@ -242,7 +242,8 @@ def main():
   cores, devices = len(os.sched_getaffinity(0)), jax.local_devices()[:1]
   if has_torch:
     torch.set_num_threads(cores)
-  rows, names = [], args.only.split(",") if args.only else sorted(set(METHODS) - {"dml"} - OF_SEVERAL_VIEWS)
+  alone = [name for name, make in METHODS.items() if make().min_views == 1 and name != "dml"]
+  rows, names = [], args.only.split(",") if args.only else alone
   if args.update:
     rows = [row for row in json.loads(args.out.read_text())["losses"] if row["method"] not in names]
   # dml needs a cohort.

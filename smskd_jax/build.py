@@ -8,14 +8,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax import losses, models
-from smskd_jax.config import METHOD, NETWORK, PLUGIN
+from smskd_jax import custom, models
+from smskd_jax.config import NETWORK
 from smskd_jax.data import augment, finite, mixing, views
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.errors import UserError
 from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
-from smskd_jax.models import custom, renormalized, spec
+from smskd_jax.losses import entries
+from smskd_jax.models import renormalized, spec
 from smskd_jax.training import optimizer, schedule, task
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.training.reference import Reference
@@ -72,8 +73,7 @@ def check_network(field: str, network: nn.Module, model: str, dataset: Dataset) 
     if not custom.is_custom(model) and not isinstance(error, ValueError):
       raise
     # A user's own code raises what it likes.
-    first = " ".join(str(error).split("\n\n")[0].split())
-    raise UserError(f"{field}: {model}: {first}") from error
+    raise UserError(f"{field}: {model}: {custom.one_line(error)}") from error
 
 
 def make_stage(
@@ -142,18 +142,11 @@ def _learning_rate(entry: Mapping[str, Any]) -> float:
 def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
   terms: list[stage_lib.Term] = []
   for i, entry in enumerate(methods):
-    name, again = entry["name"], sum(earlier["name"] == entry["name"] for earlier in methods[:i])
+    name = entries.label(entry["name"])
+    again = sum(entries.label(earlier["name"]) == name for earlier in methods[:i])
     label = f"{name}_{again + 1}" if again else name
-    terms.append(stage_lib.Term(label, entry["weight"], make_method(entry), entry["warmup_epochs"]))
+    terms.append(stage_lib.Term(label, entry["weight"], entries.make_method(entry), entry["warmup_epochs"]))
   return tuple(terms)
-
-
-def make_method(entry: Mapping[str, Any]) -> losses.Method:
-  """The method of a filled entry, inside its plug-ins."""
-  method = losses.METHODS[entry["name"]](**options(entry, *METHOD))
-  for plugin in reversed(entry["plugins"]):
-    method = losses.PLUGINS[plugin["name"]](method, **options(plugin, *PLUGIN))
-  return method
 
 
 def _make_view(field: str, name: str, settings: Mapping[str, Any], dataset: Dataset):

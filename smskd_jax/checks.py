@@ -10,6 +10,7 @@ from smskd_jax.data import mixing
 from smskd_jax.data.resize import MAX_IMAGE_SIZE
 from smskd_jax.errors import UserError
 from smskd_jax.filling import options
+from smskd_jax.losses import entries
 from smskd_jax.training import optimizer, schedule
 
 # Field of a config -> the smallest value allowed and whether the value may be it.
@@ -103,23 +104,17 @@ def check_value(field: str, value: Any, name: str) -> None:
 
 def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
   for j, method in enumerate(stage["methods"]):
-    _check_factory(
-      f"{field}.methods[{j}]",
-      losses.METHODS[method["name"]],
-      method,
-      "name",
-      "weight",
-      "warmup_epochs",
-      "plugins",
-    )
+    factory = entries.factory(method["name"])
+    bare = _check_factory(f"{field}.methods[{j}]", factory, method, *entries.TERM_FIELDS)
     for k, plugin in enumerate(method["plugins"]):
-      if plugin["name"] in losses.OF_LOGITS and method["name"] not in losses.FAMILIES["response"]:
+      wrap = functools.partial(losses.PLUGINS[plugin["name"]], bare)
+      wrapped = _check_factory(f"{field}.methods[{j}].plugins[{k}]", wrap, plugin, *entries.PLUGIN_FIELDS)
+      if wrapped.transforms_logits and bare.reads | bare.student_reads != {"logits"}:
         raise UserError(
-          f"{field}.methods[{j}].plugins[{k}]: {plugin['name']!r} changes logits, which {method['name']!r} does not "
-          f"read; it wraps {', '.join(losses.FAMILIES['response'])}"
+          f"{field}.methods[{j}].plugins[{k}]: {plugin['name']!r} changes logits, but {method['name']!r} reads "
+          f"{', '.join(sorted(bare.reads | bare.student_reads))}; it wraps methods that read logits alone: "
+          f"{', '.join(losses.FAMILIES['response'])}"
         )
-      wrap = functools.partial(losses.PLUGINS[plugin["name"]], losses.METHODS["kd"]())
-      _check_factory(f"{field}.methods[{j}].plugins[{k}]", wrap, plugin, "name")
   _check_factory(f"{field}.mix", functools.partial(mixing.check, stage["mix"]["name"]), stage["mix"], "name")
   of_rate, optimiser = stage["schedule"], stage["optimizer"]
   rate = optimiser["learning_rate"]
@@ -129,9 +124,9 @@ def _check_stage_factories(field: str, stage: dict[str, Any]) -> None:
   _check_factory(f"{field}.optimizer", of_optimizer, optimiser, "name", "learning_rate", "learning_rate_of")
 
 
-def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: str, **needed: Any) -> None:
+def _check_factory(field: str, factory: Callable, entry: dict[str, Any], *ours: str, **needed: Any) -> Any:
   try:
-    factory(**options(entry, *ours) | needed)
+    return factory(**options(entry, *ours) | needed)
   except (TypeError, ValueError) as error:  # the former: of an item of a tuple, whose type nobody has checked
     raise UserError(f"{field}: {error}") from error
 

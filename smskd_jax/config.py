@@ -11,10 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax import checks, filling, losses, models, prerequisites
+from smskd_jax import checks, custom, filling, losses, models, prerequisites
 from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError
-from smskd_jax.models import custom
+from smskd_jax.losses import entries
 from smskd_jax.training import optimizer, schedule
 
 EXPERIMENT: dict[str, Any] = {
@@ -104,7 +104,7 @@ NETWORK: dict[str, Any] = {
 }
 
 METHOD: dict[str, Any] = {
-  "name": "",  # a name of smskd_jax.losses.METHODS; other fields are the method's own
+  "name": "",  # a name of smskd_jax.losses.METHODS, or custom:package.module:name; other fields are the method's own
   "weight": 1.0,  # of the term in the objective
   "warmup_epochs": 0.0,  # over which the weight grows to its value, epoch by epoch; 0: none
   "plugins": (),  # of plugin(...), which change what the method sees; the first is the outermost
@@ -121,7 +121,7 @@ def network(model: str, **options: Any) -> ConfigDict:
 
 
 def method(name: str, **fields: Any) -> ConfigDict:
-  """A distillation term: a name of `METHODS`, its outer `weight` and its hyper-parameters."""
+  """A distillation term: a name of `METHODS` or an import path, its outer `weight` and its hyper-parameters."""
   return filling.overridable(_method("method", {"name": name} | fields))
 
 
@@ -207,14 +207,22 @@ def _augment(field: str, of_views: tuple[str, ...], given: Any) -> dict[str, Any
 
 
 def _network(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  name = filling.as_type_of({}, field, filling.plain(given)).get("model", "")
-  table = models.MODELS
-  if custom.is_custom(str(name)):
-    try:
-      table = {name: custom.factory(name)}
-    except ValueError as error:
-      raise UserError(f"{field}.model: {error}") from error
+  table = _table(field, "model", given, models.MODELS, models.factory)
+  name = filling.plain(given).get("model", "")
   return filling.fill_entry(field, NETWORK, _own(given, table.get(name)), table)
+
+
+def _table(
+  field: str, of: str, given: Any, table: Mapping[str, Callable], factory: Callable[[str], Callable]
+) -> Mapping[str, Callable]:
+  """The table of factories in which an entry's name is looked up: of a user's own, one of it alone."""
+  name = filling.as_type_of({}, field, filling.plain(given)).get(of, "")
+  if not custom.is_custom(str(name)):
+    return table
+  try:
+    return {name: factory(name)}
+  except ValueError as error:
+    raise UserError(f"{field}.{of}: {error}") from error
 
 
 def _own(given: Mapping[str, Any], factory: Callable[..., Any] | None) -> dict[str, Any]:
@@ -227,7 +235,8 @@ def _own(given: Mapping[str, Any], factory: Callable[..., Any] | None) -> dict[s
 
 
 def _method(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  filled = filling.fill_entry(field, METHOD, given, losses.METHODS)
+  table = _table(field, "name", given, losses.METHODS, entries.factory)
+  filled = filling.fill_entry(field, METHOD, given, table)
   plugins = tuple(_plugin(f"{field}.plugins[{i}]", p) for i, p in enumerate(filled["plugins"]))
   return filled | {"plugins": plugins}
 
@@ -243,7 +252,9 @@ def _named(stages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
   for entry in stages:
     name = entry["name"]
     if not name:
-      name = "_".join([entry["learner"], "+".join(m["name"] for m in entry["methods"])]).rstrip("_")
+      name = "_".join(
+        [entry["learner"], "+".join(entries.label(m["name"]) for m in entry["methods"])]
+      ).rstrip("_")
       seen[name] += 1
       name += f"_{seen[name]}" if seen[name] > 1 else ""
     named.append(entry | {"name": name})

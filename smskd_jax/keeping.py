@@ -15,12 +15,12 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from smskd_jax import losses
 from smskd_jax.build import finite_view
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.data.finite import Finite
 from smskd_jax.errors import UserError
+from smskd_jax.losses.entries import make_method
 from smskd_jax.models import spec
 from smskd_jax.plan import Plan
 from smskd_jax.runtime import checkpoint, console, interrupt, parallel, processes, store
@@ -174,7 +174,7 @@ def _reads_embeddings(plan: Plan, entry: Mapping[str, Any]) -> bool:
 
 
 def _of_embeddings(entry: Mapping[str, Any]) -> bool:
-  return any(method["name"] in losses.OF_EMBEDDINGS for method in entry["methods"])
+  return any("embedding" in make_method(method).reads for method in entry["methods"])
 
 
 def _tables(plan: Plan, dataset: Dataset, key: str, folder: Path) -> dict[bool, Table]:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
-from smskd_jax import build
+from smskd_jax import build, custom
 from smskd_jax.data.dataset import Dataset, content
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Given
 from smskd_jax.filling import options
-from smskd_jax.models import custom, spec
+from smskd_jax.models import spec
 from smskd_jax.runtime import store
 from smskd_jax.state import TrainState
 from smskd_jax.training import batches, carry_over, initial, loop
@@ -88,10 +88,7 @@ def make_plans(
     description = _describe(config, i, entry, dataset, reads, given)
     budget, key = _budget(config, entry, drawing), store.key_of(description)
     plans.append(Plan(i, entry, stage, drawing, budget, reads, past, origin, description, key))
-    try:
-      abstract_state(plans[-1], dataset)
-    except ValueError as error:
-      raise UserError(f"{field}: {error}") from error
+    _check_methods(field, plans[-1], dataset)
   return tuple(plans)
 
 
@@ -102,6 +99,26 @@ def abstract_state(plan: Plan, dataset: Dataset) -> TrainState:
   of_teachers = tuple(spec.variables(network, shape) for network in stage.teachers)
   init = functools.partial(initial.init_state, stage, image=spec.image(shape), labels=dataset.train.label)
   return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), of_learner, of_teachers)
+
+
+def _check_methods(field: str, plan: Plan, dataset: Dataset) -> None:
+  """Traces the initial state of a stage, and the losses of a user's own methods."""
+  stage, shape = plan.stage, dataset.image_shape
+  networks = (stage.learner, *stage.teachers)
+  of_learner, *of_teachers = (spec.variables(network, shape) for network in networks)
+  for i, name in enumerate(method["name"] for method in plan.config["methods"]):
+    if not custom.is_custom(name):
+      continue
+    try:
+      initial.check_term(stage, i, of_learner, of_teachers, spec.image(shape), dataset.train.label)
+    except Exception as error:  # a user's own code may raise anything
+      known = isinstance(error, initial.TermError)
+      told = custom.one_line(error) if known else custom.described(error, name)
+      raise UserError(f"{field}.methods[{i}]: {name}: {told}") from error
+  try:
+    abstract_state(plan, dataset)
+  except ValueError as error:
+    raise UserError(f"{field}: {error}") from error
 
 
 def _origin(place: int, entry: Mapping[str, Any], past: Sequence[Plan]) -> tuple[int, int]:
@@ -209,6 +226,7 @@ def _describe(
     "data": _describe_data(config["data"], entry, dataset),
     "evaluate": options(config["evaluate"], "batch_size"),
     "reads": reads._asdict(),
+    **_describe_methods(entry),
     **_describe_given(config, entry, reads, given),
   }
 
@@ -229,6 +247,12 @@ def _describe_data(of_data: Mapping[str, Any], entry: Mapping[str, Any], dataset
 def _describe_network(entry: Mapping[str, Any]) -> dict[str, Any]:
   code = {"code": custom.code_digest(entry["model"])} if custom.is_custom(entry["model"]) else {}
   return options(entry, "variables") | code
+
+
+def _describe_methods(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """The code of a user's own methods."""
+  names = [method["name"] for method in entry["methods"] if custom.is_custom(method["name"])]
+  return {"method_code": {name: custom.code_digest(name) for name in names}} if names else {}
 
 
 def _describe_given(

@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
-from smskd_jax import filling, losses
+from smskd_jax import filling
 from smskd_jax.data import finite
 from smskd_jax.errors import UserError, unknown
+from smskd_jax.losses.entries import make_method
 from smskd_jax.training import carry_over, reference, weighting
 
 # Field of a stage -> what it may be.
@@ -46,7 +47,7 @@ def check(config: dict[str, Any]) -> None:
           f"or say in config.networks.{name}.variables where its variables are"
         )
     for method in stage["methods"]:
-      if not stage["teachers"] and method["name"] not in losses.WITHOUT_TEACHER:
+      if not stage["teachers"] and make_method(method).needs_teacher:
         raise UserError(f"{field}.teachers: empty, but {method['name']!r} needs a teacher")
     for name, choices in _CHOICES.items():
       if stage[name] not in choices:
@@ -82,13 +83,13 @@ def _check_name(field: str, stage: dict[str, Any], earlier: tuple[dict[str, Any]
 def _check_images(field: str, stage: dict[str, Any], source: str) -> None:
   """What a stage may do depends on whether its images have labels."""
   alone, beside = stage["images"] == "unlabeled", stage["unlabeled_batch_size"]
+  if not stage["views"]:
+    raise UserError(f"{field}.views: empty; name at least one, as ('crop_flip',)")
   for method in stage["methods"]:
-    if method["name"] in losses.OF_SEVERAL_VIEWS and len(stage["views"]) < 2:
+    if len(stage["views"]) < make_method(method).min_views:
       raise UserError(
         f"{field}.views: {stage['views']}, but {method['name']!r} needs two or more, as ('crop_flip', 'autoaugment')"
       )
-  if not stage["views"]:
-    raise UserError(f"{field}.views: empty; name at least one, as ('crop_flip',)")
   if not (alone or beside):
     return
   name = "images" if alone else "unlabeled_batch_size"
@@ -104,7 +105,7 @@ def _check_images(field: str, stage: dict[str, Any], source: str) -> None:
   if stage["mix"]["name"] != "none":
     raise UserError(f"{said}, but {stage['mix']['name']!r} mixes labels; use 'none'")
   for method in stage["methods"]:
-    if method["name"] in losses.READS_LABELS:
+    if make_method(method).needs_labels:
       raise UserError(f"{said}, but {method['name']!r} needs the label of every image")
 
 
@@ -124,7 +125,7 @@ def _check_cache(said: str, stage: dict[str, Any]) -> None:
     if given != only:
       raise UserError(f"{said}, but {name} is {given!r}; use {only!r}, or no cache: 'off'")
   for method in stage["methods"]:
-    if method["name"] in losses.READS_MAPS:
+    if not make_method(method).cacheable:
       raise UserError(
         f"{said}, but {method['name']!r} reads the teachers' maps, which are not kept; use 'off'"
       )

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax import losses
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.plan import Plan, abstract_state
@@ -73,8 +72,8 @@ class Recall:
 
   def _make(self, plan: Plan) -> Earlier | None:
     entry = store.Entry(self._store, plan.key)
-    unknown = losses.OF_TRAINING_IMAGES | losses.OF_SEVERAL_VIEWS
-    terms = [i for i, of in enumerate(plan.config["methods"]) if of["name"] not in unknown]
+    methods = [term.method for term in plan.stage.terms]
+    terms = [i for i, of in enumerate(methods) if not of.per_example_memory and of.min_views == 1]
     batches = self._batches(plan.config["batch_size"])
     if not terms or not batches or not entry.lesson.is_file():
       return None

@@ -46,7 +46,7 @@ def test_other_names_are_refused():
 
 
 def test_there_are_examples():
-  assert len(EXAMPLES) == 3
+  assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -109,7 +109,7 @@ MISTAKES = {
   ),
   "plug-in of logits around a method of features": (
     change((*STAGE_1, "methods"), ({"name": "at", "plugins": ({"name": "ctkd"},)},)),
-    r"plugins\[0\]: 'ctkd' changes logits, which 'at' does not read; it wraps .*kd",
+    r"plugins\[0\]: 'ctkd' changes logits, but 'at' reads features; it wraps methods that read logits alone: kd",
   ),
   "warm-up of a weight": (
     change((*KD, "warmup_epochs"), -1.0),

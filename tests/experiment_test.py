@@ -14,6 +14,7 @@ from smskd_jax.data import corruptions
 from smskd_jax.data.augment import normalize
 from smskd_jax.errors import UserError
 from smskd_jax.learner import Learner
+from smskd_jax.losses import Context
 from smskd_jax.plan import make_plans
 from smskd_jax.runtime import answers, checkpoint, choices, console, integrity, parallel
 from smskd_jax.runtime.writer import read_metrics
@@ -125,7 +126,7 @@ def test_losses_of_earlier_stages_are_those_of_their_methods_as_they_were_left(f
     for rows in (slice(0, 128), slice(128, 256)):  # the whole batches of 359 images
       cut = lambda x, rows=rows: x[rows] if x.shape[:1] == (359,) else x
       learner, by = jax.tree.map(cut, [said[one["name"]], said["teacher"]])
-      values.append(regressor.apply(aux.params, aux.state, learner, (by,), None, None, 0.0)[0])
+      values.append(regressor.apply(aux.params, aux.state, learner, (by,), Context(None))[0])
     assert logged == pytest.approx(np.mean(values), rel=1e-4)
   assert len(evaluated) == 3 and evaluated[0] != pytest.approx(evaluated[-1], rel=1e-3)
   assert not any("earlier_1_loss" in name for name in teacher["metrics"]["last"] | fitnet["metrics"]["last"])

@@ -1,4 +1,4 @@
-"""The distillation methods and what may be wrapped around them: names to factories."""
+"""Tables of the distillation methods and of their plug-ins: names to factories."""
 
 from collections.abc import Callable, Mapping
 import itertools
@@ -48,7 +48,10 @@ from smskd_jax.losses import (
   wsld,
   wttm,
 )
-from smskd_jax.losses.method import Method
+from smskd_jax.losses.contract import Context as Context
+from smskd_jax.losses.contract import Method
+from smskd_jax.losses.contract import make as make
+from smskd_jax.losses.contract import stateless as stateless
 
 _MODULES: Mapping[str, tuple[types.ModuleType, ...]] = {
   "response": (kd, dkd, dist, nkd, mlkd, ttm, wttm, wsld, logits_mse, logits_cosine, hard_label, tfkd, uda),
@@ -66,7 +69,7 @@ def _name(module: types.ModuleType) -> str:
 
 
 def _factories(*modules: types.ModuleType) -> Mapping[str, Callable[..., Method]]:
-  """A method is called like its module."""
+  """Name of each module to its factory."""
   return types.MappingProxyType({_name(m): m.method for m in sorted(modules, key=_name)})
 
 
@@ -78,19 +81,3 @@ FAMILIES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 METHODS = _factories(*itertools.chain.from_iterable(_MODULES.values()))
 # Every factory takes a method, and hyper-parameters by keyword, and returns a method.
 PLUGINS = _factories(*_PLUGINS)
-# The plug-ins that change what a method sees of the logits, and so are for response methods alone.
-OF_LOGITS = frozenset({"ctkd", "logit_standardization"})
-# The methods that teach without a teacher; if a stage has some, these do not read them.
-WITHOUT_TEACHER = frozenset({"dml", "tfkd", "uda"})
-# The methods that compare views of an image with each other, and so are for stages of two or more.
-OF_SEVERAL_VIEWS = frozenset({"uda"})
-# The methods that read of their teachers nothing but logits, and those that read their pooled embeddings too.
-OF_LOGITS_ALONE = frozenset({*FAMILIES["response"], *FAMILIES["online"]})
-OF_EMBEDDINGS = frozenset({"cc", "crd", "crd_in_batch", "embedding_mse", "pkt", "rkd"})
-# All others read the teachers' maps or classifiers, which are too large to be kept.
-READS_MAPS = frozenset(METHODS) - OF_LOGITS_ALONE - OF_EMBEDDINGS
-# The methods that remember each training image, and so can say nothing of others.
-OF_TRAINING_IMAGES = frozenset({"crd"})
-# The methods that read the label of every image, or its place in the training set: not for images without labels.
-# A plug-in that reads labels knows what to do where there are none.
-READS_LABELS = frozenset({"crd", "crd_in_batch", "dkd", "nkd", "tfkd", "wsld"})

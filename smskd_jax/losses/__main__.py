@@ -9,24 +9,24 @@ from collections.abc import Sequence
 import sys
 
 from smskd_jax.errors import UserError, nearest, refuse
-from smskd_jax.losses import METHODS, PLUGINS, catalog
+from smskd_jax.losses import METHODS, PLUGINS, docs
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints what is asked for; returns the exit status."""
+  """Prints a table, a page or some methods; returns the exit status."""
   known = [*METHODS, *PLUGINS]
   if not argv:
-    print(catalog.listing())
+    print(docs.table())
   elif {"-h", "--help"} & set(argv):
     print(__doc__)
   elif argv == ["--markdown"]:
-    print(catalog.markdown(), end="")
+    print(docs.markdown(), end="")
   else:
     for name in argv:
       if name not in known:
         hint = nearest(name, known) or "; without a name, all are listed"
         return refuse(UserError(f"there is no method {name!a}{hint}"))
-    print("\n\n".join(catalog.explanation(catalog.card(name)) for name in argv))
+    print("\n\n".join(docs.explain(docs.describe(name)) for name in argv))
   return 0
 
 

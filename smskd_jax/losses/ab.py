@@ -23,8 +23,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 def loss(
@@ -44,7 +43,7 @@ def loss(
 
   def of_tap(student, teacher):
     chex.assert_equal_shape([student, teacher])
-    student = numerics.widen(student)
+    student = numerics.upcast(student)
     side = jnp.where(teacher > 0, student, -student)
     return jnp.sum(jnp.square(jax.nn.relu(margin - side)), axis=(1, 2, 3))
 
@@ -65,40 +64,39 @@ class Connectors(nn.Module):
       if x.shape[1:] == shape:
         return x
       x = maps.pool(x, maps.smaller(x.shape, (1, *shape)))
-      return modules.ConvNorm(shape[-1], name=f"connector_{i}")(x, axis_name)
+      return adapters.ConvNorm(shape[-1], name=f"connector_{i}")(x, axis_name)
 
     return tuple(connect(i, x, s) for i, (x, s) in enumerate(zip(features, self.shapes, strict=True)))
 
 
 def method(
   *, margin: float = 1.0, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
-) -> _method.Method:
+) -> contract.Method:
   """AB between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
 
-  The connectors learn with the student. They normalise by the statistics of the global batch, and remember them.
+  The connectors learn with the student. They normalise by the global batch, and store running statistics.
   """
   checks.positive("ab", "margin", margin)
-  maps.check_taps("ab", student_taps, teacher_taps)
+  maps.check_layers("ab", student_taps, teacher_taps)
 
-  def of_pairs(learner, teachers):
+  def of_pairs(student, teachers):
     teacher = checks.one_teacher("ab", teachers)
-    pairs = maps.pairs("ab", learner, teacher, student_taps, teacher_taps)
-    students = tuple(learner.preactivations[s] for s, _ in pairs)
+    pairs = maps.pair_layers("ab", student, teacher, student_taps, teacher_taps)
+    students = tuple(student.preactivations[s] for s, _ in pairs)
     targets = tuple(teacher.preactivations[t] for _, t in pairs)
     return Connectors(tuple(t.shape[1:] for t in targets)), students, targets
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    connectors, students, _ = of_pairs(learner, teachers)
-    return modules.init(connectors, key, students)
+    connectors, students, _ = of_pairs(student, teachers)
+    return adapters.init(connectors, key, students)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    connectors, students, targets = of_pairs(learner, teachers)
-    connected, state = modules.apply(connectors, params, state, students, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    connectors, students, targets = of_pairs(student, teachers)
+    connected, state = adapters.apply(connectors, params, state, students, axis_name=context.axis_name)
     targets = tuple(
-      maps.pool(numerics.widen(t), s.shape[1:3]) for s, t in zip(connected, targets, strict=True)
+      maps.pool(numerics.upcast(t), s.shape[1:3]) for s, t in zip(connected, targets, strict=True)
     )
     return loss(connected, targets, margin=margin), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("preactivations",), learns="connectors where shapes differ")

@@ -1,4 +1,4 @@
-"""Attentive feature distillation: a learned attention says which of the teacher's channels the student has to match.
+"""Attentive feature distillation: a learned attention weights the teacher's channels that the student has to match.
 
 Wang, Gao, Zhao, Li, Dou, Xu, "Pay Attention to Features, Transfer Learn Faster CNNs", ICLR 2020,
 https://openreview.net/forum?id=ryxyCeHtPB
@@ -7,7 +7,7 @@ https://openreview.net/forum?id=ryxyCeHtPB
   n(f)_c = f_c / (|f_c| + eps),  the norm over positions
   rho_i = s / sum_c s,  s = sigmoid(W_2 ReLU(W_1 mean_{h,w} f_teacher,i + b_1) + b_2)
 
-W and b, for each tap, are learned with the student, and see the teacher alone. Because nothing holds them, the loss can
+W and b, for each tap, learn with the student, and read the teacher alone. Because nothing holds them, the loss can
 also fall by turning the attention to the channels that agree already.
 
 Differences: the paper's method selects channels as well (AFDS), to make transfer-learned networks cheaper; this is its
@@ -23,12 +23,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 class Attention(nn.Module):
-  """A squeeze-and-excitation block that gives each channel of the teacher's map its share."""
+  """A squeeze-and-excitation block that computes the weight of each channel of the teacher's map."""
 
   hidden: int
 
@@ -44,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Parts(nn.Module):
-  """What AFD learns: projections of the student's maps and an attention for each of the teacher's."""
+  """Trained modules of AFD: projections of the student's maps and an attention for each of the teacher's."""
 
   hidden: tuple[int, ...]  # of each attention
 
@@ -54,15 +53,15 @@ class Parts(nn.Module):
   ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """The student's maps in the teacher's channels, and rho [b, c] at each tap."""
     del axis_name
-    projections = modules.Projections(tuple(x.shape[-1] for x in teachers), name="projections")
+    projections = adapters.Projections(tuple(x.shape[-1] for x in teachers), name="projections")
     pairs = enumerate(zip(self.hidden, teachers, strict=True))
     return projections(students), tuple(Attention(h, name=f"attention{i}")(x) for i, (h, x) in pairs)
 
 
 def _normalized(x: jax.Array, eps: float) -> jax.Array:
   """Each channel of a map [b, h, w, c] over its norm, as [b, c, h w]."""
-  x = jnp.swapaxes(numerics.widen(x).reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
-  return x / (numerics.norm(x) + eps)[:, :, None]
+  x = jnp.swapaxes(numerics.upcast(x).reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
+  return x / (numerics.safe_norm(x) + eps)[:, :, None]
 
 
 def loss(
@@ -83,7 +82,7 @@ def loss(
   chex.assert_equal_shape([student_feature, teacher_feature])
   chex.assert_shape(attention, teacher_feature.shape[::3])
   square = jnp.square(_normalized(student_feature, eps) - _normalized(teacher_feature, eps))
-  return jnp.sum(numerics.widen(attention) * jnp.mean(square, axis=-1), axis=-1)
+  return jnp.sum(numerics.upcast(attention) * jnp.mean(square, axis=-1), axis=-1)
 
 
 def method(
@@ -92,31 +91,32 @@ def method(
   eps: float = 1e-6,
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """AFD at all stages, or at the given taps.
 
   An attention's hidden layer has `hidden_ratio` times the channels of the teacher's map, and at least one.
   """
   checks.positive("afd", "hidden_ratio", hidden_ratio)
   checks.positive("afd", "eps", eps)
-  maps.check_taps("afd", student_taps, teacher_taps)
+  maps.check_layers("afd", student_taps, teacher_taps)
 
-  def matched(learner, teacher):
-    return maps.matched("afd", learner, teacher, student_taps, teacher_taps)
+  def matched(student, teacher):
+    return maps.match_layers("afd", student, teacher, student_taps, teacher_taps)
 
   def parts(teacher_maps):
     return Parts(tuple(max(1, int(hidden_ratio * x.shape[-1])) for x in teacher_maps))
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    both = jax.eval_shape(matched, learner, checks.one_teacher("afd", teachers))
-    return modules.init(parts(both[1]), key, *both)
+    both = jax.eval_shape(matched, student, checks.one_teacher("afd", teachers))
+    return adapters.init(parts(both[1]), key, *both)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    both = matched(learner, *teachers)
-    (students, attentions), state = modules.apply(parts(both[1]), params, state, *both, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    both = matched(student, *teachers)
+    (students, attentions), state = adapters.apply(
+      parts(both[1]), params, state, *both, axis_name=context.axis_name
+    )
     of_taps = [loss(*tap, eps=eps) for tap in zip(students, both[1], attentions, strict=True)]
     return sum(of_taps) / len(of_taps), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="attention over channels")

@@ -24,8 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, maps, numerics
 
 
 def attention(feature: jax.Array, p: int = 2) -> jax.Array:
@@ -39,9 +38,9 @@ def attention(feature: jax.Array, p: int = 2) -> jax.Array:
     [b, h w]; zeros where the map is zero.
   """
   # The norm takes every factor away; this one keeps the powers of large and small maps in the range of float32.
-  powers = numerics.rescale(numerics.widen(feature)) ** p
+  powers = numerics.normalize_scale(numerics.upcast(feature)) ** p
   q = jnp.mean(powers, axis=-1).reshape(feature.shape[0], -1)
-  return numerics.divide(q, numerics.norm(q)[:, None])
+  return numerics.safe_divide(q, numerics.safe_norm(q)[:, None])
 
 
 def loss(
@@ -60,7 +59,7 @@ def loss(
   chex.assert_rank([*student_features, *teacher_features], 4)
 
   def of_tap(student, teacher):
-    student, teacher = maps.to_smaller(numerics.widen(student), numerics.widen(teacher))
+    student, teacher = maps.match_spatial_size(numerics.upcast(student), numerics.upcast(teacher))
     return jnp.mean(jnp.square(attention(student, p) - attention(teacher, p)), axis=-1)
 
   return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
@@ -68,17 +67,17 @@ def loss(
 
 def method(
   *, p: int = 2, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
-) -> _method.Method:
+) -> contract.Method:
   """AT between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
   checks.at_least("at", "p", p, 1)
-  maps.check_taps("at", student_taps, teacher_taps)
+  maps.check_layers("at", student_taps, teacher_taps)
 
-  def pairs(learner, teachers):
-    return maps.pairs("at", learner, checks.one_teacher("at", teachers), student_taps, teacher_taps)
+  def pairs(student, teachers):
+    return maps.pair_layers("at", student, checks.one_teacher("at", teachers), student_taps, teacher_taps)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
-    students = tuple(learner.features[s] for s, _ in pairs(learner, teachers))
-    return loss(students, tuple(teachers[0].features[t] for _, t in pairs(learner, teachers)), p=p)
+  def loss_fn(student, teachers, context):
+    del context
+    students = tuple(student.features[s] for s, _ in pairs(student, teachers))
+    return loss(students, tuple(teachers[0].features[t] for _, t in pairs(student, teachers)), p=p)
 
-  return _method.stateless(of_outputs, pairs)
+  return contract.stateless(loss_fn, pairs, reads=("features",))

@@ -21,8 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, maps, numerics
 from smskd_jax.state import Head
 
 
@@ -33,7 +32,7 @@ def class_activation_maps(unpooled: jax.Array, head: Head) -> jax.Array:
     unpooled: [b, h, w, d].
     head: the linear classifier of [b, d].
   """
-  unpooled, kernel, bias = map(numerics.widen, (unpooled, head.kernel, head.bias))
+  unpooled, kernel, bias = map(numerics.upcast, (unpooled, head.kernel, head.bias))
   return jnp.tensordot(unpooled, kernel, 1, precision="highest") + bias[None, None, None]
 
 
@@ -56,31 +55,31 @@ def loss(
 
   def transferred(cam):
     b, _, _, k = cam.shape
-    rows = maps.pool(numerics.widen(cam), (size, size)).reshape(b, size**2, k).swapaxes(1, 2)
-    return numerics.divide(rows, numerics.norm(rows)[:, :, None]) if normalize else rows
+    rows = maps.pool(numerics.upcast(cam), (size, size)).reshape(b, size**2, k).swapaxes(1, 2)
+    return numerics.safe_divide(rows, numerics.safe_norm(rows)[:, :, None]) if normalize else rows
 
   return jnp.mean(jnp.square(transferred(student_cam) - transferred(teacher_cam)), axis=(1, 2))
 
 
-def method(*, size: int = 2, normalize: bool = False) -> _method.Method:
+def method(*, size: int = 2, normalize: bool = False) -> contract.Method:
   """CAT-KD from a single teacher. The student's classifier learns from it too."""
   checks.at_least("catkd", "size", size, 1)
   checks.flag("catkd", "normalize", normalize)
 
-  def check(learner, teachers):
+  def check(student, teachers):
     teacher = checks.one_teacher("catkd", teachers)
-    for who, outputs in (("student", learner), ("teacher", teacher)):
+    for who, outputs in (("student", student), ("teacher", teacher)):
       checks.has("catkd", "unpooled", who, outputs)
       checks.has("catkd", "head", who, outputs)
-    checks.same_classes("catkd", learner, teacher)
+    checks.same_classes("catkd", student, teacher)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     # Averaged before the classifier: it is linear, so the maps are the same, and there are fewer positions.
     student, teacher = (
       class_activation_maps(maps.pool(outputs.unpooled, (size, size)), outputs.head)
-      for outputs in (learner, *teachers)
+      for outputs in (student, *teachers)
     )
     return loss(student, teacher, size=size, normalize=normalize)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("final_map", "head"))

@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 
 
 class Embeddings(nn.Module):
@@ -56,15 +55,15 @@ def loss(
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape([student_embedding, teacher_embedding])
-  error = jnp.abs(numerics.widen(student_embedding) - numerics.widen(teacher_embedding))
-  b, everyone = error.shape[0], _method.gather(error, axis_name)
+  error = jnp.abs(numerics.upcast(student_embedding) - numerics.upcast(teacher_embedding))
+  b, everyone = error.shape[0], contract.gather(error, axis_name)
   following = jnp.concatenate([everyone[1:], jnp.zeros_like(everyone[:1])])
-  following = jax.lax.dynamic_slice_in_dim(following, _method.first_row(b, axis_name), b)
+  following = jax.lax.dynamic_slice_in_dim(following, contract.local_offset(b, axis_name), b)
   n = everyone.shape[0]
   return n / max(n - 1, 1) * jnp.sum(error * following, axis=1)
 
 
-def method(*, dimension: int = 128) -> _method.Method:
+def method(*, dimension: int = 128) -> contract.Method:
   """CC between linear embeddings of both networks' pooled features; both embeddings learn.
 
   The loss depends on the order of the batch: each example is compared with the next one.
@@ -72,15 +71,14 @@ def method(*, dimension: int = 128) -> _method.Method:
   checks.at_least("cc", "dimension", dimension, 1)
   embeddings = Embeddings(dimension)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    return modules.init(embeddings, key, learner.pooled, checks.one_teacher("cc", teachers).pooled)
+    return adapters.init(embeddings, key, student.pooled, checks.one_teacher("cc", teachers).pooled)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    inputs = learner.pooled, teacher.pooled
-    embedded, state = modules.apply(embeddings, params, state, *inputs, axis_name=axis_name)
-    return loss(*embedded, axis_name=axis_name), state
+    inputs = student.pooled, teacher.pooled
+    embedded, state = adapters.apply(embeddings, params, state, *inputs, axis_name=context.axis_name)
+    return loss(*embedded, axis_name=context.axis_name), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("embedding",), learns="embeddings of both networks")

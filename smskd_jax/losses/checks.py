@@ -1,4 +1,4 @@
-"""What a method refuses, in one clear line: hyper-parameters and pairs of networks."""
+"""Validation of hyper-parameters and of pairs of networks, with errors of one line."""
 
 from collections.abc import Collection
 import math
@@ -37,9 +37,9 @@ def one_teacher(method: str, teachers: tuple[Outputs, ...]) -> Outputs:
   return teachers[0]
 
 
-def same_classes(method: str, learner: Outputs, teacher: Outputs) -> None:
+def same_classes(method: str, student: Outputs, teacher: Outputs) -> None:
   """Refuses a pair whose logits cannot be compared."""
-  student_classes, teacher_classes = learner.logits.shape[-1], teacher.logits.shape[-1]
+  student_classes, teacher_classes = student.logits.shape[-1], teacher.logits.shape[-1]
   if student_classes != teacher_classes:
     raise ValueError(f"{method}: the student has {student_classes} classes, the teacher {teacher_classes}")
 

@@ -39,18 +39,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import banks, checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, memory_bank, numerics
 from smskd_jax.state import Aux, Batch
 
 
 class State(NamedTuple):
-  """What CRD remembers. The same on all devices."""
+  """Memory of CRD, equal on all devices."""
 
   memory_student: jax.Array  # [n, d]
   memory_teacher: jax.Array  # [n, d]
   log_normalizers: jax.Array  # [2], log Z_s and log Z_t; the logarithm of 0, -inf, before the first batch
-  classes: banks.Classes
+  classes: memory_bank.Classes
 
 
 class Embeddings(nn.Module):
@@ -70,7 +69,7 @@ class Embeddings(nn.Module):
 
 
 def _normalize(x: jax.Array) -> jax.Array:
-  return numerics.divide(x, numerics.norm(x)[:, None])
+  return numerics.safe_divide(x, numerics.safe_norm(x)[:, None])
 
 
 def loss(
@@ -101,7 +100,7 @@ def loss(
     eps: as above; 0 for the paper's h.
 
   Returns:
-    [b], >= 0. `banks.scores` says what memory it takes.
+    [b], >= 0. The memory that this takes is that of `memory_bank.similarities`.
   """
   chex.assert_rank([student_embedding, memory_student, positive_index, negative_index], [2, 2, 1, 2])
   chex.assert_equal_shape([student_embedding, teacher_embedding])
@@ -117,10 +116,10 @@ def loss(
 def _scores(student, teacher, memory_student, memory_teacher, index, *, temperature):
   """x / T of both directions, [b, 1 + K] each: of the student's embedding, then of the teacher's."""
   student, teacher, memory_student, memory_teacher = map(
-    numerics.widen, (student, teacher, memory_student, memory_teacher)
+    numerics.upcast, (student, teacher, memory_student, memory_teacher)
   )
-  of_student = banks.scores(student, memory_teacher, index)
-  of_teacher = banks.scores(teacher, memory_student, index)
+  of_student = memory_bank.similarities(student, memory_teacher, index)
+  of_teacher = memory_bank.similarities(teacher, memory_student, index)
   return of_student / temperature, of_teacher / temperature
 
 
@@ -140,13 +139,13 @@ def _contrast(scores, log_normalizers, n, eps=1e-7):
 def _log_normalizers(scores, n, axis_name):
   """log Z of both directions, [2]: n times the mean of exp(x / T), over the batch of all devices."""
   log_sums = jnp.stack([jax.nn.logsumexp(x, axis=1) for x in scores], axis=1)
-  log_sums = _method.gather(log_sums, axis_name)
+  log_sums = contract.gather(log_sums, axis_name)
   count = log_sums.shape[0] * scores[0].shape[1]
   return jax.nn.logsumexp(log_sums, axis=0) + math.log(n / count)
 
 
 def update(bank: jax.Array, index: jax.Array, embedding: jax.Array, *, momentum: float = 0.5) -> jax.Array:
-  """The bank after a batch.
+  """Bank after a batch.
 
   Args:
     bank: [n, d].
@@ -163,14 +162,14 @@ def update(bank: jax.Array, index: jax.Array, embedding: jax.Array, *, momentum:
 
 
 def draw(
-  classes: banks.Classes, batch: Batch, key: jax.Array, *, num_negatives: int, positives: str
+  classes: memory_bank.Classes, batch: Batch, key: jax.Array, *, num_negatives: int, positives: str
 ) -> jax.Array:
   """Rows of the banks for each example, [b, 1 + K]: the positive, then the negatives."""
-  words = banks.random_words(key, batch.index, 1 + num_negatives)
+  words = memory_bank.random_words(key, batch.index, 1 + num_negatives)
   positive = batch.index[:, None]
   if positives == "relaxed":
-    positive = banks.of_same_class(classes, batch.label, words[:, :1])
-  negatives = banks.of_other_classes(classes, batch.label, words[:, 1:])
+    positive = memory_bank.sample_positives(classes, batch.label, words[:, :1])
+  negatives = memory_bank.sample_negatives(classes, batch.label, words[:, 1:])
   return jnp.concatenate([positive, negatives], axis=1)
 
 
@@ -184,7 +183,7 @@ def _initial_state(key, labels, dimension, dtype):
     jax.random.uniform(k, (n * dimension,), dtype, -bound, bound).reshape(n, dimension)
     for k in jax.random.split(key)
   )
-  return State(memory_student, memory_teacher, jnp.full((2,), -jnp.inf, dtype), banks.by_class(labels))
+  return State(memory_student, memory_teacher, jnp.full((2,), -jnp.inf, dtype), memory_bank.by_class(labels))
 
 
 def method(
@@ -194,7 +193,7 @@ def method(
   temperature: float = 0.07,
   momentum: float = 0.5,
   positives: str = "exact",
-) -> _method.Method:
+) -> contract.Method:
   """CRD between the pooled features of the student and of a single teacher.
 
   `num_negatives` may exceed the number of examples of other classes. `positives` are "exact", the example itself, or
@@ -207,33 +206,35 @@ def method(
   checks.one_of("crd", "positives", positives, ("exact", "relaxed"))
   embeddings = Embeddings(dimension)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     teacher = checks.one_teacher("crd", teachers)
     params_key, state_key = jax.random.split(key)
-    params = modules.init(embeddings, params_key, learner.pooled, teacher.pooled).params
-    dtype = jnp.promote_types(jnp.result_type(learner.pooled, teacher.pooled), jnp.float32)
+    params = adapters.init(embeddings, params_key, student.pooled, teacher.pooled).params
+    dtype = jnp.promote_types(jnp.result_type(student.pooled, teacher.pooled), jnp.float32)
     return Aux(params, _initial_state(state_key, labels, dimension, dtype))
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    pooled = (numerics.widen(learner.pooled), numerics.widen(teacher.pooled))
-    (student, target), _ = modules.apply(embeddings, params, {}, *pooled)
+    pooled = (numerics.upcast(student.pooled), numerics.upcast(teacher.pooled))
+    embedded, _ = adapters.apply(embeddings, params, {}, *pooled)
     memories = (state.memory_student, state.memory_teacher)
-    index = draw(state.classes, batch, key, num_negatives=num_negatives, positives=positives)
-    scores = _scores(student, target, *memories, index, temperature=temperature)
+    index = draw(state.classes, context.batch, context.key, num_negatives=num_negatives, positives=positives)
+    scores = _scores(*embedded, *memories, index, temperature=temperature)
     n = len(state.memory_student)
     log_normalizers = jax.lax.cond(
       jnp.isneginf(state.log_normalizers[0]),
-      lambda: _log_normalizers(jax.lax.stop_gradient(scores), n, axis_name),
+      lambda: _log_normalizers(jax.lax.stop_gradient(scores), n, context.axis_name),
       lambda: state.log_normalizers,
     )
-    rows = _method.gather(batch.index, axis_name)
+    rows = contract.gather(context.batch.index, context.axis_name)
     memory_student, memory_teacher = (
-      update(bank, rows, _method.gather(x, axis_name), momentum=momentum)
-      for bank, x in zip(memories, jax.lax.stop_gradient((student, target)), strict=True)
+      update(bank, rows, contract.gather(x, context.axis_name), momentum=momentum)
+      for bank, x in zip(memories, jax.lax.stop_gradient(embedded), strict=True)
     )
     state = State(memory_student, memory_teacher, log_normalizers, state.classes)
     return _contrast(scores, log_normalizers, n), state
 
-  return _method.make(init, apply)
+  learns = "embeddings of both networks; two memory banks"
+  return contract.make(
+    init, apply, reads=("embedding",), needs_labels=True, per_example_memory=True, learns=learns
+  )

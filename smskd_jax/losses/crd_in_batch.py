@@ -11,7 +11,7 @@ s and t are linear embeddings of the pooled features, both learned, of length 1,
 examples of other classes than example i in the batch of all devices, or with `same_class_negatives` all others.
 
 Differences: this is not the loss of the CRD paper, and that paper's published numbers say nothing about it. It is a
-variant for training sets whose memory banks are too large. It remembers nothing; its negatives are the few of the batch
+variant for training sets whose memory banks are too large. It has no memory; its negatives are the few of the batch
 instead of thousands, and the gradient reaches them; and the cross-entropy over the batch (InfoNCE) takes the place of
 noise-contrastive estimation with its normalizers. We sum the two directions, as CRD does. The temperature is that of
 CRD's public code and has not been tuned for this loss. An example without negatives, as in a batch of one, has a loss
@@ -26,8 +26,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 from smskd_jax.losses.crd import Embeddings
 
 
@@ -56,21 +55,21 @@ def loss(
   """
   chex.assert_rank([student_embedding, labels], [2, 1])
   chex.assert_equal_shape([student_embedding, teacher_embedding])
-  student, teacher = numerics.widen(student_embedding), numerics.widen(teacher_embedding)
+  student, teacher = numerics.upcast(student_embedding), numerics.upcast(teacher_embedding)
   labels = jnp.asarray(labels)
   b = labels.size
-  everyones_labels = _method.gather(labels, axis_name)
-  place = _method.first_row(b, axis_name) + jnp.arange(b)
+  everyones_labels = contract.gather(labels, axis_name)
+  place = contract.local_offset(b, axis_name) + jnp.arange(b)
   is_own = place[:, None] == jnp.arange(everyones_labels.size)[None, :]
   is_negative = ~is_own if same_class_negatives else labels[:, None] != everyones_labels[None, :]
   return sum(
-    _contrast(anchor, _method.gather(other, axis_name), is_own, is_negative, temperature)
+    _contrast(anchor, contract.gather(other, axis_name), is_own, is_negative, temperature)
     for anchor, other in ((student, teacher), (teacher, student))
   )
 
 
 def _contrast(anchor, other, is_own, is_negative, temperature):
-  """C of each anchor, [b, d], against the others, [n, d]; [b, n] says which is its own and which are negatives."""
+  """C of each anchor, [b, d], against the others, [n, d]; masks [b, n] of its own and of the negatives."""
   scores = jnp.einsum("bd,nd->bn", anchor, other, precision="highest") / temperature
   positive = jnp.sum(scores, axis=1, where=is_own, keepdims=True)
   # The own margin is zero up to rounding; exactly zero, it keeps the loss from falling below zero.
@@ -80,30 +79,31 @@ def _contrast(anchor, other, is_own, is_negative, temperature):
 
 def method(
   *, dimension: int = 128, temperature: float = 0.07, same_class_negatives: bool = False
-) -> _method.Method:
+) -> contract.Method:
   """Contrast within the batch between the pooled features of the student and of a single teacher."""
   checks.at_least("crd_in_batch", "dimension", dimension, 1)
   checks.positive("crd_in_batch", "temperature", temperature)
   checks.flag("crd_in_batch", "same_class_negatives", same_class_negatives)
   embeddings = Embeddings(dimension)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("crd_in_batch", teachers)
-    return modules.init(embeddings, key, learner.pooled, teacher.pooled)
+    return adapters.init(embeddings, key, student.pooled, teacher.pooled)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    pooled = (numerics.widen(learner.pooled), numerics.widen(teacher.pooled))
-    embedded, state = modules.apply(embeddings, params, state, *pooled)
+    pooled = (numerics.upcast(student.pooled), numerics.upcast(teacher.pooled))
+    embedded, state = adapters.apply(embeddings, params, state, *pooled)
     rows = loss(
       *embedded,
-      batch.label,
+      context.batch.label,
       temperature=temperature,
       same_class_negatives=same_class_negatives,
-      axis_name=axis_name,
+      axis_name=context.axis_name,
     )
     return rows, state
 
-  return _method.make(init, apply)
+  return contract.make(
+    init, apply, reads=("embedding",), needs_labels=True, learns="embeddings of both networks"
+  )

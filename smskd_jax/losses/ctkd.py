@@ -14,7 +14,7 @@ KD with a temperature of its own of 1 becomes T^2 KL(softmax(z_teacher / T) || s
 loss. A method with a temperature t of its own works at t T: set it to 1 inside this plug-in, where there is one.
 
 The wrapped method should compute its loss from logits alone, as response methods do: what it computes from features
-or from peers is multiplied by T^2 and does not see T. Several teachers share T. Beside the plug-in
+or from peers is multiplied by T^2 and does not depend on T. Several teachers share T. Beside the plug-in
 logit_standardization this one has to be the inner one; inside every_teacher each teacher has a theta of its own.
 
 With `per_instance` every example has its own theta, from a network of two linear layers on the logits of the student
@@ -32,12 +32,11 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 from smskd_jax.state import Aux, Outputs
 
 
-class Instance(nn.Module):
+class TemperatureNet(nn.Module):
   """Two linear layers with ReLU between them: from the logits of two networks to one theta per example."""
 
   hidden: int = 128
@@ -92,53 +91,64 @@ def temperature(theta: jax.Array, *, start: float = 1.0, end: float = 20.0) -> j
   return start + end * jax.nn.sigmoid(theta)
 
 
-def _logits(learner: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array, jax.Array]:
-  """What `Instance` reads: the student's logits, and the mean of the teachers'."""
-  of_teachers = jnp.mean(jnp.stack([numerics.widen(teacher.logits) for teacher in teachers]), axis=0)
-  return jax.lax.stop_gradient(numerics.widen(learner.logits)), of_teachers
+def _logits(student: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array, jax.Array]:
+  """Inputs of `TemperatureNet`: the student's logits, and the mean of the teachers'."""
+  of_teachers = jnp.mean(jnp.stack([numerics.upcast(teacher.logits) for teacher in teachers]), axis=0)
+  return jax.lax.stop_gradient(numerics.upcast(student.logits)), of_teachers
 
 
 def _divided(networks: tuple[Outputs, ...], by: jax.Array | float) -> tuple[Outputs, ...]:
-  return _method.map_logits(lambda logits: numerics.widen(logits) / by, networks)
+  return contract.transform_logits(lambda logits: numerics.upcast(logits) / by, networks)
 
 
 def method(
-  wrapped: _method.Method,
+  wrapped: contract.Method,
   /,
   *,
   start: float = 1.0,
   end: float = 20.0,
   curriculum_epochs: float = 10.0,
   per_instance: bool = False,
-) -> _method.Method:
+) -> contract.Method:
   """The wrapped method at a learned temperature; its Aux holds theta and the wrapped method's parameters."""
   checks.positive("ctkd", "start", start)
   checks.non_negative("ctkd", "end", end)
   checks.positive("ctkd", "curriculum_epochs", curriculum_epochs)
   checks.flag("ctkd", "per_instance", per_instance)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     method_key, theta_key = jax.random.split(key)
     if per_instance:
       if not teachers:
         raise ValueError("ctkd: per_instance needs at least one teacher, got 0")
-      theta = modules.init(Instance(), theta_key, *jax.eval_shape(_logits, learner, teachers)).params
+      theta = adapters.init(TemperatureNet(), theta_key, *jax.eval_shape(_logits, student, teachers)).params
     else:
-      theta = jnp.ones((), jnp.promote_types(learner.logits.dtype, jnp.float32))
-    learner, *teachers = jax.eval_shape(lambda x: _divided(x, 1.0), (learner, *teachers))
-    aux = wrapped.init(method_key, learner, tuple(teachers), labels)
+      theta = jnp.ones((), jnp.promote_types(student.logits.dtype, jnp.float32))
+    student, *teachers = jax.eval_shape(lambda x: _divided(x, 1.0), (student, *teachers))
+    aux = wrapped.init(method_key, student, tuple(teachers), labels)
     return Aux(params={"theta": theta, "method": aux.params}, state=aux.state)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
+  def apply(params, state, student, teachers, context):
     theta = params["theta"]
     if per_instance:
-      theta, _ = modules.apply(Instance(), theta, {}, *_logits(learner, teachers), axis_name=axis_name)
-    theta = reverse_gradient(theta, curriculum(epoch, epochs=curriculum_epochs))
+      theta, _ = adapters.apply(
+        TemperatureNet(), theta, {}, *_logits(student, teachers), axis_name=context.axis_name
+      )
+    theta = reverse_gradient(theta, curriculum(context.epoch, epochs=curriculum_epochs))
     t = temperature(theta, start=start, end=end)
-    learner, *teachers = _divided((learner, *teachers), t)
+    student, *teachers = _divided((student, *teachers), t)
     loss, state = wrapped.apply(
-      params["method"], state, learner, tuple(teachers), batch, key, epoch, axis_name, freeze=False
+      params["method"], state, student, tuple(teachers), context, stop_teacher_gradient=False
     )
     return jnp.square(jnp.ravel(t) if per_instance else t) * loss, state
 
-  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)
+  own_reads = {"logits"} if per_instance else set()
+  return contract.wrap(
+    wrapped,
+    init,
+    apply,
+    reads=wrapped.reads | own_reads,
+    student_reads=wrapped.student_reads | own_reads,
+    transforms_logits=True,
+    learns="the temperature",
+  )

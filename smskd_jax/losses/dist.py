@@ -22,8 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 _EPS = 1e-8
 
@@ -37,8 +36,8 @@ def _inter_class(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """1 - r over the classes [b], from probabilities [b, k]."""
   student = student - jnp.mean(student, axis=1, keepdims=True)
   teacher = teacher - jnp.mean(teacher, axis=1, keepdims=True)
-  norm_s, norm_t = numerics.norm(student), numerics.norm(teacher)
-  difference = numerics.divide(student, norm_s[:, None]) - numerics.divide(teacher, norm_t[:, None])
+  norm_s, norm_t = numerics.safe_norm(student), numerics.safe_norm(teacher)
+  difference = numerics.safe_divide(student, norm_s[:, None]) - numerics.safe_divide(teacher, norm_t[:, None])
   return _one_minus_correlation(jnp.sum(jnp.square(difference), axis=1), norm_s * norm_t)
 
 
@@ -46,10 +45,10 @@ def _intra_class(student: jax.Array, teacher: jax.Array, axis_name: str | None) 
   """Each example's share [b] of 1 - r over the batch, from probabilities [b, k]; the mean over the classes."""
   k = student.shape[1]
   both = jnp.concatenate([student, teacher], axis=1)
-  everyone = _method.gather(both, axis_name)
+  everyone = contract.gather(both, axis_name)
   mean = jnp.mean(everyone, axis=0, keepdims=True)
-  norm = numerics.norm((everyone - mean).T)
-  unit = numerics.divide(both - mean, norm[None, :])
+  norm = numerics.safe_norm((everyone - mean).T)
+  unit = numerics.safe_divide(both - mean, norm[None, :])
   square = everyone.shape[0] * jnp.square(unit[:, :k] - unit[:, k:])
   return jnp.mean(_one_minus_correlation(square, (norm[:k] * norm[k:])[None, :]), axis=1)
 
@@ -78,26 +77,30 @@ def loss(
   """
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
-  student = jax.nn.softmax(numerics.widen(student_logits) / temperature)
-  teacher = jax.nn.softmax(numerics.widen(teacher_logits) / temperature)
+  student = jax.nn.softmax(numerics.upcast(student_logits) / temperature)
+  teacher = jax.nn.softmax(numerics.upcast(teacher_logits) / temperature)
   inter, intra = _inter_class(student, teacher), _intra_class(student, teacher, axis_name)
   return temperature**2 * (beta * inter + gamma * intra)
 
 
-def method(*, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> _method.Method:
+def method(*, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> contract.Method:
   """DIST from a single teacher's logits."""
   checks.non_negative("dist", "beta", beta)
   checks.non_negative("dist", "gamma", gamma)
   checks.positive("dist", "temperature", temperature)
 
-  def check(learner, teachers):
-    checks.same_classes("dist", learner, checks.one_teacher("dist", teachers))
+  def check(student, teachers):
+    checks.same_classes("dist", student, checks.one_teacher("dist", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
     return loss(
-      learner.logits, teacher.logits, beta=beta, gamma=gamma, temperature=temperature, axis_name=axis_name
+      student.logits,
+      teacher.logits,
+      beta=beta,
+      gamma=gamma,
+      temperature=temperature,
+      axis_name=context.axis_name,
     )
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

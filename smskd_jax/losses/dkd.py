@@ -20,8 +20,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def _log_label_or_other(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -29,7 +28,7 @@ def _log_label_or_other(logits: jax.Array, labels: jax.Array) -> jax.Array:
   log_p = jax.nn.log_softmax(logits)
   is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
   others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
-  return jnp.stack([numerics.of_label(log_p, labels), others], axis=-1)
+  return jnp.stack([numerics.gather_label(log_p, labels), others], axis=-1)
 
 
 def loss(
@@ -57,8 +56,8 @@ def loss(
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
   chex.assert_shape(labels, student_logits.shape[:1])
-  student = numerics.widen(student_logits) / temperature
-  teacher = numerics.widen(teacher_logits) / temperature
+  student = numerics.upcast(student_logits) / temperature
+  teacher = numerics.upcast(teacher_logits) / temperature
   on_label = numerics.kl_divergence(
     _log_label_or_other(teacher, labels), _log_label_or_other(student, labels)
   )
@@ -68,18 +67,19 @@ def loss(
   return temperature**2 * (alpha * on_label + beta * among_others)
 
 
-def method(*, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> _method.Method:
+def method(*, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> contract.Method:
   """DKD from a single teacher's logits and the labels."""
   checks.non_negative("dkd", "alpha", alpha)
   checks.non_negative("dkd", "beta", beta)
   checks.positive("dkd", "temperature", temperature)
 
-  def check(learner, teachers):
-    checks.same_classes("dkd", learner, checks.one_teacher("dkd", teachers))
+  def check(student, teachers):
+    checks.same_classes("dkd", student, checks.one_teacher("dkd", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del axis_name
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, batch.label, alpha=alpha, beta=beta, temperature=temperature)
+    return loss(
+      student.logits, teacher.logits, context.batch.label, alpha=alpha, beta=beta, temperature=temperature
+    )
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",), needs_labels=True)

@@ -19,12 +19,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, kd
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, kd
 
 
 def loss(logits: Sequence[jax.Array], *, temperature: float = 1.0) -> jax.Array:
-  """What the members of a cohort have to learn from each other, per example.
+  """Sum over the members of a cohort of the mean divergence from the others, per example.
 
   Args:
     logits: of each of at least two members, [b, k].
@@ -38,20 +37,20 @@ def loss(logits: Sequence[jax.Array], *, temperature: float = 1.0) -> jax.Array:
   return jnp.sum(jnp.stack(terms), axis=0) / (len(logits) - 1)
 
 
-def method(*, temperature: float = 1.0) -> _method.Method:
-  """DML of the members of the learner, the model `cohort` of `models/cohort.py`. Teachers are not read."""
+def method(*, temperature: float = 1.0) -> contract.Method:
+  """DML of the members of the student, the model `cohort` of `models/cohort.py`. Teachers are not read."""
   checks.positive("dml", "temperature", temperature)
 
-  def check(learner, teachers):
+  def check(student, teachers):
     del teachers
-    if not learner.peers:
-      raise ValueError("dml: the learner has no peers; make it network('cohort', first=..., peer=...)")
-    classes = [member.logits.shape[-1] for member in (learner, *learner.peers)]
+    if not student.peers:
+      raise ValueError("dml: the student has no peers; make it network('cohort', first=..., peer=...)")
+    classes = [member.logits.shape[-1] for member in (student, *student.peers)]
     if len(set(classes)) > 1:
       raise ValueError(f"dml: the members of the cohort must have the same classes, got {classes}")
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del teachers, batch, axis_name
-    return loss([member.logits for member in (learner, *learner.peers)], temperature=temperature)
+  def loss_fn(student, teachers, context):
+    del teachers, context
+    return loss([member.logits for member in (student, *student.peers)], temperature=temperature)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=(), student_reads=("logits", "peer_outputs"))

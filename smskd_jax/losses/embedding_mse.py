@@ -1,4 +1,4 @@
-"""Regression of the embedding: what the student's classifier sees approaches what the teacher's sees.
+"""Regression of the embedding: the input of the student's classifier approaches that of the teacher's.
 
 Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
 
@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 
 
 def loss(student_embedding: jax.Array, teacher_embedding: jax.Array) -> jax.Array:
@@ -33,7 +32,7 @@ def loss(student_embedding: jax.Array, teacher_embedding: jax.Array) -> jax.Arra
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape([student_embedding, teacher_embedding])
-  difference = numerics.widen(student_embedding) - numerics.widen(teacher_embedding)
+  difference = numerics.upcast(student_embedding) - numerics.upcast(teacher_embedding)
   return jnp.mean(jnp.square(difference), axis=-1)
 
 
@@ -51,19 +50,18 @@ class Projection(nn.Module):
     return basic.linear(self.width, embedding.shape[-1], name="projection")(embedding)
 
 
-def method() -> _method.Method:
+def method() -> contract.Method:
   """Regression of a single teacher's pooled embedding."""
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("embedding_mse", teachers)
-    return modules.init(Projection(teacher.pooled.shape[-1]), key, learner.pooled)
+    return adapters.init(Projection(teacher.pooled.shape[-1]), key, student.pooled)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    projection, student = Projection(teacher.pooled.shape[-1]), numerics.widen(learner.pooled)
-    student, state = modules.apply(projection, params, state, student, axis_name=axis_name)
+    projection, student = Projection(teacher.pooled.shape[-1]), numerics.upcast(student.pooled)
+    student, state = adapters.apply(projection, params, state, student, axis_name=context.axis_name)
     return loss(student, teacher.pooled), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("embedding",), learns="a projection where widths differ")

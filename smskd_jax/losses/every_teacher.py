@@ -18,7 +18,7 @@ part. Weights are constants: no gradient flows through them. `weights` gives tho
 unit, as (2.0, 1.0), with weighting "equal". A method that takes all views of a stage at once has one weight for all:
 that of the first.
 
-Differences: around a method that learns or remembers, every teacher has parts of its own (regressors, memory banks),
+Differences: around a method with parameters or memory, every teacher has parts of its own (regressors, memory banks),
 initialised with a key of its own. A method that takes over a part of its teacher before the first step is refused with
 more than one teacher. Published close to "tcp" is Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge
 Distillation", ICASSP 2022, https://arxiv.org/abs/2201.00007, with w_im = (1 - p_m,i[y_i]^-1 / sum_l p_l,i[y_i]^-1) /
@@ -31,8 +31,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 from smskd_jax.state import Aux, Outputs
 
 WEIGHTINGS = ("equal", "accuracy", "tcp")
@@ -56,27 +55,27 @@ def mean(losses: Sequence[jax.Array], weights: jax.Array | None = None) -> jax.A
   return jnp.sum(weights.astype(rows.dtype) * rows, axis=0)
 
 
-def by_accuracy(
+def accuracy_weights(
   teacher_logits: Sequence[jax.Array], labels: jax.Array, *, axis_name: str | None = None
 ) -> jax.Array:
   """Weights in proportion to how often each teacher is right on the batch of all devices.
 
   Args:
     teacher_logits: of each of m teachers, [b, k].
-    labels: [b]; -1 where there is none, which no teacher can say.
+    labels: [b]; -1 where there is none, which no teacher predicts.
     axis_name: the axis of devices that the batch is spread over.
 
   Returns:
     [m, 1]; equal ones if no teacher is right once.
   """
-  dtype = numerics.widen(teacher_logits[0]).dtype
+  dtype = numerics.upcast(teacher_logits[0]).dtype
   of_each = [jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=dtype) for logits in teacher_logits]
-  right = _method.mean(jnp.stack(of_each), axis_name)
+  right = contract.pmean(jnp.stack(of_each), axis_name)
   total = jnp.sum(right)
-  return jnp.where(total == 0, 1 / len(of_each), numerics.divide(right, total))[:, None]
+  return jnp.where(total == 0, 1 / len(of_each), numerics.safe_divide(right, total))[:, None]
 
 
-def by_tcp(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+def tcp_weights(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
   """Weights in proportion to each teacher's probability of the true class, for each example.
 
   Args:
@@ -88,57 +87,50 @@ def by_tcp(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
   """
   known = jnp.maximum(labels, 0)
   of_each = [
-    numerics.of_label(jax.nn.log_softmax(numerics.widen(logits)), known) for logits in teacher_logits
+    numerics.gather_label(jax.nn.log_softmax(numerics.upcast(logits)), known) for logits in teacher_logits
   ]
   # As a softmax over teachers no probability is too small to be shared out.
   return jnp.where(labels[None, :] < 0, 1 / len(of_each), jax.nn.softmax(jnp.stack(of_each), axis=0))
 
 
 def method(
-  wrapped: _method.Method, /, *, weighting: str = "equal", weights: tuple[float, ...] = ()
-) -> _method.Method:
+  wrapped: contract.Method, /, *, weighting: str = "equal", weights: tuple[float, ...] = ()
+) -> contract.Method:
   """The mean of the wrapped method's losses over the teachers; its Aux holds one entry a teacher."""
   _check_weights(weighting, weights)
 
-  def init(key, learner, teachers, labels):
-    _check_teachers(wrapped, weighting, weights, learner, teachers)
+  def init(key, student, teachers, labels):
+    _check_teachers(wrapped, weighting, weights, student, teachers)
     of_each = [
-      wrapped.init(jax.random.fold_in(key, i), learner, (teacher,), labels)
+      wrapped.init(jax.random.fold_in(key, i), student, (teacher,), labels)
       for i, teacher in enumerate(teachers)
     ]
     return Aux(params=tuple(aux.params for aux in of_each), state=tuple(aux.state for aux in of_each))
 
-  def weigh(teachers, batch, axis_name):
-    said = [teacher.logits for teacher in teachers]
+  def weigh(teachers, context):
+    logits = [teacher.logits for teacher in teachers]
     if weighting == "accuracy":
-      return by_accuracy(said, batch.label, axis_name=axis_name)
+      return accuracy_weights(logits, context.batch.label, axis_name=context.axis_name)
     if weighting == "tcp":
-      return by_tcp(said, batch.label)
+      return tcp_weights(logits, context.batch.label)
     return jnp.array([[weight / sum(weights)] for weight in weights]) if weights else None
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    of_each = [
-      wrapped.apply(
-        params[i],
-        state[i],
-        learner,
-        (teacher,),
-        batch,
-        jax.random.fold_in(key, i),
-        epoch,
-        axis_name,
-        freeze=False,
+  def apply(params, state, student, teachers, context):
+    results = []
+    for i, teacher in enumerate(teachers):
+      own = context._replace(key=jax.random.fold_in(context.key, i))
+      results.append(
+        wrapped.apply(params[i], state[i], student, (teacher,), own, stop_teacher_gradient=False)
       )
-      for i, teacher in enumerate(teachers)
-    ]
-    losses, states = zip(*of_each, strict=True)
-    return mean(losses, jax.lax.stop_gradient(weigh(teachers, batch, axis_name))), states
+    losses, states = zip(*results, strict=True)
+    return mean(losses, jax.lax.stop_gradient(weigh(teachers, context))), states
 
-  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)
+  reads = wrapped.reads if weighting == "equal" else wrapped.reads | {"logits"}
+  return contract.wrap(wrapped, init, apply, reads=reads)
 
 
 def _check_weights(weighting: str, weights: tuple[float, ...]) -> None:
-  """Refuses what cannot weight teachers."""
+  """Refuses weights that are not defined."""
   checks.one_of("every_teacher", "weighting", weighting, WEIGHTINGS)
   if not isinstance(weights, tuple):
     raise ValueError(f"every_teacher: weights must be a tuple of numbers, one a teacher, got {weights!r}")
@@ -153,16 +145,16 @@ def _check_weights(weighting: str, weights: tuple[float, ...]) -> None:
 
 
 def _check_teachers(
-  wrapped: _method.Method,
+  wrapped: contract.Method,
   weighting: str,
   weights: tuple[float, ...],
-  learner: Outputs,
+  student: Outputs,
   teachers: tuple[Outputs, ...],
 ) -> None:
   """Refuses teachers that the method or its weights are not made for."""
   if not teachers:
     raise ValueError("every_teacher: needs at least one teacher, got 0; name it in the stage's teachers")
-  if wrapped.adopt is not None and len(teachers) > 1:
+  if wrapped.init_student is not None and len(teachers) > 1:
     raise ValueError(
       f"every_teacher: the wrapped method takes over a part of its teacher and needs exactly one, got {len(teachers)}"
     )
@@ -170,4 +162,4 @@ def _check_teachers(
     raise ValueError(f"every_teacher: weights must be one a teacher, got {len(weights)} for {len(teachers)}")
   if weighting != "equal":
     for teacher in teachers:
-      checks.same_classes("every_teacher", learner, teacher)
+      checks.same_classes("every_teacher", student, teacher)

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1412.6550
 Differences: the paper first trains up to the hint and then the whole student; here, as in the public code of
 "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), the hint is one more loss of a
 single stage. As there, the mean over the map takes the place of half the sum, and the regressor is a
-convolution, batch norm and ReLU. What differs from that code is said at `Regressor`.
+convolution, batch norm and ReLU. `Regressor` lists the differences from that code.
 """
 
 import chex
@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic, convolution
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 
 
 def _geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
@@ -80,11 +79,11 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   """
   chex.assert_rank([student_feature, teacher_feature], 4)
   chex.assert_equal_shape([student_feature, teacher_feature])
-  difference = numerics.widen(student_feature) - numerics.widen(teacher_feature)
+  difference = numerics.upcast(student_feature) - numerics.upcast(teacher_feature)
   return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
 
-def method(*, student_tap: int = 2, teacher_tap: int = 2) -> _method.Method:
+def method(*, student_tap: int = 2, teacher_tap: int = 2) -> contract.Method:
   """Hints at one tap of each network (0: the stem, -1: the last map), through a regressor that learns along.
 
   The regressor always normalises by the statistics of the global batch; their running averages are kept in
@@ -96,18 +95,17 @@ def method(*, student_tap: int = 2, teacher_tap: int = 2) -> _method.Method:
   def regressor(teacher):
     return Regressor(teacher.features[teacher_tap].shape[1:])
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("fitnet", teachers)
-    checks.has_tap("fitnet", student_tap, "student", learner)
+    checks.has_tap("fitnet", student_tap, "student", student)
     checks.has_tap("fitnet", teacher_tap, "teacher", teacher)
-    return modules.init(regressor(teacher), key, learner.features[student_tap])
+    return adapters.init(regressor(teacher), key, student.features[student_tap])
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    feature = learner.features[student_tap]
-    hint, state = modules.apply(regressor(teacher), params, state, feature, axis_name=axis_name)
+    feature = student.features[student_tap]
+    hint, state = adapters.apply(regressor(teacher), params, state, feature, axis_name=context.axis_name)
     return loss(hint, teacher.features[teacher_tap]), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="a regressor")

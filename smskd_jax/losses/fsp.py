@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 class Projectors(nn.Module):
@@ -57,7 +56,7 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
   chex.assert_rank([*student_features, *teacher_features], 4)
 
   def flow(bottom, top):
-    bottom, top = maps.to_smaller(numerics.widen(bottom), numerics.widen(top))
+    bottom, top = maps.match_spatial_size(numerics.upcast(bottom), numerics.upcast(top))
     positions = bottom.shape[1] * bottom.shape[2]
     return jnp.einsum("bhwc,bhwd->bcd", bottom, top, precision="highest") / positions
 
@@ -78,52 +77,51 @@ def between_maps(
   *,
   first: int,
   project: bool,
-) -> _method.Method:
+) -> contract.Method:
   """A method whose loss relates two maps or more of the student to as many, of the same channels, of the teacher.
 
   Args:
     name: its name, for errors.
     loss: (student_features, teacher_features) -> [b].
-    student_taps: as of `maps.pairs`.
-    teacher_taps: as of `maps.pairs`.
-    first: as of `maps.pairs`.
+    student_taps: as of `maps.pair_layers`.
+    teacher_taps: as of `maps.pair_layers`.
+    first: as of `maps.pair_layers`.
     project: whether student's maps of other channels are projected, or else refused.
   """
-  maps.check_taps(name, student_taps, teacher_taps)
+  maps.check_layers(name, student_taps, teacher_taps)
   checks.flag(name, "project", project)
 
-  def of_pairs(learner, teachers):
+  def of_pairs(student, teachers):
     teacher = checks.one_teacher(name, teachers)
-    pairs = maps.pairs(name, learner, teacher, student_taps, teacher_taps, first=first)
+    pairs = maps.pair_layers(name, student, teacher, student_taps, teacher_taps, first=first)
     if len(pairs) < 2:
       raise ValueError(f"{name}: needs two feature maps or more of each network, got the taps {pairs}")
     for s, t in pairs:
-      ours, theirs = learner.features[s].shape, teacher.features[t].shape
+      ours, theirs = student.features[s].shape, teacher.features[t].shape
       if not project and ours[-1] != theirs[-1]:
         raise ValueError(
           f"{name}: the student's tap {s} is {list(ours[1:])}, the teacher's tap {t} {list(theirs[1:])}; "
           "take maps of as many channels, or project = True"
         )
-    students, targets = zip(*((learner.features[s], teacher.features[t]) for s, t in pairs), strict=True)
+    students, targets = zip(*((student.features[s], teacher.features[t]) for s, t in pairs), strict=True)
     return Projectors(tuple(x.shape[-1] for x in targets)), students, targets
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    projectors, students, _ = of_pairs(learner, teachers)
-    return modules.init(projectors, key, students)
+    projectors, students, _ = of_pairs(student, teachers)
+    return adapters.init(projectors, key, students)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    projectors, students, targets = of_pairs(learner, teachers)
-    students, state = modules.apply(projectors, params, state, students, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    projectors, students, targets = of_pairs(student, teachers)
+    students, state = adapters.apply(projectors, params, state, students, axis_name=context.axis_name)
     return loss(students, targets), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="projections where channels differ")
 
 
 def method(
   *, project: bool = True, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
-) -> _method.Method:
+) -> contract.Method:
   """FSP between consecutive taps of the student and of a single teacher; without taps, all of them, stem first.
 
   Args:

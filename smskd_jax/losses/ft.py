@@ -29,13 +29,12 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import at, checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, at, checks, contract, maps, numerics
 from smskd_jax.state import Aux
 
 
 class Coder(nn.Module):
-  """Three 3x3 convolutions, each followed by batch norm, if asked for, and a leaky ReLU of slope 0.1."""
+  """Three 3x3 convolutions, each followed by batch norm if chosen, and a leaky ReLU of slope 0.1."""
 
   channels: tuple[int, int, int]
   normalise: bool = False
@@ -64,7 +63,7 @@ class Paraphraser(nn.Module):
 
 
 class Parts(nn.Module):
-  """All that learns beside the student."""
+  """Paraphraser of the teacher's map and translator of the student's."""
 
   factor_channels: int
 
@@ -91,13 +90,13 @@ def loss(student_factor: jax.Array, teacher_factor: jax.Array, *, p1: int = 2, p
     [b].
   """
   chex.assert_rank([student_factor, teacher_factor], 4)
-  student, teacher = maps.to_smaller(numerics.widen(student_factor), numerics.widen(teacher_factor))
+  student, teacher = maps.match_spatial_size(numerics.upcast(student_factor), numerics.upcast(teacher_factor))
   return jnp.mean(jnp.abs(at.attention(student, p1) - at.attention(teacher, p1)) ** p2, axis=-1)
 
 
 def reconstruction_error(reconstruction: jax.Array, feature: jax.Array) -> jax.Array:
   """Mean squared error [b] of two maps [b, h, w, c]."""
-  difference = numerics.widen(reconstruction) - numerics.widen(feature)
+  difference = numerics.upcast(reconstruction) - numerics.upcast(feature)
   return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
 
@@ -110,7 +109,7 @@ def method(
   paraphraser_epochs: float = 0.0,
   student_tap: int = -1,
   teacher_tap: int = -1,
-) -> _method.Method:
+) -> contract.Method:
   """FT between one map of the student and one of a single teacher (0 is the stem, -1 the last).
 
   Args:
@@ -130,27 +129,28 @@ def method(
   checks.integer("ft", "student_tap", student_tap)
   checks.integer("ft", "teacher_tap", teacher_tap)
 
-  def of_pair(learner, teachers):
+  def of_pair(student, teachers):
     teacher = teachers[0].features[teacher_tap]
-    return Parts(max(1, int(rate * teacher.shape[-1]))), learner.features[student_tap], teacher
+    return Parts(max(1, int(rate * teacher.shape[-1]))), student.features[student_tap], teacher
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    checks.has_tap("ft", student_tap, "student", learner)
+    checks.has_tap("ft", student_tap, "student", student)
     checks.has_tap("ft", teacher_tap, "teacher", checks.one_teacher("ft", teachers))
-    module, student, teacher = of_pair(learner, teachers)
-    params, statistics = modules.init(module, key, student, teacher)
+    module, student, teacher = of_pair(student, teachers)
+    params, statistics = adapters.init(module, key, student, teacher)
     frozen = params["paraphraser"] if paraphraser_epochs else ()
     return Aux(params, {"statistics": statistics, "frozen": frozen})
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key
-    module, *features = of_pair(learner, teachers)
-    learns, frozen = epoch < paraphraser_epochs, ()
+  def apply(params, state, student, teachers, context):
+    module, *features = of_pair(student, teachers)
+    learns, frozen = context.epoch < paraphraser_epochs, ()
     if paraphraser_epochs:
       frozen = jax.tree.map(functools.partial(jnp.where, learns), params["paraphraser"], state["frozen"])
       params = {**params, "paraphraser": frozen}
-    outputs, statistics = modules.apply(module, params, state["statistics"], *features, axis_name=axis_name)
+    outputs, statistics = adapters.apply(
+      module, params, state["statistics"], *features, axis_name=context.axis_name
+    )
     student_factor, teacher_factor, reconstruction = outputs
     of_factors = loss(student_factor, jax.lax.stop_gradient(teacher_factor), p1=p1, p2=p2)
     of_reconstruction = reconstruction_weight * reconstruction_error(reconstruction, features[1])
@@ -158,4 +158,4 @@ def method(
     value = jnp.where(learns, of_reconstruction, of_factors) if paraphraser_epochs else both
     return value, {"statistics": statistics, "frozen": frozen}
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="paraphraser and translator")

@@ -16,8 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -33,18 +32,18 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
   decision = jnp.argmax(teacher_logits, axis=-1)
-  return -numerics.of_label(jax.nn.log_softmax(numerics.widen(student_logits)), decision)
+  return -numerics.gather_label(jax.nn.log_softmax(numerics.upcast(student_logits)), decision)
 
 
-def method() -> _method.Method:
+def method() -> contract.Method:
   """Hard-label distillation from a single teacher's logits."""
 
-  def check(learner, teachers):
-    checks.same_classes("hard_label", learner, checks.one_teacher("hard_label", teachers))
+  def check(student, teachers):
+    checks.same_classes("hard_label", student, checks.one_teacher("hard_label", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits)
+    return loss(student.logits, teacher.logits)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

@@ -20,15 +20,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 
 
 def _correlation(feature: jax.Array) -> jax.Array:
   """Inner products of all pairs of channels, [b, c, c], each row of norm 1."""
-  feature = numerics.widen(feature)
+  feature = numerics.upcast(feature)
   products = jnp.einsum("bhwm,bhwn->bmn", feature, feature, precision="highest")
-  return numerics.divide(products, numerics.norm(products)[:, :, None])
+  return numerics.safe_divide(products, numerics.safe_norm(products)[:, :, None])
 
 
 def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
@@ -48,26 +47,25 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   return jnp.mean(jnp.sum(jnp.square(difference), axis=2), axis=1)
 
 
-def method(*, student_tap: int = -1, teacher_tap: int = -1) -> _method.Method:
+def method(*, student_tap: int = -1, teacher_tap: int = -1) -> contract.Method:
   """ICKD at one tap of each network (0 is the stem, -1 the last map), through a connector that learns."""
   checks.integer("ickd", "student_tap", student_tap)
   checks.integer("ickd", "teacher_tap", teacher_tap)
 
   def connector(teacher):
-    return modules.ConvNorm(teacher.features[teacher_tap].shape[-1])
+    return adapters.ConvNorm(teacher.features[teacher_tap].shape[-1])
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("ickd", teachers)
-    checks.has_tap("ickd", student_tap, "student", learner)
+    checks.has_tap("ickd", student_tap, "student", student)
     checks.has_tap("ickd", teacher_tap, "teacher", teacher)
-    return modules.init(connector(teacher), key, learner.features[student_tap])
+    return adapters.init(connector(teacher), key, student.features[student_tap])
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    feature = learner.features[student_tap]
-    connected, state = modules.apply(connector(teacher), params, state, feature, axis_name=axis_name)
+    feature = student.features[student_tap]
+    connected, state = adapters.apply(connector(teacher), params, state, feature, axis_name=context.axis_name)
     return loss(connected, teacher.features[teacher_tap]), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="a connector")

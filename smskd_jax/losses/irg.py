@@ -25,22 +25,21 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, maps, numerics
 
 
 def _over_largest(distance: jax.Array, axis_name: str | None) -> jax.Array:
   """Distances over the largest one of all devices."""
   # Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
   own = distance.reshape(-1)[jnp.argmax(distance)]
-  of_devices = _method.gather(own[None], axis_name)
-  return numerics.divide(distance, of_devices[jnp.argmax(of_devices)])
+  of_devices = contract.gather(own[None], axis_name)
+  return numerics.safe_divide(distance, of_devices[jnp.argmax(of_devices)])
 
 
 def edges(feature: jax.Array, axis_name: str | None = None) -> jax.Array:
   """E: squared distances of this device's rows of [b, ...] to those of all devices, over the largest one, [b, n]."""
-  rows = numerics.widen(feature.reshape(feature.shape[0], -1))
-  everyone = _method.gather(rows, axis_name)
+  rows = numerics.upcast(feature.reshape(feature.shape[0], -1))
+  everyone = contract.gather(rows, axis_name)
   # |x|^2 + |y|^2 - 2xy, because the differences themselves, [b, n, d], are too many for whole maps. Measured from one
   # of the examples no |x|^2 exceeds the largest distance, so that in units of it the sum is exact to a few roundings,
   # however far from zero the examples lie; and equal examples are exactly zero apart. Distances do not depend on
@@ -54,7 +53,7 @@ def edges(feature: jax.Array, axis_name: str | None = None) -> jax.Array:
 
 def transformation(first: jax.Array, second: jax.Array, axis_name: str | None = None) -> jax.Array:
   """M: squared distance between two maps of each example, [b, h, w, c], over the largest one of all devices, [b]."""
-  first, second = maps.to_smaller(numerics.widen(first), numerics.widen(second))
+  first, second = maps.match_spatial_size(numerics.upcast(first), numerics.upcast(second))
   channels = min(first.shape[-1], second.shape[-1])
   flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1], 1)
   one_size = lambda x: maps.pool(flat(x), (x.shape[1] * x.shape[2], channels))
@@ -109,7 +108,7 @@ def loss(
 
   average = lambda f, student, teacher: sum(map(f, student, teacher)) / len(student)
   steps = lambda features: tuple(zip(features[:-1], features[1:], strict=True))
-  vertices = jnp.mean(jnp.square(numerics.widen(student_logits) - numerics.widen(teacher_logits)), axis=1)
+  vertices = jnp.mean(jnp.square(numerics.upcast(student_logits) - numerics.upcast(teacher_logits)), axis=1)
   of_student, of_teacher = (*student_features, student_embedding), (*teacher_features, teacher_embedding)
   return (
     vertex_weight * vertices
@@ -125,9 +124,9 @@ def method(
   vertex_weight: float = 0.1,
   edge_weight: float = 5.0,
   transformation_weight: float = 5.0,
-) -> _method.Method:
+) -> contract.Method:
   """IRG on logits, pooled embeddings and maps at two or more taps (0 is the stem, -1 the last); empty: all stages."""
-  maps.check_taps("irg", student_taps, teacher_taps)
+  maps.check_layers("irg", student_taps, teacher_taps)
   weights = {
     "vertex_weight": vertex_weight,
     "edge_weight": edge_weight,
@@ -136,30 +135,29 @@ def method(
   for name, weight in weights.items():
     checks.non_negative("irg", name, weight)
 
-  def pairs(learner, teacher):
-    return maps.pairs("irg", learner, teacher, student_taps, teacher_taps)
+  def pairs(student, teacher):
+    return maps.pair_layers("irg", student, teacher, student_taps, teacher_taps)
 
-  def check(learner, teachers):
+  def check(student, teachers):
     teacher = checks.one_teacher("irg", teachers)
-    checks.same_classes("irg", learner, teacher)
-    if len(pairs(learner, teacher)) < 2:
+    checks.same_classes("irg", student, teacher)
+    if len(pairs(student, teacher)) < 2:
       raise ValueError(
         "irg: needs two taps or more of each network, got one pair; set student_taps and teacher_taps"
       )
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    of_student, of_teacher = zip(*pairs(learner, teacher), strict=True)
+    of_student, of_teacher = zip(*pairs(student, teacher), strict=True)
     return loss(
-      learner.logits,
+      student.logits,
       teacher.logits,
-      learner.pooled,
+      student.pooled,
       teacher.pooled,
-      tuple(learner.features[tap] for tap in of_student),
+      tuple(student.features[tap] for tap in of_student),
       tuple(teacher.features[tap] for tap in of_teacher),
-      axis_name=axis_name,
+      axis_name=context.axis_name,
       **weights,
     )
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits", "embedding", "features"))

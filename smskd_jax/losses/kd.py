@@ -12,8 +12,7 @@ constant, and so has the same gradient and is zero where the networks agree.
 import chex
 import jax
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 4.0) -> jax.Array:
@@ -29,21 +28,21 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: f
   """
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
-  log_p = jax.nn.log_softmax(numerics.widen(teacher_logits) / temperature)
-  log_q = jax.nn.log_softmax(numerics.widen(student_logits) / temperature)
+  log_p = jax.nn.log_softmax(numerics.upcast(teacher_logits) / temperature)
+  log_q = jax.nn.log_softmax(numerics.upcast(student_logits) / temperature)
   return temperature**2 * numerics.kl_divergence(log_p, log_q)
 
 
-def method(*, temperature: float = 4.0) -> _method.Method:
+def method(*, temperature: float = 4.0) -> contract.Method:
   """KD from a single teacher's logits."""
   checks.positive("kd", "temperature", temperature)
 
-  def check(learner, teachers):
-    checks.same_classes("kd", learner, checks.one_teacher("kd", teachers))
+  def check(student, teachers):
+    checks.same_classes("kd", student, checks.one_teacher("kd", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, temperature=temperature)
+    return loss(student.logits, teacher.logits, temperature=temperature)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

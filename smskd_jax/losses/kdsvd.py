@@ -34,8 +34,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, fsp, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, fsp, numerics
 
 # Of the largest squared singular value: what is nearer to another one, or to zero, cannot be told from it.
 _RESOLUTION = 1e-6
@@ -66,7 +65,7 @@ def _eigh_jvp(primals, tangents):
   change = multiply(jnp.swapaxes(vectors, 1, 2), multiply(tangents[0], vectors))
   gap = values[:, None, :] - values[:, :, None]
   width = _RESOLUTION * values[:, :1, None]
-  rotation = numerics.divide(gap, jnp.square(gap) + jnp.square(width)) * change
+  rotation = numerics.safe_divide(gap, jnp.square(gap) + jnp.square(width)) * change
   return (values, vectors), (jnp.diagonal(change, axis1=1, axis2=2), multiply(vectors, rotation))
 
 
@@ -82,14 +81,14 @@ def right_vectors(feature: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     singular value is less than a thousandth of the largest.
   """
   b, h, w, c = feature.shape
-  x = numerics.rescale(feature).reshape(b, h * w, c)
+  x = numerics.normalize_scale(feature).reshape(b, h * w, c)
   rows = h * w < c  # The smaller of the two Gram matrices has the same non-zero eigenvalues.
   gram = jnp.einsum("bpc,bqc->bpq" if rows else "bpc,bpd->bcd", x, x, precision="highest")
   squares, vectors = _eigh(gram)
   squares, vectors = squares[:, :n], jnp.swapaxes(vectors[:, :, :n], 1, 2)
   if rows:
     vectors = jnp.einsum("bmp,bpc->bmc", vectors, x, precision="highest")
-    vectors = numerics.divide(vectors, numerics.norm(vectors)[:, :, None])
+    vectors = numerics.safe_divide(vectors, numerics.safe_norm(vectors)[:, :, None])
   exists = squares > _RESOLUTION * squares[:, :1]
   values = jnp.where(exists, jnp.sqrt(jnp.where(exists, squares, 1)), 0)
   return values, jnp.where(exists[:, :, None], vectors, 0)
@@ -112,7 +111,7 @@ def _directions(student: jax.Array, teacher: jax.Array, k: int, signs: str) -> t
   """(S, T) of one tap, each [b, k, c]; zeros where the map has fewer than k singular vectors."""
   teacher = jax.lax.stop_gradient(teacher)
   values, targets = right_vectors(teacher, k)
-  strength = numerics.divide(values, numerics.norm(values)[:, None])
+  strength = numerics.safe_divide(values, numerics.safe_norm(values)[:, None])
   negative = (jnp.sum(targets, axis=-1) if signs == "sum" else _svd_signs(targets, teacher)) < 0
   targets = jnp.where(negative[:, :, None], -targets, targets)
   targets = jnp.pad(targets, ((0, 0), (0, k - targets.shape[1]), (0, 0)))
@@ -152,7 +151,7 @@ def loss(
 
   def of_tap(student, teacher):
     chex.assert_equal_shape([student, teacher], dims=(0, 3))
-    return _directions(numerics.widen(student), numerics.widen(teacher), k, signs)
+    return _directions(numerics.upcast(student), numerics.upcast(teacher), k, signs)
 
   taps = [of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
 
@@ -171,7 +170,7 @@ def method(
   project: bool = True,
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """KD-SVD between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
 
   Args:

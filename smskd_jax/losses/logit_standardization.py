@@ -1,4 +1,4 @@
-"""Logit standardization: the wrapped method sees z-scores of the logits in place of the logits.
+"""Logit standardization: the wrapped method reads z-scores of the logits in place of the logits.
 
 Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, https://arxiv.org/abs/2403.01427
 
@@ -8,7 +8,7 @@ A plug-in: the mean and the standard deviation are over the classes of one examp
 the shape of the logits and not their scale. Its temperature then divides z'; the published rows of KD take 2, with a
 weight of 9.
 
-Every method that reads logits can be wrapped. What else a network says (its classifier, its peers) stays as it is.
+Every method that reads logits can be wrapped. All other outputs of a network (its classifier, its peers) are unchanged.
 Beside the plug-in ctkd this one has to be the outer one: a temperature that divides the logits before they are
 standardised cancels.
 
@@ -21,8 +21,7 @@ others, where this plug-in gives all terms z', so that its published rows are no
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 from smskd_jax.state import Outputs
 
 
@@ -37,35 +36,35 @@ def standardize(logits: jax.Array, *, ddof: int = 1, eps: float = 1e-7) -> jax.A
   Returns:
     [b, k], in float32 at least; zeros for an example whose logits are all equal.
   """
-  logits = numerics.widen(logits)
+  logits = numerics.upcast(logits)
   # The mean of equal numbers is not exactly that number; that of zeros is.
   shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   centered = shifted - jnp.mean(shifted, axis=-1, keepdims=True)
-  deviation = numerics.norm(centered)[..., None] / (logits.shape[-1] - ddof) ** 0.5
+  deviation = numerics.safe_norm(centered)[..., None] / (logits.shape[-1] - ddof) ** 0.5
   is_flat = deviation == 0
   return jnp.where(is_flat, 0.0, centered / jnp.where(is_flat, 1.0, deviation + eps))
 
 
-def method(wrapped: _method.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> _method.Method:
+def method(wrapped: contract.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> contract.Method:
   """The wrapped method on standardised logits of the student and of all teachers."""
   checks.at_least("logit_standardization", "ddof", ddof, 0)
   checks.non_negative("logit_standardization", "eps", eps)
 
   def standardized(networks: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
-    return _method.map_logits(lambda logits: standardize(logits, ddof=ddof, eps=eps), networks)
+    return contract.transform_logits(lambda logits: standardize(logits, ddof=ddof, eps=eps), networks)
 
-  def init(key, learner, teachers, labels):
-    for network in (learner, *teachers):
+  def init(key, student, teachers, labels):
+    for network in (student, *teachers):
       classes = network.logits.shape[-1]
       if classes <= ddof:
         raise ValueError(
           f"logit_standardization: the standard deviation of {classes} classes is not defined with ddof={ddof}"
         )
-    learner, *teachers = jax.eval_shape(standardized, (learner, *teachers))
-    return wrapped.init(key, learner, tuple(teachers), labels)
+    student, *teachers = jax.eval_shape(standardized, (student, *teachers))
+    return wrapped.init(key, student, tuple(teachers), labels)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    learner, *teachers = standardized((learner, *teachers))
-    return wrapped.apply(params, state, learner, tuple(teachers), batch, key, epoch, axis_name, freeze=False)
+  def apply(params, state, student, teachers, context):
+    student, *teachers = standardized((student, *teachers))
+    return wrapped.apply(params, state, student, tuple(teachers), context, stop_teacher_gradient=False)
 
-  return _method.make(init, apply, wrapped.adopt, needs_views=wrapped.needs_views)
+  return contract.wrap(wrapped, init, apply, transforms_logits=True)

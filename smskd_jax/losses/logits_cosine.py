@@ -19,8 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -40,19 +39,19 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
 
 def _direction(logits: jax.Array) -> jax.Array:
   """The logits at length 1; zeros where they have none."""
-  logits = numerics.widen(logits)
-  return numerics.divide(logits, numerics.norm(logits)[:, None])
+  logits = numerics.upcast(logits)
+  return numerics.safe_divide(logits, numerics.safe_norm(logits)[:, None])
 
 
-def method() -> _method.Method:
+def method() -> contract.Method:
   """The cosine between the student's logits and a single teacher's."""
 
-  def check(learner, teachers):
-    checks.same_classes("logits_cosine", learner, checks.one_teacher("logits_cosine", teachers))
+  def check(student, teachers):
+    checks.same_classes("logits_cosine", student, checks.one_teacher("logits_cosine", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits)
+    return loss(student.logits, teacher.logits)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

@@ -13,8 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -29,18 +28,18 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
   """
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
-  return jnp.mean(jnp.square(numerics.widen(student_logits) - numerics.widen(teacher_logits)), axis=-1)
+  return jnp.mean(jnp.square(numerics.upcast(student_logits) - numerics.upcast(teacher_logits)), axis=-1)
 
 
-def method() -> _method.Method:
+def method() -> contract.Method:
   """Regression of a single teacher's logits."""
 
-  def check(learner, teachers):
-    checks.same_classes("logits_mse", learner, checks.one_teacher("logits_mse", teachers))
+  def check(student, teachers):
+    checks.same_classes("logits_mse", student, checks.one_teacher("logits_mse", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits)
+    return loss(student.logits, teacher.logits)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

@@ -1,4 +1,4 @@
-"""Feature maps: which of two networks belong together, and one size for two of them."""
+"""Pairs of feature maps of two networks, in one size."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from smskd_jax.losses import checks, numerics
 from smskd_jax.state import Outputs
 
 
-def check_taps(method: str, student_taps: tuple[int, ...], teacher_taps: tuple[int, ...]) -> None:
+def check_layers(method: str, student_taps: tuple[int, ...], teacher_taps: tuple[int, ...]) -> None:
   """Refuses taps that are not as many integers on both sides; both empty means all stages."""
   for name, taps in (("student_taps", student_taps), ("teacher_taps", teacher_taps)):
     if not isinstance(taps, tuple):
@@ -23,9 +23,9 @@ def check_taps(method: str, student_taps: tuple[int, ...], teacher_taps: tuple[i
     )
 
 
-def pairs(
+def pair_layers(
   method: str,
-  learner: Outputs,
+  student: Outputs,
   teacher: Outputs,
   student_taps: Sequence[int] = (),
   teacher_taps: Sequence[int] = (),
@@ -37,7 +37,7 @@ def pairs(
 
   Args:
     method: its name, for errors.
-    learner: the student.
+    student: the student.
     teacher: the teacher.
     student_taps: taps, 0 being the stem and -1 the last; empty for all from `first` on, as far as both networks go.
     teacher_taps: likewise, as many.
@@ -48,21 +48,21 @@ def pairs(
     ValueError: a tap that a network does not have, or no stage in common.
   """
   if student_taps:
-    for who, outputs, taps in (("student", learner, student_taps), ("teacher", teacher, teacher_taps)):
+    for who, outputs, taps in (("student", student, student_taps), ("teacher", teacher, teacher_taps)):
       for tap in taps:
         checks.has_tap(method, tap, who, outputs)
-    count_s, count_t = len(learner.features), len(teacher.features)
+    count_s, count_t = len(student.features), len(teacher.features)
     return tuple((s % count_s, t % count_t) for s, t in zip(student_taps, teacher_taps, strict=True))
-  student, of_teacher = range(first, len(learner.features)), range(first, len(teacher.features))
-  count = min(len(student), len(of_teacher))
+  of_student, of_teacher = range(first, len(student.features)), range(first, len(teacher.features))
+  count = min(len(of_student), len(of_teacher))
   if not count:
     raise ValueError(
-      f"{method}: needs feature maps after the stem; the student has {len(learner.features)} maps, "
+      f"{method}: needs feature maps after the stem; the student has {len(student.features)} maps, "
       f"the teacher {len(teacher.features)}"
     )
   if from_the_end:
-    return tuple(zip(student[-count:], of_teacher[-count:], strict=True))
-  return tuple(zip(student[:count], of_teacher[:count], strict=True))
+    return tuple(zip(of_student[-count:], of_teacher[-count:], strict=True))
+  return tuple(zip(of_student[:count], of_teacher[:count], strict=True))
 
 
 def pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -100,21 +100,21 @@ def smaller(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
   return min(a[1], b[1]), min(a[2], b[2])
 
 
-def to_smaller(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Both maps, the larger one averaged down to the size of the smaller one, on each axis by itself."""
+def match_spatial_size(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Averages the larger of two maps down to the size of the smaller one, on each axis by itself."""
   size = smaller(student.shape, teacher.shape)
   return pool(student, size), pool(teacher, size)
 
 
-def matched(
+def match_layers(
   method: str,
-  learner: Outputs,
+  student: Outputs,
   teacher: Outputs,
   student_taps: Sequence[int] = (),
   teacher_taps: Sequence[int] = (),
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-  """The student's maps and the teacher's of each of `pairs`, in float32 at least and of one size."""
-  taps = pairs(method, learner, teacher, student_taps, teacher_taps)
-  wide = numerics.widen
-  of_taps = [to_smaller(wide(learner.features[s]), wide(teacher.features[t])) for s, t in taps]
+  """The student's maps and the teacher's of each of `pair_layers`, in float32 at least and of one size."""
+  taps = pair_layers(method, student, teacher, student_taps, teacher_taps)
+  wide = numerics.upcast
+  of_taps = [match_spatial_size(wide(student.features[s]), wide(teacher.features[t])) for s, t in taps]
   return tuple(s for s, _ in of_taps), tuple(t for _, t in of_taps)

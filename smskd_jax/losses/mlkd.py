@@ -34,8 +34,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, kd, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, kd, numerics
 
 
 def batch_loss(
@@ -55,7 +54,7 @@ def batch_loss(
   """
   probabilities = _probabilities(student_logits, teacher_logits, temperature)
   student, teacher = (
-    jnp.matmul(p, _method.gather(p, axis_name).T, precision="highest") for p in probabilities
+    jnp.matmul(p, contract.gather(p, axis_name).T, precision="highest") for p in probabilities
   )
   return jnp.sum(jnp.square(teacher - student), axis=1)
 
@@ -78,7 +77,7 @@ def class_loss(
   probabilities = _probabilities(student_logits, teacher_logits, temperature)
   student, teacher = (jnp.matmul(p.T, p, precision="highest") for p in probabilities)
   num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-  difference = num_devices * _method.mean(teacher - student, axis_name)
+  difference = num_devices * contract.pmean(teacher - student, axis_name)
   return jnp.broadcast_to(jnp.sum(jnp.square(difference)) / k, (b,))
 
 
@@ -114,7 +113,7 @@ def loss(
   def over_temperatures(term):
     # Mapped, so that the collectives of all temperatures are one.
     of_one = lambda t: term(student_logits, teacher_logits, temperature=t, axis_name=axis_name)
-    each = jax.vmap(of_one)(jnp.asarray(temperatures, numerics.widen(student_logits).dtype))
+    each = jax.vmap(of_one)(jnp.asarray(temperatures, numerics.upcast(student_logits).dtype))
     return jnp.sum(each, axis=0)
 
   by_example = _instance(student_logits, teacher_logits, temperatures) + over_temperatures(batch_loss)
@@ -138,8 +137,8 @@ def _probabilities(
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
   return (
-    jax.nn.softmax(numerics.widen(student_logits) / temperature),
-    jax.nn.softmax(numerics.widen(teacher_logits) / temperature),
+    jax.nn.softmax(numerics.upcast(student_logits) / temperature),
+    jax.nn.softmax(numerics.upcast(teacher_logits) / temperature),
   )
 
 
@@ -148,19 +147,19 @@ def _instance(
 ) -> jax.Array:
   """KD summed over temperatures, [b]."""
   terms = (kd.loss(student_logits, teacher_logits, temperature=t) for t in temperatures)
-  return sum(terms, start=jnp.zeros((), numerics.widen(student_logits).dtype))
+  return sum(terms, start=jnp.zeros((), numerics.upcast(student_logits).dtype))
 
 
 def _selected(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """The shares of the examples and of the classes that the masks of the authors' code select, each []."""
-  probabilities = jax.nn.softmax(_method.gather(numerics.widen(teacher_logits), axis_name))
+  """Fractions of the examples and of the classes that the masks of the authors' code select, each []."""
+  probabilities = jax.nn.softmax(contract.gather(numerics.upcast(teacher_logits), axis_name))
   share = lambda x: jnp.mean(x <= jnp.median(x), dtype=x.dtype)
   return share(jnp.max(probabilities, axis=1)), share(jnp.sum(probabilities, axis=0))
 
 
 def method(
   *, temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0), public_code: bool = False
-) -> _method.Method:
+) -> contract.Method:
   """Multi-level logit distillation from a single teacher, on the views that the stage makes.
 
   On one view `public_code` is the factor of about 1/2 alone.
@@ -171,23 +170,22 @@ def method(
     checks.positive("mlkd", "temperatures", temperature)
   checks.flag("mlkd", "public_code", public_code)
 
-  def check(learner, teachers):
-    checks.same_classes("mlkd", learner, checks.one_teacher("mlkd", teachers))
+  def check(student, teachers):
+    checks.same_classes("mlkd", student, checks.one_teacher("mlkd", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
     of_views = functools.partial(
       loss,
-      learner.logits,
+      student.logits,
       teacher.logits,
       temperatures=temperatures,
       public_code=public_code,
-      axis_name=axis_name,
+      axis_name=context.axis_name,
     )
-    if not learner.other_views:
+    if not student.other_views:
       return of_views()
-    pairs = zip(learner.other_views, teacher.other_views, strict=True)
+    pairs = zip(student.other_views, teacher.other_views, strict=True)
     return jnp.mean(jnp.stack([of_views(student.logits, strong.logits) for student, strong in pairs]), axis=0)
 
-  return _method.stateless(of_outputs, check, needs_views=True)
+  return contract.stateless(loss_fn, check, reads=("logits",), multi_view=True)

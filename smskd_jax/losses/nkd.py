@@ -18,8 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(
@@ -45,26 +44,25 @@ def loss(
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
   chex.assert_shape(labels, student_logits.shape[:1])
-  student, teacher = numerics.widen(student_logits), numerics.widen(teacher_logits)
-  p_label = numerics.of_label(jax.nn.softmax(teacher), labels)
-  on_label = -p_label * numerics.of_label(jax.nn.log_softmax(student), labels)
+  student, teacher = numerics.upcast(student_logits), numerics.upcast(teacher_logits)
+  p_label = numerics.gather_label(jax.nn.softmax(teacher), labels)
+  on_label = -p_label * numerics.gather_label(jax.nn.log_softmax(student), labels)
   q_teacher = jnp.exp(numerics.log_softmax_of_others(teacher / temperature, labels))
   log_q_student = numerics.log_softmax_of_others(student / temperature, labels)
   among_others = -jnp.sum(q_teacher * log_q_student, axis=-1)
   return on_label + gamma * temperature**2 * among_others
 
 
-def method(*, gamma: float = 3.5, temperature: float = 3.0) -> _method.Method:
+def method(*, gamma: float = 3.5, temperature: float = 3.0) -> contract.Method:
   """NKD from a single teacher's logits and the labels."""
   checks.non_negative("nkd", "gamma", gamma)
   checks.positive("nkd", "temperature", temperature)
 
-  def check(learner, teachers):
-    checks.same_classes("nkd", learner, checks.one_teacher("nkd", teachers))
+  def check(student, teachers):
+    checks.same_classes("nkd", student, checks.one_teacher("nkd", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del axis_name
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, batch.label, gamma=gamma, temperature=temperature)
+    return loss(student.logits, teacher.logits, context.batch.label, gamma=gamma, temperature=temperature)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",), needs_labels=True)

@@ -21,8 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, maps, numerics
 
 
 def _by_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -47,7 +46,7 @@ def _channels(feature: jax.Array) -> jax.Array:
   """The channels [b, c, h w] of a map, each of norm 1 or zero."""
   b, h, w, c = feature.shape
   x = jnp.swapaxes(feature.reshape(b, h * w, c), 1, 2)
-  return numerics.divide(x, numerics.norm(x)[..., None])
+  return numerics.safe_divide(x, numerics.safe_norm(x)[..., None])
 
 
 def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...]) -> jax.Array:
@@ -63,7 +62,7 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
   chex.assert_rank([*student_features, *teacher_features], 4)
 
   def of_tap(student, teacher):
-    student, teacher = maps.to_smaller(numerics.widen(student), numerics.widen(teacher))
+    student, teacher = maps.match_spatial_size(numerics.upcast(student), numerics.upcast(teacher))
     student, teacher = _channels(student), _channels(teacher)
     few_positions = student.shape[2] <= max(student.shape[1], teacher.shape[1])
     return (_by_positions if few_positions else _by_channels)(student, teacher)
@@ -71,16 +70,16 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
   return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
 
 
-def method(*, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()) -> _method.Method:
+def method(*, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()) -> contract.Method:
   """NST between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
-  maps.check_taps("nst", student_taps, teacher_taps)
+  maps.check_layers("nst", student_taps, teacher_taps)
 
-  def pairs(learner, teachers):
-    return maps.pairs("nst", learner, checks.one_teacher("nst", teachers), student_taps, teacher_taps)
+  def pairs(student, teachers):
+    return maps.pair_layers("nst", student, checks.one_teacher("nst", teachers), student_taps, teacher_taps)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
-    students = tuple(learner.features[s] for s, _ in pairs(learner, teachers))
-    return loss(students, tuple(teachers[0].features[t] for _, t in pairs(learner, teachers)))
+  def loss_fn(student, teachers, context):
+    del context
+    students = tuple(student.features[s] for s, _ in pairs(student, teachers))
+    return loss(students, tuple(teachers[0].features[t] for _, t in pairs(student, teachers)))
 
-  return _method.stateless(of_outputs, pairs)
+  return contract.stateless(loss_fn, pairs, reads=("features",))

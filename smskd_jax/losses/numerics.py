@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 
-def widen(x: jax.Array) -> jax.Array:
+def upcast(x: jax.Array) -> jax.Array:
   """`x` in float32 at least: sums and differences of half-precision outputs lose what a loss measures."""
   return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
-def norm(x: jax.Array) -> jax.Array:
+def safe_norm(x: jax.Array) -> jax.Array:
   """Euclidean norm over the last axis, exactly zero, with a zero gradient, where it is below 1e-12.
 
   The plain square root has an infinite slope at zero, which the chain rule turns into NaN.
@@ -19,20 +19,20 @@ def norm(x: jax.Array) -> jax.Array:
   return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
-def divide(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
   """x / by, and zero, with a zero gradient, where `by` is zero."""
   is_zero = by == 0
   return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, by))
 
 
-def rescale(x: jax.Array) -> jax.Array:
+def normalize_scale(x: jax.Array) -> jax.Array:
   """Each row of `x` over its largest magnitude, which counts as a constant; rows of zeros stay.
 
   For functions that ignore the scale of their rows: neither their value nor their gradient changes, and their powers
   stay in the range of float32.
   """
   largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
-  return divide(x, jax.lax.stop_gradient(largest))
+  return safe_divide(x, jax.lax.stop_gradient(largest))
 
 
 def huber(x: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def of_label(x: jax.Array, labels: jax.Array) -> jax.Array:
+def gather_label(x: jax.Array, labels: jax.Array) -> jax.Array:
   """The entry [b] of each row of `x` [b, k] that its label [b] names."""
   return jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
 

@@ -29,8 +29,7 @@ import jax.numpy as jnp
 from jax.scipy import stats
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 from smskd_jax.state import Aux, Norm, Outputs
 
 
@@ -42,7 +41,7 @@ class Negatives(NamedTuple):
 
 
 class State(NamedTuple):
-  """What OFD remembers."""
+  """Memory of OFD."""
 
   connectors: dict[str, jax.Array]  # the running statistics of r
   steps: jax.Array  # [], int32
@@ -57,7 +56,7 @@ class Connectors(nn.Module):
   @nn.compact
   def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
     """The student's maps, each [b, h, w, c of the teacher]."""
-    connector = lambda i, c: modules.ConvNorm(c, kernel_init=basic.he_normal, name=f"tap{i}")
+    connector = lambda i, c: adapters.ConvNorm(c, kernel_init=basic.he_normal, name=f"tap{i}")
     pairs = enumerate(zip(features, self.channels, strict=True))
     return tuple(connector(i, c)(x, axis_name) for i, (x, c) in pairs)
 
@@ -72,7 +71,7 @@ def margin(scale: jax.Array, bias: jax.Array) -> jax.Array:
   Returns:
     [c], <= 0.
   """
-  scale, bias = jnp.abs(numerics.widen(scale)), numerics.widen(bias)
+  scale, bias = jnp.abs(numerics.upcast(scale)), numerics.upcast(bias)
   # Beyond these bounds the result no longer depends on z: below, -3s is taken; above, the density is zero.
   z = jnp.clip(-bias / jnp.maximum(scale, 1e-12), -4.0, 40.0)
   probability = stats.norm.cdf(z)
@@ -92,8 +91,8 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array, margin: jax.Arr
   """
   chex.assert_rank([student_feature, teacher_feature], 4)
   chex.assert_equal_shape([student_feature, teacher_feature])
-  student = numerics.widen(student_feature)
-  target = jnp.maximum(numerics.widen(teacher_feature), numerics.widen(margin)[None, None, None, :])
+  student = numerics.upcast(student_feature)
+  target = jnp.maximum(numerics.upcast(teacher_feature), numerics.upcast(margin)[None, None, None, :])
   counts = (student > target) | (target > 0)
   return jnp.sum(jnp.where(counts, jnp.square(student - target), 0.0), axis=(1, 2, 3))
 
@@ -108,7 +107,7 @@ def _margin(norm: Norm | None, negatives: Negatives | None) -> jax.Array:
   if norm is not None:
     return margin(*norm)
   assert negatives is not None
-  return numerics.divide(negatives.total, negatives.share)
+  return numerics.safe_divide(negatives.total, negatives.share)
 
 
 def _remembered(
@@ -117,10 +116,10 @@ def _remembered(
   """Steps and negatives with a further batch of the teacher's maps, each [b, h, w, c]."""
   of_batch = lambda x: jnp.mean(x, axis=(0, 1, 2))
   negatives_of = lambda x: Negatives(of_batch(jnp.minimum(x, 0)), of_batch((x < 0).astype(x.dtype)))
-  new = {name: negatives_of(numerics.widen(x)) for name, x in responses.items()}
+  new = {name: negatives_of(numerics.upcast(x)) for name, x in responses.items()}
   steps = state.steps + 1
   move = lambda old, x: old + (x - old) / steps
-  return steps, jax.tree.map(move, state.negatives, _method.mean(new, axis_name))
+  return steps, jax.tree.map(move, state.negatives, contract.pmean(new, axis_name))
 
 
 def method(
@@ -128,47 +127,47 @@ def method(
   margin: str = "batch_norm",
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """OFD at all stages, or at the given taps."""
   checks.one_of("ofd", "margin", margin, ("batch_norm", "running"))
-  maps.check_taps("ofd", student_taps, teacher_taps)
+  maps.check_layers("ofd", student_taps, teacher_taps)
 
-  def pairs(learner, teacher):
-    return maps.pairs("ofd", learner, teacher, student_taps, teacher_taps, from_the_end=True)
+  def pairs(student, teacher):
+    return maps.pair_layers("ofd", student, teacher, student_taps, teacher_taps, from_the_end=True)
 
-  def matched(learner, teacher):
-    students, teacher_maps = (jax.tree.map(numerics.widen, x.preactivations) for x in (learner, teacher))
-    of_taps = (maps.to_smaller(students[s], teacher_maps[t]) for s, t in pairs(learner, teacher))
+  def matched(student, teacher):
+    students, teacher_maps = (jax.tree.map(numerics.upcast, x.preactivations) for x in (student, teacher))
+    of_taps = (maps.match_spatial_size(students[s], teacher_maps[t]) for s, t in pairs(student, teacher))
     return tuple(zip(*of_taps, strict=True))
 
-  def without_norm(learner, teacher):
-    taps = enumerate(t for _, t in pairs(learner, teacher))
+  def without_norm(student, teacher):
+    taps = enumerate(t for _, t in pairs(student, teacher))
     return {f"tap{i}": teacher.preactivations[t] for i, t in taps if _norm(teacher, t, margin) is None}
 
   def connectors(teacher_maps):
     return Connectors(tuple(x.shape[-1] for x in teacher_maps))
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("ofd", teachers)
-    students, teacher_maps = jax.eval_shape(matched, learner, teacher)
-    params, statistics = modules.init(connectors(teacher_maps), key, students)
+    students, teacher_maps = jax.eval_shape(matched, student, teacher)
+    params, statistics = adapters.init(connectors(teacher_maps), key, students)
     zeros = lambda x: jnp.zeros(x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32))
-    negatives = {name: Negatives(zeros(x), zeros(x)) for name, x in without_norm(learner, teacher).items()}
+    negatives = {name: Negatives(zeros(x), zeros(x)) for name, x in without_norm(student, teacher).items()}
     return Aux(params, State(statistics, jnp.zeros((), jnp.int32), negatives))
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    both = matched(learner, teacher)
-    steps, negatives = _remembered(state, without_norm(learner, teacher), axis_name)
-    students, statistics = modules.apply(
-      connectors(both[1]), params, state.connectors, both[0], axis_name=axis_name
+    both = matched(student, teacher)
+    steps, negatives = _remembered(state, without_norm(student, teacher), context.axis_name)
+    students, statistics = adapters.apply(
+      connectors(both[1]), params, state.connectors, both[0], axis_name=context.axis_name
     )
-    norms = [_norm(teacher, t, margin) for _, t in pairs(learner, teacher)]
+    norms = [_norm(teacher, t, margin) for _, t in pairs(student, teacher)]
     margins = [_margin(norm, negatives.get(f"tap{i}")) for i, norm in enumerate(norms)]
     of_taps = [loss(*tap) for tap in zip(students, both[1], margins, strict=True)]
     weights = [0.5 ** (len(of_taps) - 1 - i) for i in range(len(of_taps))]
     return sum(w * x for w, x in zip(weights, of_taps, strict=True)), State(statistics, steps, negatives)
 
-  return _method.make(init, apply)
+  reads = ("preactivations", "norms") if margin == "batch_norm" else ("preactivations",)
+  return contract.make(init, apply, reads=reads, student_reads=("preactivations",), learns="connectors")

@@ -24,8 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 def loss(
@@ -45,33 +44,34 @@ def loss(
   for student, teacher in pairs:
     chex.assert_rank([student, teacher], 4)
     chex.assert_equal_shape([student, teacher])
-  squares = [jnp.square(numerics.widen(student) - numerics.widen(teacher)) for student, teacher in pairs]
+  squares = [jnp.square(numerics.upcast(student) - numerics.upcast(teacher)) for student, teacher in pairs]
   count = sum(x[0].size for x in squares)
   return beta / count * jnp.sum(jnp.stack([jnp.sum(x, axis=(1, 2, 3)) for x in squares]), axis=0)
 
 
 def method(
   *, beta: float = 10.0, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
-) -> _method.Method:
+) -> contract.Method:
   """PKD at all stages, or at the given taps."""
   checks.non_negative("pkd", "beta", beta)
-  maps.check_taps("pkd", student_taps, teacher_taps)
+  maps.check_layers("pkd", student_taps, teacher_taps)
 
-  def matched(learner, teacher):
-    return maps.matched("pkd", learner, teacher, student_taps, teacher_taps)
+  def matched(student, teacher):
+    return maps.match_layers("pkd", student, teacher, student_taps, teacher_taps)
 
   def projections(teacher_maps):
-    return modules.Projections(tuple(x.shape[-1] for x in teacher_maps))
+    return adapters.Projections(tuple(x.shape[-1] for x in teacher_maps))
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    students, teacher_maps = jax.eval_shape(matched, learner, checks.one_teacher("pkd", teachers))
-    return modules.init(projections(teacher_maps), key, students)
+    students, teacher_maps = jax.eval_shape(matched, student, checks.one_teacher("pkd", teachers))
+    return adapters.init(projections(teacher_maps), key, students)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    students, teacher_maps = matched(learner, *teachers)
-    students, state = modules.apply(projections(teacher_maps), params, state, students, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    students, teacher_maps = matched(student, *teachers)
+    students, state = adapters.apply(
+      projections(teacher_maps), params, state, students, axis_name=context.axis_name
+    )
     return loss(students, teacher_maps, beta=beta), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="projections where channels differ")

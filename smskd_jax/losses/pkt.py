@@ -18,15 +18,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def _probabilities(embedding: jax.Array, eps: float, axis_name: str | None) -> jax.Array:
   """Each row's distribution over its neighbours on all devices, [b, n]."""
-  embedding = numerics.widen(embedding)
-  directions = embedding / (numerics.norm(embedding)[:, None] + eps)
-  everyone = _method.gather(directions, axis_name)
+  embedding = numerics.upcast(embedding)
+  directions = embedding / (numerics.safe_norm(embedding)[:, None] + eps)
+  everyone = contract.gather(directions, axis_name)
   kernel = 0.5 * (1 + jnp.matmul(directions, everyone.T, precision="highest"))
   kernel = jnp.maximum(kernel, 0.0)
   return kernel / jnp.sum(kernel, axis=1, keepdims=True)
@@ -58,17 +57,16 @@ def loss(
   return jnp.mean(teacher * (jnp.log(teacher + eps) - jnp.log(student + eps)), axis=1)
 
 
-def method(*, eps: float = 1e-7) -> _method.Method:
+def method(*, eps: float = 1e-7) -> contract.Method:
   """PKT between the pooled embeddings of the student and of a single teacher."""
   checks.positive("pkt", "eps", eps)
 
-  def check(learner, teachers):
-    del learner
+  def check(student, teachers):
+    del student
     checks.one_teacher("pkt", teachers)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(learner.pooled, teacher.pooled, eps=eps, axis_name=axis_name)
+    return loss(student.pooled, teacher.pooled, eps=eps, axis_name=context.axis_name)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("embedding",))

@@ -29,8 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 def _kernel_init(key, shape, dtype):
@@ -60,7 +59,7 @@ class Fusion(nn.Module):
     self, feature: jax.Array, deeper: jax.Array | None, axis_name: str | None
   ) -> tuple[jax.Array, jax.Array]:
     """r and g, of the teacher's height and width; the deepest map has nothing to be fused with."""
-    conv_norm = lambda channels, size, name: modules.ConvNorm(
+    conv_norm = lambda channels, size, name: adapters.ConvNorm(
       channels, size, kernel_init=_kernel_init, name=name
     )
     g = conv_norm(self.mid, 1, "conv1")(feature, axis_name)
@@ -75,7 +74,7 @@ class Fusion(nn.Module):
     bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     kernel = self.param("attention_kernel", basic.uniform, (2 * self.mid, 2), jnp.float32)
     bias = self.param("attention_bias", bias_init, (2,), jnp.float32)
-    # What a position says does not depend on how often it is repeated: the smaller map is weighed before it is.
+    # The logits of a position do not depend on how often it is repeated, so that the smaller map is multiplied first.
     logits = x @ kernel[: self.mid] + _nearest(deeper @ kernel[self.mid :], size) + bias[None, None, None, :]
     own, others = jnp.split(jax.nn.sigmoid(logits), 2, axis=-1)
     return own * x + others * _nearest(deeper, size)
@@ -129,7 +128,7 @@ def loss(
   for student, teacher in pairs:
     chex.assert_rank([student, teacher], 4)
     chex.assert_equal_shape([student, teacher])
-  differences = [numerics.widen(student) - numerics.widen(teacher) for student, teacher in pairs]
+  differences = [numerics.upcast(student) - numerics.upcast(teacher) for student, teacher in pairs]
   return jnp.sum(jnp.stack([_hierarchical(x, levels) for x in differences]), axis=0)
 
 
@@ -138,32 +137,39 @@ def method(
   levels: tuple[int, ...] = (4, 2, 1),
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """ReviewKD at all stages, or at the given taps, and at the pooled vectors."""
   if not isinstance(levels, tuple):
     raise ValueError(f"reviewkd: levels must be a tuple of integers, got {levels!r}")
   for level in levels:
     checks.at_least("reviewkd", "levels", level, 1)
-  maps.check_taps("reviewkd", student_taps, teacher_taps)
+  maps.check_layers("reviewkd", student_taps, teacher_taps)
 
-  def tapped(learner, teacher):
-    taps = maps.pairs("reviewkd", learner, teacher, student_taps, teacher_taps, from_the_end=True)
-    students = [learner.features[s] for s, _ in taps] + [learner.pooled[:, None, None, :]]
+  def tapped(student, teacher):
+    taps = maps.pair_layers("reviewkd", student, teacher, student_taps, teacher_taps, from_the_end=True)
+    students = [student.features[s] for s, _ in taps] + [student.pooled[:, None, None, :]]
     targets = [teacher.preactivations[t] for _, t in taps] + [teacher.pooled[:, None, None, :]]
-    return tuple(map(numerics.widen, students)), tuple(map(numerics.widen, targets))
+    return tuple(map(numerics.upcast, students)), tuple(map(numerics.upcast, targets))
 
   def review(students, targets):
     return Review(min(512, students[-1].shape[-1]), tuple(x.shape[1:] for x in targets))
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    both = jax.eval_shape(tapped, learner, checks.one_teacher("reviewkd", teachers))
-    return modules.init(review(*both), key, both[0])
+    both = jax.eval_shape(tapped, student, checks.one_teacher("reviewkd", teachers))
+    return adapters.init(review(*both), key, both[0])
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    students, targets = tapped(learner, *teachers)
-    reviewed, state = modules.apply(review(students, targets), params, state, students, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    students, targets = tapped(student, *teachers)
+    reviewed, state = adapters.apply(
+      review(students, targets), params, state, students, axis_name=context.axis_name
+    )
     return loss(reviewed, targets, levels=levels), state
 
-  return _method.make(init, apply)
+  return contract.make(
+    init,
+    apply,
+    reads=("preactivations", "embedding"),
+    student_reads=("features", "embedding"),
+    learns="fusion modules",
+  )

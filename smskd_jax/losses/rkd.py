@@ -17,8 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 # The b x n x n angles of a large batch are never stored whole: beyond so many examples j, they are computed for some of
 # them at a time, and so are anchors i, fewer the more examples there are. The usual batch of 64 is one piece, which
@@ -31,8 +30,8 @@ def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.A
   # The offsets themselves: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32, and the
   # differences of pairs of them are never needed.
   offset = everyone - anchor[None, :]
-  distance = numerics.norm(offset)
-  return distance, numerics.divide(offset, distance[:, None])
+  distance = numerics.safe_norm(offset)
+  return distance, numerics.safe_divide(offset, distance[:, None])
 
 
 def _by_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -55,8 +54,8 @@ def _map(f, rows, size):
 def _in_units_of_the_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
   """Distances [b, n] over the mean of all those between different examples."""
   num_others = max(distance.shape[1] - 1, 1)
-  mean_distance = _method.mean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
-  return numerics.divide(distance, mean_distance)
+  mean_distance = contract.pmean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
+  return numerics.safe_divide(distance, mean_distance)
 
 
 def loss(
@@ -83,8 +82,8 @@ def loss(
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
-  anchors = numerics.widen(student_embedding), numerics.widen(teacher_embedding)
-  students, teachers = (_method.gather(x, axis_name) for x in anchors)
+  anchors = numerics.upcast(student_embedding), numerics.upcast(teacher_embedding)
+  students, teachers = (contract.gather(x, axis_name) for x in anchors)
 
   def of_anchor(anchor):
     student_distance, student_direction = _relations(anchor[0], students)
@@ -97,24 +96,23 @@ def loss(
   return distance_weight * by_distance + angle_weight * by_angle
 
 
-def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> _method.Method:
+def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> contract.Method:
   """RKD between the pooled embeddings of the student and of a single teacher."""
   checks.non_negative("rkd", "distance_weight", distance_weight)
   checks.non_negative("rkd", "angle_weight", angle_weight)
 
-  def check(learner, teachers):
-    del learner
+  def check(student, teachers):
+    del student
     checks.one_teacher("rkd", teachers)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
     return loss(
-      learner.pooled,
+      student.pooled,
       teacher.pooled,
       distance_weight=distance_weight,
       angle_weight=angle_weight,
-      axis_name=axis_name,
+      axis_name=context.axis_name,
     )
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("embedding",))

@@ -23,15 +23,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 def _distance(student: jax.Array, teacher: jax.Array, eps: float) -> jax.Array:
   """D, [b], at one tap."""
   chex.assert_rank([student, teacher], 4)
   chex.assert_equal(student.shape[::3], teacher.shape[::3])
-  return numerics.norm(_largest(student) - _largest(teacher) + eps)
+  return numerics.safe_norm(_largest(student) - _largest(teacher) + eps)
 
 
 def _largest(x: jax.Array) -> jax.Array:
@@ -40,7 +39,7 @@ def _largest(x: jax.Array) -> jax.Array:
   Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
   """
   b, h, w, c = x.shape
-  rows = numerics.widen(x).reshape(b, h * w, c)
+  rows = numerics.upcast(x).reshape(b, h * w, c)
   return jnp.take_along_axis(rows, jnp.argmax(rows, axis=1, keepdims=True), axis=1)[:, 0]
 
 
@@ -68,9 +67,9 @@ def loss(
   distance = jnp.stack([_distance(student, teacher, eps) for student, teacher in pairs], axis=1)
   if reduction == "mean":
     return jnp.sum(distance, axis=1)
-  everyone = _method.gather(jax.lax.stop_gradient(distance), axis_name)  # [n, taps]
+  everyone = contract.gather(jax.lax.stop_gradient(distance), axis_name)  # [n, taps]
   b, n = len(distance), len(everyone)
-  row = _method.first_row(b, axis_name) + jnp.arange(b)
+  row = contract.local_offset(b, axis_name) + jnp.arange(b)
   is_largest = row[:, None] == jnp.argmax(everyone, axis=0)[None, :]
   return n * jnp.sum(jnp.where(is_largest, distance, 0.0), axis=1)
 
@@ -81,29 +80,30 @@ def method(
   reduction: str = "max",
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """SFD at all taps with the stem, or at the given ones."""
   checks.non_negative("sfd", "eps", eps)
   checks.one_of("sfd", "reduction", reduction, ("max", "mean"))
-  maps.check_taps("sfd", student_taps, teacher_taps)
+  maps.check_layers("sfd", student_taps, teacher_taps)
 
-  def tapped(learner, teacher):
-    taps = maps.pairs("sfd", learner, teacher, student_taps, teacher_taps, first=0)
-    students = tuple(learner.preactivations[s] for s, _ in taps)
+  def tapped(student, teacher):
+    taps = maps.pair_layers("sfd", student, teacher, student_taps, teacher_taps, first=0)
+    students = tuple(student.preactivations[s] for s, _ in taps)
     return students, tuple(teacher.preactivations[t] for _, t in taps)
 
   def projections(teacher_maps):
-    return modules.Projections(tuple(x.shape[-1] for x in teacher_maps))
+    return adapters.Projections(tuple(x.shape[-1] for x in teacher_maps))
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    students, teacher_maps = tapped(learner, checks.one_teacher("sfd", teachers))
-    return modules.init(projections(teacher_maps), key, students)
+    students, teacher_maps = tapped(student, checks.one_teacher("sfd", teachers))
+    return adapters.init(projections(teacher_maps), key, students)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    students, teacher_maps = tapped(learner, *teachers)
-    students, state = modules.apply(projections(teacher_maps), params, state, students, axis_name=axis_name)
-    return loss(students, teacher_maps, eps=eps, reduction=reduction, axis_name=axis_name), state
+  def apply(params, state, student, teachers, context):
+    students, teacher_maps = tapped(student, *teachers)
+    students, state = adapters.apply(
+      projections(teacher_maps), params, state, students, axis_name=context.axis_name
+    )
+    return loss(students, teacher_maps, eps=eps, reduction=reduction, axis_name=context.axis_name), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("preactivations",), learns="projections where channels differ")

@@ -8,9 +8,9 @@ https://arxiv.org/abs/2203.14001
 f is the map whose mean the classifier reads, P a projector of three convolutions (`layers/projector.py`). It is the
 only loss: with the stage's `task_weight` = 0 there is no cross-entropy, as in the paper. The published numbers are of
 the network that predicts by the teacher's classifier applied to the mean of P(f_student). That is the model `simkd` of
-`models/reuse.py`: make it the learner, and this method copies the teacher's classifier into it.
+`models/reuse.py`: make it the student, and this method copies the teacher's classifier into it.
 
-Any other learner may be trained too. The projector is then an auxiliary part that ends with its stage, and the student
+Any other student may be trained too. The projector is then an auxiliary part that ends with its stage, and the student
 keeps a classifier of its own, which this loss does not train: leave the cross-entropy on, or train it in a later stage.
 
 Differences: the mean over the map takes the place of the squared norm, as in the authors' code. Maps of different size
@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers.projector import Projector
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 from smskd_jax.state import Aux, Head, Outputs, Reused
 
 
@@ -42,26 +41,28 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   """
   chex.assert_rank([student_feature, teacher_feature], 4)
   chex.assert_equal_shape([student_feature, teacher_feature], dims=(0, 3))
-  student, teacher = maps.to_smaller(numerics.widen(student_feature), numerics.widen(teacher_feature))
+  student, teacher = maps.match_spatial_size(
+    numerics.upcast(student_feature), numerics.upcast(teacher_feature)
+  )
   return jnp.mean(jnp.square(student - teacher), axis=(1, 2, 3))
 
 
 def _classifier(teachers: tuple[Outputs, ...], place: Any) -> Head:
-  """The teacher's classifier, for a learner whose classifier's kernel has the shape of `place`."""
+  """The teacher's classifier, for a student whose classifier's kernel has the shape of `place`."""
   teacher = checks.one_teacher("simkd", teachers)
   checks.has("simkd", "head", "teacher", teacher)
   head = cast(Head, teacher.head)
   if head.kernel.shape != place.shape:
     raise ValueError(
-      f"simkd: the learner is made for a classifier of shape {list(place.shape)}, the teacher's has "
-      f"{list(head.kernel.shape)}; give the learner's options teacher and teacher_width, and its number of classes, "
+      f"simkd: the student is made for a classifier of shape {list(place.shape)}, the teacher's has "
+      f"{list(head.kernel.shape)}; give the student's options teacher and teacher_width, and its number of classes, "
       "the values of this stage's teacher"
     )
   return head
 
 
-def adopt(variables: Any, teachers: tuple[Outputs, ...]) -> Any:
-  """The learner's variables, with the teacher's classifier in the collection `head` if they have it.
+def init_student(variables: Any, teachers: tuple[Outputs, ...]) -> Any:
+  """The student's variables, with the teacher's classifier in the collection `head` if they have it.
 
   Raises:
     ValueError: the teacher's classifier is of another shape, or is not linear.
@@ -74,11 +75,11 @@ def adopt(variables: Any, teachers: tuple[Outputs, ...]) -> Any:
   return {**variables, "head": copies}
 
 
-def method(*, factor: float = 2.0) -> _method.Method:
+def method(*, factor: float = 2.0) -> contract.Method:
   """SimKD from a single teacher.
 
   Args:
-    factor: how many times fewer channels the projector has inside. The learner `simkd` has a projector, and an option
+    factor: how many times fewer channels the projector has inside. The student `simkd` has a projector, and an option
       `factor`, of its own: there this one has no effect.
   """
   checks.positive("simkd", "factor", factor)
@@ -86,22 +87,30 @@ def method(*, factor: float = 2.0) -> _method.Method:
   def projector(teacher):
     return Projector(teacher.unpooled.shape[-1], factor)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("simkd", teachers)
     checks.has("simkd", "unpooled", "teacher", teacher)
-    if isinstance(learner.head, Reused):
-      _classifier(teachers, learner.head.kernel)
+    if isinstance(student.head, Reused):
+      _classifier(teachers, student.head.kernel)
       return Aux()
-    checks.has("simkd", "unpooled", "student", learner)
-    return modules.init(projector(teacher), key, learner.unpooled)
+    checks.has("simkd", "unpooled", "student", student)
+    return adapters.init(projector(teacher), key, student.unpooled)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    if isinstance(learner.head, Reused):
-      return loss(learner.unpooled, teacher.unpooled), state
-    projected, state = modules.apply(projector(teacher), params, state, learner.unpooled, axis_name=axis_name)
+    if isinstance(student.head, Reused):
+      return loss(student.unpooled, teacher.unpooled), state
+    projected, state = adapters.apply(
+      projector(teacher), params, state, student.unpooled, axis_name=context.axis_name
+    )
     return loss(projected, teacher.unpooled), state
 
-  return _method.make(init, apply, adopt)
+  return contract.make(
+    init,
+    apply,
+    reads=("final_map", "head"),
+    student_reads=("final_map",),
+    init_student=init_student,
+    learns="a projector",
+  )

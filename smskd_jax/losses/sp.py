@@ -18,15 +18,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, maps, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, maps, numerics
 
 
 def _similarity(feature: jax.Array, axis_name: str | None) -> jax.Array:
   """Inner products of this device's maps with those of all devices, [b, n], each row of norm 1."""
-  rows = numerics.widen(feature.reshape(feature.shape[0], -1))
-  products = jnp.matmul(rows, _method.gather(rows, axis_name).T, precision="highest")
-  return numerics.divide(products, numerics.norm(products)[:, None])
+  rows = numerics.upcast(feature.reshape(feature.shape[0], -1))
+  products = jnp.matmul(rows, contract.gather(rows, axis_name).T, precision="highest")
+  return numerics.safe_divide(products, numerics.safe_norm(products)[:, None])
 
 
 def loss(
@@ -56,24 +55,25 @@ def loss(
   return sum(of_pair(*pair) for pair in zip(student_features, teacher_features, strict=True))
 
 
-def method(*, student_taps: tuple[int, ...] = (-1,), teacher_taps: tuple[int, ...] = (-1,)) -> _method.Method:
+def method(
+  *, student_taps: tuple[int, ...] = (-1,), teacher_taps: tuple[int, ...] = (-1,)
+) -> contract.Method:
   """SP between feature maps at pairs of taps (0 is the stem, -1 the last map); empty tuples take all stages."""
-  maps.check_taps("sp", student_taps, teacher_taps)
+  maps.check_layers("sp", student_taps, teacher_taps)
 
-  def pairs(learner, teacher):
-    return maps.pairs("sp", learner, teacher, student_taps, teacher_taps)
+  def pairs(student, teacher):
+    return maps.pair_layers("sp", student, teacher, student_taps, teacher_taps)
 
-  def check(learner, teachers):
-    pairs(learner, checks.one_teacher("sp", teachers))
+  def check(student, teachers):
+    pairs(student, checks.one_teacher("sp", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    of_student, of_teacher = zip(*pairs(learner, teacher), strict=True)
+    of_student, of_teacher = zip(*pairs(student, teacher), strict=True)
     return loss(
-      tuple(learner.features[tap] for tap in of_student),
+      tuple(student.features[tap] for tap in of_student),
       tuple(teacher.features[tap] for tap in of_teacher),
-      axis_name=axis_name,
+      axis_name=context.axis_name,
     )
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("features",))

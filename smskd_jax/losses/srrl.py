@@ -1,4 +1,4 @@
-"""Softmax regression representation learning: the embeddings agree, and so do the teacher's classifier's answers.
+"""Softmax regression representation learning: embeddings agree, and so do the teacher's classifier's logits for them.
 
 Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation Learning",
 ICLR 2021, https://openreview.net/forum?id=ZzwDy_wiWv
@@ -10,7 +10,7 @@ W and b are the teacher's classifier, which is not trained. h_teacher is what it
 positions of the student's last map after a connector: 1x1 convolution, batch norm, ReLU.
 
 Differences: means over embedding and classes take the place of squared norms, as in the authors' code, whose weights
-are both 1. The answers are subtracted before they are computed, as (h_student - h_teacher) W, which is the same and
+are both 1. The logits are subtracted before they are computed, as (h_student - h_teacher) W, which is the same and
 loses no digits. Another public version, in the code of "Knowledge Distillation with the Reused Teacher Classifier"
 (Chen et al., CVPR 2022), has the connector after the pooling; its numbers on CIFAR-100 come with KD's term as well.
 """
@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, numerics
 
 
 def loss(
@@ -32,7 +31,7 @@ def loss(
   feature_weight: float = 1.0,
   logits_weight: float = 1.0,
 ) -> jax.Array:
-  """Mean squared errors of the embedding and of the teacher's classifier's answer to it, per example.
+  """Mean squared errors of the embedding and of the teacher's classifier's logits for it, per example.
 
   Args:
     student_embedding: [b, d], after the connector.
@@ -46,13 +45,13 @@ def loss(
   """
   chex.assert_rank([student_embedding, teacher_embedding, teacher_kernel], 2)
   chex.assert_equal_shape([student_embedding, teacher_embedding])
-  difference = numerics.widen(student_embedding) - numerics.widen(teacher_embedding)
-  of_logits = jnp.dot(difference, numerics.widen(teacher_kernel), precision="highest")
+  difference = numerics.upcast(student_embedding) - numerics.upcast(teacher_embedding)
+  of_logits = jnp.dot(difference, numerics.upcast(teacher_kernel), precision="highest")
   by_feature = jnp.mean(jnp.square(difference), axis=1)
   return feature_weight * by_feature + logits_weight * jnp.mean(jnp.square(of_logits), axis=1)
 
 
-def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> _method.Method:
+def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> contract.Method:
   """SRRL from a single teacher, through a connector that learns with the student.
 
   The student's own logits are not read, so that the numbers of classes may differ.
@@ -61,21 +60,22 @@ def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> _metho
   checks.non_negative("srrl", "logits_weight", logits_weight)
 
   def connector(teacher):
-    return modules.ConvNorm(teacher.pooled.shape[-1], relu=True, kernel_init=basic.he_normal)
+    return adapters.ConvNorm(teacher.pooled.shape[-1], relu=True, kernel_init=basic.he_normal)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("srrl", teachers)
-    checks.has("srrl", "unpooled", "student", learner)
+    checks.has("srrl", "unpooled", "student", student)
     checks.has("srrl", "head", "teacher", teacher)
-    return modules.init(connector(teacher), key, learner.unpooled)
+    return adapters.init(connector(teacher), key, student.unpooled)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
+  def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    feature, state = modules.apply(connector(teacher), params, state, learner.unpooled, axis_name=axis_name)
+    feature, state = adapters.apply(
+      connector(teacher), params, state, student.unpooled, axis_name=context.axis_name
+    )
     values = loss(
-      jnp.mean(numerics.widen(feature), axis=(1, 2)),
+      jnp.mean(numerics.upcast(feature), axis=(1, 2)),
       teacher.pooled,
       teacher.head.kernel,
       feature_weight=feature_weight,
@@ -83,4 +83,6 @@ def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> _metho
     )
     return values, state
 
-  return _method.make(init, apply)
+  return contract.make(
+    init, apply, reads=("embedding", "head"), student_reads=("final_map",), learns="a connector"
+  )

@@ -22,8 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def log_target(labels: jax.Array, num_classes: int, *, correct: float, temperature: float) -> jax.Array:
@@ -40,7 +39,7 @@ def loss(
   Args:
     student_logits: [b, k], k >= 2.
     labels: [b], integers.
-    correct: a, from 0 to 1, what the made-up teacher gives the label before softening. The paper asks for at least 0.9.
+    correct: a, from 0 to 1, what the made-up teacher gives the label before softening; in the paper at least 0.9.
     temperature: T > 0, of the made-up teacher.
 
   Returns:
@@ -48,18 +47,18 @@ def loss(
   """
   chex.assert_rank(student_logits, 2)
   chex.assert_shape(labels, student_logits.shape[:1])
-  log_q = jax.nn.log_softmax(numerics.widen(student_logits))
+  log_q = jax.nn.log_softmax(numerics.upcast(student_logits))
   target = log_target(labels, student_logits.shape[1], correct=correct, temperature=temperature)
   return numerics.kl_divergence(target.astype(log_q.dtype), log_q)
 
 
-def method(*, correct: float = 0.99, temperature: float = 20.0) -> _method.Method:
+def method(*, correct: float = 0.99, temperature: float = 20.0) -> contract.Method:
   """Tf-KD_reg from the labels; teachers, if there are any, are ignored."""
   checks.in_unit_interval("tfkd", "correct", correct)
   checks.positive("tfkd", "temperature", temperature)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del teachers, axis_name
-    return loss(learner.logits, batch.label, correct=correct, temperature=temperature)
+  def loss_fn(student, teachers, context):
+    del teachers
+    return loss(student.logits, context.batch.label, correct=correct, temperature=temperature)
 
-  return _method.stateless(of_outputs)
+  return contract.stateless(loss_fn, reads=(), student_reads=("logits",), needs_labels=True)

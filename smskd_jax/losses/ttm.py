@@ -14,8 +14,7 @@ with the label is large and differs from pair to pair; the authors' example for 
 import chex
 import jax
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float = 0.1) -> jax.Array:
@@ -31,21 +30,21 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float =
   """
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
-  log_q = jax.nn.log_softmax(gamma * numerics.widen(teacher_logits))
-  log_p = jax.nn.log_softmax(numerics.widen(student_logits))
+  log_q = jax.nn.log_softmax(gamma * numerics.upcast(teacher_logits))
+  log_p = jax.nn.log_softmax(numerics.upcast(student_logits))
   return numerics.kl_divergence(log_q, log_p)
 
 
-def method(*, gamma: float = 0.1) -> _method.Method:
+def method(*, gamma: float = 0.1) -> contract.Method:
   """TTM from a single teacher's logits."""
   checks.positive("ttm", "gamma", gamma)
 
-  def check(learner, teachers):
-    checks.same_classes("ttm", learner, checks.one_teacher("ttm", teachers))
+  def check(student, teachers):
+    checks.same_classes("ttm", student, checks.one_teacher("ttm", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, gamma=gamma)
+    return loss(student.logits, teacher.logits, gamma=gamma)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

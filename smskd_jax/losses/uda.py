@@ -1,4 +1,4 @@
-"""Unsupervised data augmentation: a network says of an augmented image what it says of the plain one.
+"""Unsupervised data augmentation: a network predicts for an augmented image the classes of the plain one.
 
 Xie, Dai, Hovy, Luong, Le, "Unsupervised Data Augmentation for Consistency Training", NeurIPS 2020,
 https://arxiv.org/abs/1904.12848
@@ -13,16 +13,15 @@ The defaults are the paper's for CIFAR-10: beta 0.8 and tau 0.4. The survey "The
 Classification" (https://arxiv.org/abs/1912.10850) has a term of this kind in its public code and does not use it: the
 divergence the other way round, KL(q_i || p_i), with neither beta nor tau, and with a gradient through both views.
 
-Differences: the paper asks for more than beta, where beta itself is enough here. Its signal annealing of the supervised
-term is left out, and both terms see the same images here unless the stage has images without labels.
+Differences: the paper needs more than beta, where beta itself is enough here. Its signal annealing of the supervised
+term is left out, and both terms read the same images here unless the stage has images without labels.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 
 def loss(
@@ -41,25 +40,25 @@ def loss(
   """
   chex.assert_rank([plain_logits, augmented_logits], 2)
   chex.assert_equal_shape([plain_logits, augmented_logits])
-  plain = jax.lax.stop_gradient(numerics.widen(plain_logits))
-  log_q = jax.nn.log_softmax(numerics.widen(augmented_logits))
+  plain = jax.lax.stop_gradient(numerics.upcast(plain_logits))
+  log_q = jax.nn.log_softmax(numerics.upcast(augmented_logits))
   values = numerics.kl_divergence(jax.nn.log_softmax(plain / temperature), log_q)
   return jnp.where(jnp.max(jax.nn.softmax(plain), axis=-1) >= threshold, values, 0.0)
 
 
-def method(*, temperature: float = 0.4, threshold: float = 0.8) -> _method.Method:
+def method(*, temperature: float = 0.4, threshold: float = 0.8) -> contract.Method:
   """Consistency of a stage's other views with its first."""
   checks.positive("uda", "temperature", temperature)
   checks.in_unit_interval("uda", "threshold", threshold)
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del teachers, batch, axis_name
-    if not learner.other_views:
+  def loss_fn(student, teachers, context):
+    del teachers, context
+    if not student.other_views:
       raise ValueError("uda: needs a stage of two views or more, as views=('crop_flip', 'autoaugment')")
     of_each = [
-      loss(learner.logits, other.logits, temperature=temperature, threshold=threshold)
-      for other in learner.other_views
+      loss(student.logits, other.logits, temperature=temperature, threshold=threshold)
+      for other in student.other_views
     ]
     return jnp.mean(jnp.stack(of_each), axis=0)
 
-  return _method.stateless(of_outputs, needs_views=True)
+  return contract.stateless(loss_fn, reads=(), student_reads=("logits",), multi_view=True, min_views=2)

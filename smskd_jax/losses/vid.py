@@ -25,8 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import checks, maps, modules, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
 class Gaussian(nn.Module):
@@ -83,8 +82,8 @@ def loss(
   """
   chex.assert_rank([mean, teacher_feature], 4)
   chex.assert_equal_shape([mean, teacher_feature])
-  variance = (jax.nn.softplus(numerics.widen(log_scale)) + eps)[None, None, None, :]
-  square = jnp.square(numerics.widen(mean) - numerics.widen(teacher_feature))
+  variance = (jax.nn.softplus(numerics.upcast(log_scale)) + eps)[None, None, None, :]
+  square = jnp.square(numerics.upcast(mean) - numerics.upcast(teacher_feature))
   return 0.5 * jnp.mean(square / variance + jnp.log(variance), axis=(1, 2, 3))
 
 
@@ -95,33 +94,34 @@ def method(
   train_variance: bool = True,
   student_taps: tuple[int, ...] = (),
   teacher_taps: tuple[int, ...] = (),
-) -> _method.Method:
+) -> contract.Method:
   """VID at all stages, or at the given taps; the larger map of a pair is averaged down to the smaller one."""
   checks.positive("vid", "eps", eps)
   checks.positive("vid", "init_variance", init_variance)
   if init_variance <= eps:
     raise ValueError(f"vid: init_variance must be above eps = {eps}, got {init_variance}")
   checks.flag("vid", "train_variance", train_variance)
-  maps.check_taps("vid", student_taps, teacher_taps)
+  maps.check_layers("vid", student_taps, teacher_taps)
   # The inverse of softplus, without an exponential that could overflow.
   log_scale = init_variance - eps + math.log(-math.expm1(eps - init_variance))
 
-  def matched(learner, teacher):
-    return maps.matched("vid", learner, teacher, student_taps, teacher_taps)
+  def matched(student, teacher):
+    return maps.match_layers("vid", student, teacher, student_taps, teacher_taps)
 
   def gaussians(teacher_maps):
     return Gaussians(tuple(x.shape[-1] for x in teacher_maps), log_scale, train_variance)
 
-  def init(key, learner, teachers, labels):
+  def init(key, student, teachers, labels):
     del labels
-    students, teacher_maps = jax.eval_shape(matched, learner, checks.one_teacher("vid", teachers))
-    return modules.init(gaussians(teacher_maps), key, students)
+    students, teacher_maps = jax.eval_shape(matched, student, checks.one_teacher("vid", teachers))
+    return adapters.init(gaussians(teacher_maps), key, students)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    del batch, key, epoch
-    students, teacher_maps = matched(learner, *teachers)
-    predicted, state = modules.apply(gaussians(teacher_maps), params, state, students, axis_name=axis_name)
+  def apply(params, state, student, teachers, context):
+    students, teacher_maps = matched(student, *teachers)
+    predicted, state = adapters.apply(
+      gaussians(teacher_maps), params, state, students, axis_name=context.axis_name
+    )
     of_taps = [loss(mean, t, a, eps=eps) for (mean, a), t in zip(predicted, teacher_maps, strict=True)]
     return sum(of_taps), state
 
-  return _method.make(init, apply)
+  return contract.make(init, apply, reads=("features",), learns="regressors and variances")

@@ -7,7 +7,7 @@ Perspective", ICLR 2021, https://arxiv.org/abs/2102.00650
   w_i = 1 - exp(-CE_student,i / (CE_teacher,i + eps)), eps = 1e-7
 
 H is the cross-entropy, CE the cross-entropy of a network with the label, at T = 1. No gradient goes through w_i, which
-is near 1 where the teacher knows much better than the student. Where the teacher is certain and right, eps keeps the
+is near 1 where the teacher is much better than the student. Where the teacher is certain and right, eps keeps the
 quotient finite, and where the student is so too, w_i is 0.
 
 Differences: none from the authors' code; eps is that code's. H, unlike the divergence of `kd`, is not zero where the
@@ -20,8 +20,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics
 
 _EPS = 1e-7
 
@@ -29,7 +28,7 @@ _EPS = 1e-7
 def weight(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array) -> jax.Array:
   """The weights [b] of examples, from 0 to 1, as constants; arguments as in `loss`."""
   student, teacher = (
-    -numerics.of_label(jax.nn.log_softmax(numerics.widen(logits)), labels)
+    -numerics.gather_label(jax.nn.log_softmax(numerics.upcast(logits)), labels)
     for logits in (student_logits, teacher_logits)
   )
   return jax.lax.stop_gradient(-jnp.expm1(-student / (teacher + _EPS)))
@@ -52,22 +51,21 @@ def loss(
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
   chex.assert_shape(labels, student_logits.shape[:1])
-  p = jax.nn.softmax(numerics.widen(teacher_logits) / temperature)
-  log_q = jax.nn.log_softmax(numerics.widen(student_logits) / temperature)
+  p = jax.nn.softmax(numerics.upcast(teacher_logits) / temperature)
+  log_q = jax.nn.log_softmax(numerics.upcast(student_logits) / temperature)
   soft = -jnp.sum(p * log_q, axis=-1)
   return temperature**2 * weight(student_logits, teacher_logits, labels) * soft
 
 
-def method(*, temperature: float = 4.0) -> _method.Method:
+def method(*, temperature: float = 4.0) -> contract.Method:
   """WSLD from a single teacher's logits and the labels."""
   checks.positive("wsld", "temperature", temperature)
 
-  def check(learner, teachers):
-    checks.same_classes("wsld", learner, checks.one_teacher("wsld", teachers))
+  def check(student, teachers):
+    checks.same_classes("wsld", student, checks.one_teacher("wsld", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del axis_name
+  def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, batch.label, temperature=temperature)
+    return loss(student.logits, teacher.logits, context.batch.label, temperature=temperature)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",), needs_labels=True)

@@ -15,13 +15,12 @@ pair to pair; the authors' example for CIFAR-100, together with contrastive dist
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, numerics, ttm
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import checks, contract, numerics, ttm
 
 
 def weight(teacher_logits: jax.Array, *, gamma: float = 0.2) -> jax.Array:
   """The sum [b] of the teacher's probabilities raised to the power gamma, from its logits [b, k]."""
-  log_p = jax.nn.log_softmax(numerics.widen(teacher_logits))
+  log_p = jax.nn.log_softmax(numerics.upcast(teacher_logits))
   return jnp.exp(jax.nn.logsumexp(gamma * log_p, axis=-1))
 
 
@@ -39,16 +38,16 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float =
   return weight(teacher_logits, gamma=gamma) * ttm.loss(student_logits, teacher_logits, gamma=gamma)
 
 
-def method(*, gamma: float = 0.2) -> _method.Method:
+def method(*, gamma: float = 0.2) -> contract.Method:
   """WTTM from a single teacher's logits."""
   checks.positive("wttm", "gamma", gamma)
 
-  def check(learner, teachers):
-    checks.same_classes("wttm", learner, checks.one_teacher("wttm", teachers))
+  def check(student, teachers):
+    checks.same_classes("wttm", student, checks.one_teacher("wttm", teachers))
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    del batch, axis_name
+  def loss_fn(student, teachers, context):
+    del context
     (teacher,) = teachers
-    return loss(learner.logits, teacher.logits, gamma=gamma)
+    return loss(student.logits, teacher.logits, gamma=gamma)
 
-  return _method.stateless(of_outputs, check)
+  return contract.stateless(loss_fn, check, reads=("logits",))

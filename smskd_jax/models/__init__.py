@@ -6,9 +6,9 @@ import types
 
 from flax import linen as nn
 
+from smskd_jax import custom
 from smskd_jax.models import (
   cohort,
-  custom,
   mobilenet_v1,
   mobilenet_v2,
   resnet,
@@ -99,4 +99,8 @@ def factory(name: str) -> Callable[..., nn.Module]:
     KeyError: there is none of this name.
     ValueError: a user's own network cannot be had.
   """
-  return custom.factory(name) if custom.is_custom(name) else MODELS[name]
+  if not custom.is_custom(name):
+    return MODELS[name]
+  return custom.factory(
+    name, nn.Module, required=("num_classes",), ignored=("parent", "name"), reserved=("model", "variables")
+  )

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import literature, losses
+from smskd_jax import literature
 from smskd_jax.config import network, stage
 from smskd_jax.errors import UserError, unknown
+from smskd_jax.losses.entries import make_method
 
 EPOCHS = 240  # of the paper, in which its milestones and the warm-ups of literature.csv are counted
 MILESTONES = (150 / EPOCHS, 180 / EPOCHS, 210 / EPOCHS)
@@ -203,7 +204,7 @@ def student_stage(
   terms = [one.term for one in published]
   for term in terms:
     term.warmup_epochs *= args.epochs / args.get("nominal_epochs", EPOCHS)
-  kept = bool(terms) and not any(term["name"] in losses.READS_MAPS for term in terms)
+  kept = bool(terms) and all(make_method(term).cacheable for term in terms)
   optimizer, schedule = dict(fields["optimizer"]), dict(fields["schedule"])
   if span.restart:
     optimizer["learning_rate"] *= 0.1

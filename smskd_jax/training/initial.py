@@ -1,5 +1,6 @@
 """What a stage begins with: fresh variables, and the state before the first step."""
 
+from collections.abc import Sequence
 import functools
 import itertools
 from typing import Any
@@ -8,9 +9,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.state import Aux, Outputs, TrainState
+from smskd_jax.losses.contract import Context
+from smskd_jax.state import Aux, Batch, Outputs, TrainState
+from smskd_jax.training import kept, trainable
 from smskd_jax.training import reference as anchor
-from smskd_jax.training import trainable
 from smskd_jax.training.stage import Stage, outputs
 
 
@@ -36,7 +38,7 @@ def init_state(
     stage: the stage.
     key: random key of the methods' initialisation.
     variables: the learner's, as an earlier stage left them or fresh. Copied.
-    teachers: the teachers' variables; only their shapes are read, and what a method's `adopt` takes over.
+    teachers: the teachers' variables; only their shapes are read, and what a method's `init_student` takes over.
     image: a batch of what the networks see, [b, h, w, c], an array or its shape.
     labels: [n], int32, of the whole training set.
 
@@ -51,8 +53,10 @@ def init_state(
     term.method.init(jax.random.fold_in(key, i), learner_spec, teacher_specs, labels)
     for i, term in enumerate(stage.terms)
   ]
-  for adopt in filter(None, (term.method.adopt for term in stage.terms)):
-    variables = adopt(variables, tuple(map(_constants, stage.teachers, teachers, itertools.repeat(image))))
+  for init_student in filter(None, (term.method.init_student for term in stage.terms)):
+    variables = init_student(
+      variables, tuple(map(_constants, stage.teachers, teachers, itertools.repeat(image)))
+    )
   model_state = {name: tree for name, tree in variables.items() if name != "params"}
   params = {"learner": variables["params"], "aux": tuple(a.params for a in aux)}
   if of_anchor := anchor.init_params(stage.reference):
@@ -66,6 +70,66 @@ def init_state(
     opt_state=stage.optimizer.init(params),
     average=anchor.snapshot({"params": params["learner"], **model_state}) if stage.average else (),
   )
+
+
+class TermError(ValueError):
+  """A method that does not keep to the contract."""
+
+
+def check_term(
+  stage: Stage, i: int, variables: Any, teachers: Sequence[Any], image: Any, labels: Any
+) -> None:
+  """Traces a term as a step calls it, on shapes.
+
+  Args:
+    stage: the stage.
+    i: index of the term.
+    variables: the learner's, or their shapes.
+    teachers: the teachers' variables, or their shapes.
+    image: shape of what the networks see, [1, h, w, c].
+    labels: [n], int32, of the whole training set.
+
+  Raises:
+    TermError: `init` returns no `Aux`, or `apply` not a loss [b] and a state like the one before.
+  """
+  method = stage.terms[i].method
+  learner = output_spec(stage.learner, variables, image)
+  b = learner.logits.shape[-1] + 1  # no loss of another shape is taken for [b]
+  image = jax.ShapeDtypeStruct((b, *image.shape[1:]), image.dtype)
+  learner, *of_teachers = (
+    output_spec(network, values, image)
+    for network, values in zip((stage.learner, *stage.teachers), (variables, *teachers), strict=True)
+  )
+  init = lambda key: method.init(key, learner, tuple(of_teachers), labels)
+  aux = jax.eval_shape(init, jax.random.key(0))
+  if not isinstance(aux, Aux):
+    raise TermError("init returns no smskd_jax.state.Aux")
+  if stage.number is not None:
+    embeddings = any("embedding" in term.method.reads for term in stage.terms)
+    of_teachers = [kept.spec(outputs, embeddings) for outputs in of_teachers]
+  if method.multi_view:
+    see_all = lambda one: one._replace(other_views=(one,) * (len(stage.views) - 1))
+    learner, *of_teachers = map(see_all, (learner, *of_teachers))
+  number: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
+
+  def apply(params, state, learner, of_teachers, batch):
+    return method.apply(params, state, learner, of_teachers, Context(batch, jax.random.key(0), jnp.zeros(())))
+
+  results = jax.eval_shape(apply, *aux, learner, tuple(of_teachers), Batch(image, number, number))
+  if not (isinstance(results, tuple) and len(results) == 2):
+    raise TermError("apply returns no pair of the loss [b] and the new state")
+  loss, state = results
+  if not isinstance(loss, jax.ShapeDtypeStruct) or loss.shape != (b,):
+    found = list(loss.shape) if isinstance(loss, jax.ShapeDtypeStruct) else type(loss).__name__
+    raise TermError(f"the loss of {b} images is {found}, not one number per image, [b] = [{b}]")
+  if not jnp.issubdtype(loss.dtype, jnp.floating):
+    raise TermError(f"the loss is of type {loss.dtype}, not of floats")
+  if jax.tree.map(_shape, state) != jax.tree.map(_shape, aux.state):
+    raise TermError("apply returns a state of other shapes than it is given")
+
+
+def _shape(x: Any) -> tuple[Any, Any]:
+  return x.shape, x.dtype
 
 
 def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:

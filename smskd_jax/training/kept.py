@@ -40,3 +40,10 @@ def look_up(kept: Kept, index: jax.Array, number: jax.Array) -> Outputs:
   logits = found(kept.logits)
   pooled = jnp.zeros((len(index), 0)) if kept.pooled is None else found(kept.pooled)
   return Outputs(logits, pooled, (), ())
+
+
+def spec(outputs: Outputs, embeddings: bool) -> Outputs:
+  """The shapes that `look_up` returns, from those of the network's outputs."""
+  b, d = outputs.pooled.shape
+  of_floats = lambda *shape: cast(jax.Array, jax.ShapeDtypeStruct(shape, jnp.float32))
+  return Outputs(of_floats(*outputs.logits.shape), of_floats(b, d if embeddings else 0), (), ())

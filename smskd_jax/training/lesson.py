@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses.method import mean
+from smskd_jax.losses.contract import Context, pmean
 from smskd_jax.state import Batch
 from smskd_jax.training.stage import Stage, outputs, outputs_by_batch
 
@@ -50,10 +50,9 @@ def make_losses(
     values = {}
     for i in terms:
       term, key = stage.terms[i], jax.random.key(i)
-      of_term, _ = term.method.apply(
-        lesson.params[i], lesson.state[i], learner, teachers, batch, key, epoch, axis_name
-      )
+      context = Context(batch, key, epoch, axis_name)
+      of_term, _ = term.method.apply(lesson.params[i], lesson.state[i], learner, teachers, context)
       values[term.name] = jnp.mean(of_term)
-    return mean(values, axis_name)
+    return pmean(values, axis_name)
 
   return losses

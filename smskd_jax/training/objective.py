@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses.method import Method
+from smskd_jax.losses.contract import Context, Method
 from smskd_jax.state import Batch, Outputs, TrainState
 from smskd_jax.training import reference as anchor
 from smskd_jax.training import task, views
@@ -81,10 +81,9 @@ def evaluate(
   aux_states = []
   for i, term in enumerate(stage.terms):
     apply = functools.partial(term.method.apply, params["aux"][i])
-    run = views.of_all if term.method.needs_views else views.of_each
-    values, aux_state = run(
-      apply, state.aux_state[i], learners, seen, batch, jax.random.fold_in(key, i), epoch, axis_name
-    )
+    run = views.of_all if term.method.multi_view else views.of_each
+    context = Context(batch, jax.random.fold_in(key, i), epoch, axis_name)
+    values, aux_state = run(apply, state.aux_state[i], learners, seen, context)
     metrics[f"distill/{term.name}"] = distill = jnp.mean(values)
     of_terms = of_terms + term.weight * (share(stage, i, epoch) * distill)
     aux_states.append(aux_state)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.losses import numerics
-from smskd_jax.losses.method import mean
+from smskd_jax.losses.contract import pmean
 from smskd_jax.training.weighting import LEARNED, WEIGHTINGS, WeightingInputs
 
 STUDENT_TO_REFERENCE, REFERENCE_TO_STUDENT = "student_to_reference", "reference_to_student"
@@ -140,7 +140,7 @@ def sample_weights(
   weights = WEIGHTINGS[weighting](inputs)
   if not normalize:
     return weights
-  return weights / jnp.maximum(mean(jnp.mean(weights), inputs.axis_name), jnp.finfo(weights.dtype).tiny)
+  return weights / jnp.maximum(pmean(jnp.mean(weights), inputs.axis_name), jnp.finfo(weights.dtype).tiny)
 
 
 def init_params(settings: Reference | None) -> dict[str, jax.Array]:
@@ -210,7 +210,7 @@ def loss(
   if divergence not in DIVERGENCES:
     raise ValueError(f"divergence: {divergence!r} is not one of {', '.join(DIVERGENCES)}")
   log_student, log_reference = (
-    jax.nn.log_softmax(numerics.widen(logits) / temperature) for logits in (student_logits, reference_logits)
+    jax.nn.log_softmax(numerics.upcast(logits) / temperature) for logits in (student_logits, reference_logits)
   )
   pair = (log_student, log_reference)
   values = numerics.kl_divergence(*(pair if divergence == STUDENT_TO_REFERENCE else reversed(pair)))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smskd_jax.losses.method import mean
+from smskd_jax.losses.contract import pmean
 from smskd_jax.state import Batch, Frozen, Outputs, TrainState
 from smskd_jax.training import objective as objective_lib
 from smskd_jax.training import task, trainable, views
@@ -104,7 +104,7 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> Step:
     gradients, (metrics, model_state, aux_state) = _gradients(
       objective, state.params, TASK_AND_REST if stage.two_gradients else ALL
     )
-    gradients, metrics = mean((gradients, metrics), axis_name)
+    gradients, metrics = pmean((gradients, metrics), axis_name)
     if stage.trains == "head":
       of_head = trainable.head(
         stage.learner, {"params": state.params["learner"], **state.model_state}, seen[0].image
@@ -145,7 +145,7 @@ def make_probe(stage: Stage, axis_name: str | None = None) -> Callable[..., Metr
   def probe(state: TrainState, frozen: Frozen, batch: Batch) -> Metrics:
     objective, _ = _objective(stage, state, frozen, batch, axis_name)
     gradients, _ = _gradients(objective, state.params, counted)
-    of_learner = mean(tuple(gradient["learner"] for gradient in gradients), axis_name)
+    of_learner = pmean(tuple(gradient["learner"] for gradient in gradients), axis_name)
     norms = [optax.tree.norm(gradient) for gradient in of_learner]
     metrics = {f"gradient_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
     for i, j in itertools.combinations(range(len(names)), 2):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smskd_jax.losses.method import mean
+from smskd_jax.losses.contract import pmean
 
 ABSENT = -1
 
@@ -55,5 +55,5 @@ def shares(answer: Answer, num_classes: int, dtype: jax.typing.DTypeLike = jnp.f
 
 def labeled_share(label: jax.Array, axis_name: str | None = None) -> jax.Array:
   """The share of the images of all devices that have a label, []; not quite zero where none has."""
-  share = mean(jnp.mean(label != ABSENT, dtype=jnp.float32), axis_name)
+  share = pmean(jnp.mean(label != ABSENT, dtype=jnp.float32), axis_name)
   return jnp.maximum(share, jnp.finfo(jnp.float32).tiny)

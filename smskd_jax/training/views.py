@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from smskd_jax.state import Batch, Outputs
+from smskd_jax.losses.contract import Context
+from smskd_jax.state import Outputs
 from smskd_jax.training.task import Answer
 
 
@@ -27,17 +28,14 @@ def of_each(
   aux_state: Any,
   learners: Sequence[Outputs],
   seen: Sequence[Seen],
-  batch: Batch,
-  key: jax.Array,
-  epoch: jax.Array,
-  axis_name: str | None,
+  context: Context,
 ) -> Term:
   """A term of each view by itself, and the mean of them; what the method remembers goes from one to the next."""
   values = []
   for i, (learner, view) in enumerate(zip(learners, seen, strict=True)):
-    of_view = key if i == 0 else jax.random.fold_in(key, i)
-    shown = batch._replace(label=view.answer.label)
-    value, aux_state = apply(aux_state, learner, view.teachers, shown, of_view, epoch, axis_name)
+    key = context.key if i == 0 else jax.random.fold_in(context.key, i)
+    of_view = _with_labels(context, view)._replace(key=key)
+    value, aux_state = apply(aux_state, learner, view.teachers, of_view)
     values.append(value)
   return mean_of(values), aux_state
 
@@ -47,10 +45,7 @@ def of_all(
   aux_state: Any,
   learners: Sequence[Outputs],
   seen: Sequence[Seen],
-  batch: Batch,
-  key: jax.Array,
-  epoch: jax.Array,
-  axis_name: str | None,
+  context: Context,
 ) -> Term:
   """A term of all views at once."""
   first, *others = learners
@@ -59,8 +54,12 @@ def of_all(
     of_first._replace(other_views=tuple(of_others))
     for of_first, *of_others in zip(*(view.teachers for view in seen), strict=True)
   )
-  shown = batch._replace(label=seen[0].answer.label)
-  return apply(aux_state, learner, teachers, shown, key, epoch, axis_name)
+  return apply(aux_state, learner, teachers, _with_labels(context, seen[0]))
+
+
+def _with_labels(context: Context, view: Seen) -> Context:
+  """The context of a view: mixing images changes their labels."""
+  return context._replace(batch=context.batch._replace(label=view.answer.label))
 
 
 def sum_of(values: Sequence[jax.Array]) -> jax.Array:

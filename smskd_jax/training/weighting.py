@@ -30,7 +30,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses.method import first_row, gather
+from smskd_jax.losses.contract import gather, local_offset
 
 LEARNED = "learned_teacher_tcp"  # its parameters are the stage's: see training/reference.py
 
@@ -65,7 +65,7 @@ def _shuffle(values: jax.Array, inputs: WeightingInputs) -> jax.Array:
   global_values = gather(values, inputs.axis_name)
   order = jax.random.permutation(inputs.key, len(global_values))
   b = len(values)
-  return global_values[jax.lax.dynamic_slice_in_dim(order, first_row(b, inputs.axis_name), b)]
+  return global_values[jax.lax.dynamic_slice_in_dim(order, local_offset(b, inputs.axis_name), b)]
 
 
 WEIGHTINGS: Mapping[str, Callable[[WeightingInputs], jax.Array]] = MappingProxyType(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import ab
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -66,7 +67,7 @@ def test_equal_shapes_need_no_connector():
   learner, other = outputs(*student), outputs(*teacher)
   method, aux = started(learner, other)
   assert not jax.tree.leaves(aux)
-  value, _ = method.apply(*aux, learner, (other,), None, None, 0.0)
+  value, _ = method.apply(*aux, learner, (other,), Context(None))
   np.testing.assert_allclose(value, loss(tuple(student[1:]), tuple(teacher[1:])))
 
 
@@ -81,8 +82,8 @@ def test_other_shapes_are_connected_by_a_convolution_and_batch_norm(student, tea
     b, h, w, c = x.shape
     return x.reshape(b, size, h // size, size, w // size, c).mean((2, 4))
 
-  mean_loss = lambda params: method.apply(params, aux.state, learner, (other,), None, None, 0.0)[0].mean()
-  value, state = jax.jit(method.apply)(*aux, learner, (other,), None, None, 0.0)
+  mean_loss = lambda params: method.apply(params, aux.state, learner, (other,), Context(None))[0].mean()
+  value, state = jax.jit(method.apply)(*aux, learner, (other,), Context(None))
   size, weights = min(student[0], teacher[0]), aux.params["connector_0"]["conv"]["kernel"]
   assert weights.shape == (1, 1, student[-1], teacher[-1])
   x = average(learner.preactivations[0], size) @ weights[0, 0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import afd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -26,7 +27,7 @@ TEACHER = outputs(maps(2, 3, 2, 2, 5), maps(3, 3, 2, 2, 6))
 def start(learner, teacher, **hparams):
   method = afd.method(**hparams)
   aux = method.init(jax.random.key(0), learner, (teacher,), None)
-  return aux, jax.jit(lambda params, x, y: method.apply(params, aux.state, x, (y,), None, None, 0.0)[0])
+  return aux, jax.jit(lambda params, x, y: method.apply(params, aux.state, x, (y,), Context(None))[0])
 
 
 def test_worked_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import at
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -26,7 +27,7 @@ def outputs(*features):
 
 def run(method, learner, teacher):
   aux = method.init(jax.random.key(0), learner, (teacher,), None)
-  return method.apply(*aux, learner, (teacher,), None, None, 0.0)[0]
+  return method.apply(*aux, learner, (teacher,), Context(None))[0]
 
 
 def test_worked_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import catkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Head, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -67,13 +68,13 @@ def test_method_is_the_loss_of_the_activation_maps_of_any_size(size, normalize):
   cams = [catkd.class_activation_maps(x.unpooled, x.head) for x in (learner, teacher)]
   method = catkd.method(size=size, normalize=normalize)
   aux = begin(method, learner, teacher)
-  rows, _ = method.apply(*aux, learner, (teacher,), None, None, 0)
+  rows, _ = method.apply(*aux, learner, (teacher,), Context(None))
   np.testing.assert_allclose(rows, catkd.loss(*cams, size=size, normalize=normalize), rtol=1e-9)
 
 
 def test_of_one_position_it_compares_the_logits():
   learner, teacher = outputs(maps(0, 4, 4, 4, 6), head(2, 6)), outputs(maps(1, 4, 2, 2, 7), head(4, 7))
-  rows, _ = catkd.method(size=1).apply((), (), learner, (teacher,), None, None, 0)
+  rows, _ = catkd.method(size=1).apply((), (), learner, (teacher,), Context(None))
   np.testing.assert_allclose(rows, np.square(learner.logits - teacher.logits).mean(1))
 
 
@@ -100,7 +101,7 @@ def test_the_students_classifier_learns():
   learner, teacher = outputs(maps(0, 4, 4, 4, 6), head(2, 6)), outputs(maps(1, 4, 2, 2, 7), head(4, 7))
 
   def loss(own):
-    return catkd.method().apply((), (), learner._replace(head=own), (teacher,), None, None, 0)[0].mean()
+    return catkd.method().apply((), (), learner._replace(head=own), (teacher,), Context(None))[0].mean()
 
   before, gradient = jax.value_and_grad(loss)(learner.head)
   assert all(x.any() for x in gradient)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import cc
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -65,7 +66,7 @@ def test_the_method_in_numpy_and_both_embeddings_learn():
 
   @jax.jit
   def run(params):
-    loss, state = method.apply(params, {}, outputs(student), (outputs(teacher),), None, None, 0)
+    loss, state = method.apply(params, {}, outputs(student), (outputs(teacher),), Context(None))
     return loss.mean(), (loss, state)
 
   (_, (loss, state)), gradient = jax.value_and_grad(run, has_aux=True)(aux.params)

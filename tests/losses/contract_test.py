@@ -1,4 +1,4 @@
-"""What every method of METHODS promises; see losses/method.py."""
+"""The contract of losses/contract.py, for every method of METHODS."""
 
 import functools
 
@@ -9,19 +9,12 @@ import pytest
 
 import marks
 import networks
-from smskd_jax.losses import (
-  FAMILIES,
-  METHODS,
-  OF_EMBEDDINGS,
-  OF_LOGITS_ALONE,
-  OF_SEVERAL_VIEWS,
-  READS_LABELS,
-  WITHOUT_TEACHER,
-)
-from smskd_jax.losses.method import map_logits, mean
+from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, contract
+from smskd_jax.losses.contract import OUTPUTS, Context, pmean, transform_logits
 from smskd_jax.state import Batch, Head, Norm, Outputs
 
 NAMES = sorted(METHODS)
+TRAITS = {name: make() for name, make in METHODS.items()}
 NUM_EXAMPLES = 50
 
 # Losses of neighbours in the batch: another order is another loss.
@@ -80,7 +73,7 @@ def example(name, b=8, k=5, dtype=np.float32):
   learner = learner._replace(peers=(network(rng, b, k, (2,), (4,)),))
   teacher = network(rng, b, k, (5, 7, 9, 8), (8, 4, 4, 2))
   index = rng.permutation(NUM_EXAMPLES)[:b].astype(np.int32)
-  if METHODS[name]().needs_views:
+  if TRAITS[name].multi_view:
     # Some of the first view's answers have to be sure: uda learns from no others.
     learner = learner._replace(logits=4 * learner.logits, other_views=(network(rng, b, k, (2,), (4,)),))
     teacher = teacher._replace(other_views=(network(rng, b, k, (2,), (4,)),))
@@ -108,7 +101,7 @@ def started(name, learner, teachers, k=5):
 
 
 def apply(method, aux, learner, teachers, batch, axis_name=None):
-  return method.apply(*aux, learner, teachers, batch, jax.random.key(1), jnp.float32(0.5), axis_name)
+  return method.apply(*aux, learner, teachers, Context(batch, jax.random.key(1), jnp.float32(0.5), axis_name))
 
 
 def loss_and_gradients(method, aux, learner, teachers, batch, axis_name=None):
@@ -209,7 +202,7 @@ def test_the_order_of_the_batch_does_not_matter(name):
 
 
 EXTREMES = {
-  "huge logits": lambda x: map_logits(lambda z: jnp.where(z > 0, 1e4, -1e4).astype(z.dtype), (x,))[0],
+  "huge logits": lambda x: transform_logits(lambda z: jnp.where(z > 0, 1e4, -1e4).astype(z.dtype), (x,))[0],
   "identical rows": lambda x: of_rows(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), x),
   "zero maps": lambda x: x._replace(features=jax.tree.map(jnp.zeros_like, x.features)),
   "zeros": lambda x: jax.tree.map(jnp.zeros_like, x),
@@ -252,7 +245,7 @@ def test_one_device_equals_four(name):
 
     def parted(results, axis_name=None):
       (loss, state), (by_params, by_learner, _) = results
-      parameters = mean((by_params, by_learner.head, by_learner.norms), axis_name)
+      parameters = pmean((by_params, by_learner.head, by_learner.norms), axis_name)
       views = tuple(view._replace(head=None, norms=()) for view in by_learner.other_views)
       by_rows = by_learner._replace(head=None, norms=(), peers=(), other_views=views)
       return (loss, by_rows), (state, parameters)
@@ -274,23 +267,70 @@ def test_one_device_equals_four(name):
     assert_close(replicas, jax.tree.map(on_each, of_all), 1e-10)
 
 
-@pytest.mark.parametrize("name", sorted((OF_LOGITS_ALONE | OF_EMBEDDINGS) - WITHOUT_TEACHER))
-def test_reads_of_its_teacher_only_what_it_says(name):
-  learner, (teacher,), batch = example(name)
-  _, aux = started(name, learner, (teacher,))
-  (loss, _), _ = program(name)(aux, learner, (teacher,), batch)
-
-  def known(said):
-    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), said)
-    others = tuple(map(known, said.other_views))
-    nothing = nothing._replace(logits=said.logits, other_views=others)
-    return nothing._replace(pooled=said.pooled) if name in OF_EMBEDDINGS else nothing
-
-  (same, _), _ = program(name)(aux, learner, (known(teacher),), batch)
-  np.testing.assert_array_equal(same, loss)
+def poisoned(outputs, fields):
+  """The outputs with NaN in some fields, those of the other views too."""
+  views = tuple(poisoned(view, fields) for view in outputs.other_views)
+  nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)
+  return outputs._replace(**{field: nan(getattr(outputs, field)) for field in fields}, other_views=views)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - WITHOUT_TEACHER))
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_what_it_declares_and_nothing_else(name):
+  """Without the other outputs loss and gradients are equal; without one that is declared they differ."""
+  student, (teacher,), batch = example(name)
+  method, aux = started(name, student, (teacher,))
+  run = lambda student, teacher: program(name)(aux, student, (teacher,), batch)
+  equal = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+  (loss, state), (by_params, by_student, _) = run(student, teacher)
+  undeclared = [
+    [field for output, field in OUTPUTS.items() if output not in reads]
+    for reads in (method.student_reads, method.reads)
+  ]
+  (same, same_state), (same_by_params, same_by_student, _) = run(
+    poisoned(student, undeclared[0]), poisoned(teacher, undeclared[1])
+  )
+  assert equal((same, same_state, same_by_params), (loss, state, by_params))
+  assert equal(same_by_student, by_student)
+  declared = method.reads - {"head"} if method.init_student else method.reads  # copied before the first step
+  for output in declared:
+    assert not equal(run(student, poisoned(teacher, [OUTPUTS[output]]))[0], (loss, state)), output
+  for output in method.student_reads:
+    assert not equal(run(poisoned(student, [OUTPUTS[output]]), teacher)[0], (loss, state)), output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declares_what_it_learns(name):
+  student, teachers, _ = example(name)
+  method, aux = started(name, student, teachers)
+  assert bool(method.learns) == bool(jax.tree.leaves(aux))
+
+
+def test_traits_that_do_not_exist_are_refused():
+  loss = lambda student, teachers, context: student.logits[:, 0]
+  for traits, message in (
+    ({"reads": ("logit",)}, r"reads: unknown 'logit'; the outputs of a network are logits, embedding, .*"),
+    ({"reads": "logits"}, r"reads: 'logits' is not a tuple"),
+    ({"reads": (), "student_reads": ("maps",)}, r"student_reads: unknown 'maps'"),
+    ({"reads": (), "needs_label": True}, r"unknown trait 'needs_label'; the traits are .*needs_labels"),
+    ({"reads": (), "min_views": 2}, r"min_views=2 needs multi_view=True"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      contract.stateless(loss, **traits)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plug_in_has_the_traits_of_the_method_that_it_wraps(name):
+  for wrapped in TRAITS.values():
+    traits = PLUGINS[name](wrapped)._replace(init=None, apply=None, learns="", transforms_logits=False)
+    assert traits == wrapped._replace(init=None, apply=None, learns="")
+
+
+def test_plug_ins_that_read_logits_declare_it():
+  assert PLUGINS["every_teacher"](METHODS["cc"](), weighting="tcp").reads == {"embedding", "logits"}
+  assert PLUGINS["ctkd"](METHODS["at"](), per_instance=True).student_reads == {"features", "logits"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if TRAITS[name].needs_teacher])
 def test_refuses_any_other_number_of_teachers(name):
   learner, (teacher,), _ = example(name)
   for teachers in ((), (teacher, teacher)):
@@ -298,22 +338,17 @@ def test_refuses_any_other_number_of_teachers(name):
       started(name, learner, teachers)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in NAMES if METHODS[name]().needs_views))
+@pytest.mark.parametrize("name", [name for name in NAMES if TRAITS[name].multi_view])
 def test_a_stage_of_one_view_will_do_or_is_refused(name):
   learner, teachers, batch = example(name)
   method, aux = started(name, learner, teachers)
   first = lambda network: network._replace(other_views=())
   run = lambda: apply(method, aux, first(learner), tuple(map(first, teachers)), batch)
-  if name in OF_SEVERAL_VIEWS:
+  if TRAITS[name].min_views > 1:
     with pytest.raises(ValueError, match=f"{name}: needs a stage of two views or more"):
       run()
   else:
     assert np.any(run()[0])
-
-
-def test_what_reads_labels_or_views_is_a_method():
-  assert set(METHODS) >= READS_LABELS | OF_SEVERAL_VIEWS
-  assert all(METHODS[name]().needs_views for name in OF_SEVERAL_VIEWS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -328,5 +363,6 @@ def test_reads_labels_or_places_only_where_it_says_so(name):
     batch._replace(index=(batch.index + 1) % NUM_EXAMPLES),
   )
   results = run(batch)
-  is_same = [all(map(np.array_equal, run(other), results)) for other in others]
-  assert all(is_same) == (name not in READS_LABELS)
+  same_by_label, same_by_index = (all(map(np.array_equal, run(other), results)) for other in others)
+  assert same_by_label == (not TRAITS[name].needs_labels)
+  assert same_by_index == (not TRAITS[name].per_example_memory)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import crd_in_batch
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -90,7 +91,7 @@ def test_the_method_in_numpy_and_that_its_embeddings_learn():
   @jax.jit
   def gradient(params):
     def mean_loss(params):
-      rows, _ = method.apply(params, aux.state, learner, teachers, Batch(None, labels, None), None, 0.0)
+      rows, _ = method.apply(params, aux.state, learner, teachers, Context(Batch(None, labels, None)))
       return rows.mean(), rows
 
     return jax.value_and_grad(mean_loss, has_aux=True)(params)

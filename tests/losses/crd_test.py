@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import crd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -43,7 +44,7 @@ def in_numpy(tree):
 @functools.partial(jax.jit, static_argnums=0)
 def _run(apply, aux, everything, key):
   def mean_loss(params, learner, teachers, batch):
-    rows, state = apply(params, aux.state, learner, teachers, batch, jax.random.key(key), 0.0)
+    rows, state = apply(params, aux.state, learner, teachers, Context(batch, jax.random.key(key)))
     return rows.mean(), (rows, state)
 
   gradient = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
@@ -161,7 +162,7 @@ def test_the_normalizers_are_constants_in_the_gradient():
   def mean_loss(params, pooled):
     _, teachers, batch = example()
     key, state = jax.random.key(0), jax.tree.map(jnp.asarray, fixed.state)
-    return method.apply(params, state, outputs(pooled), teachers, batch, key, 0.0)[0].mean()
+    return method.apply(params, state, outputs(pooled), teachers, Context(batch, key))[0].mean()
 
   check_grads(mean_loss, (aux.params, example()[0].pooled), order=1, modes=("rev",))
 
@@ -192,7 +193,7 @@ def test_memory_stays_under_a_gibibyte():
   batch = Batch(None, *[jax.ShapeDtypeStruct((b,), jnp.int32)] * 2)
 
   def step(params, learner, state, teachers, batch, key):
-    rows, state = method.apply(params, state, learner, teachers, batch, key, 0.0)
+    rows, state = method.apply(params, state, learner, teachers, Context(batch, key))
     return rows.mean(), state
 
   gradient = jax.grad(step, argnums=(0, 1), has_aux=True)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.losses import ctkd, fitnet, kd, mlkd
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import contract, ctkd, fitnet, kd, mlkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Aux, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -30,8 +30,8 @@ def loss_and_gradients(method, aux, learner, teachers, epoch=0.0, axis_name=None
   """The loss [b]; gradients of its mean by what the plug-in learns and by the student's logits."""
 
   def mean_loss(params, logits):
-    inputs = (learner._replace(logits=logits), teachers, None, jax.random.key(1), epoch, axis_name)
-    loss, _ = method.apply(params, aux.state, *inputs)
+    context = Context(None, jax.random.key(1), epoch, axis_name)
+    loss, _ = method.apply(params, aux.state, learner._replace(logits=logits), teachers, context)
     return loss.mean(), loss
 
   gradient_of = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
@@ -135,10 +135,10 @@ def test_per_instance_in_numpy():
 def mean_of_teachers():
   """KD at a temperature of 1 from the mean logits of all teachers."""
 
-  def of_outputs(learner, teachers, batch, axis_name):
-    return kd.loss(learner.logits, sum(t.logits for t in teachers) / len(teachers), temperature=1.0)
+  def loss_fn(student, teachers, context):
+    return kd.loss(student.logits, sum(t.logits for t in teachers) / len(teachers), temperature=1.0)
 
-  return _method.stateless(of_outputs)
+  return contract.stateless(loss_fn, reads=("logits",))
 
 
 def test_what_the_wrapped_method_learns_and_remembers_and_other_outputs_stay():
@@ -147,21 +147,23 @@ def test_what_the_wrapped_method_learns_and_remembers_and_other_outputs_stay():
   hint = fitnet.method(student_tap=0, teacher_tap=0)
   method = ctkd.method(hint, start=2.0, end=0.0)
   aux = start(method, learner, teacher)
-  inputs = (learner, (teacher,), None, jax.random.key(1), 0.0)
+  inputs = (learner, (teacher,), Context(None, jax.random.key(1)))
   loss, state = jax.jit(method.apply)(*aux, *inputs)
   expected, expected_state = jax.jit(hint.apply)(aux.params["method"], aux.state, *inputs)
   np.testing.assert_allclose(loss, 4 * expected)
   jax.tree.map(np.testing.assert_allclose, state, expected_state)
 
-  of_peers = _method.stateless(lambda learner, *_: learner.peers[0].logits[:, 0] - peer.logits[:, 0])
+  of_peers = contract.stateless(
+    lambda student, *_: student.peers[0].logits[:, 0] - peer.logits[:, 0], reads=("peer_outputs",)
+  )
   method = ctkd.method(of_peers)
   assert not np.any(method.apply(*start(method, learner, teacher), *inputs)[0])
 
 
 def test_adoption_is_the_wrapped_methods():
-  adopt = lambda variables, teachers: variables
-  assert ctkd.method(KD._replace(adopt=adopt)).adopt is adopt
-  assert ctkd.method(KD).adopt is None
+  init_student = lambda variables, teachers: variables
+  assert ctkd.method(KD._replace(init_student=init_student)).init_student is init_student
+  assert ctkd.method(KD).init_student is None
 
 
 @pytest.mark.parametrize("per_instance", [False, True])
@@ -191,7 +193,7 @@ def test_one_device_equals_four(per_instance):
   def on_one(networks):
     learner, teacher = networks
     loss, (by_params, by_student) = loss_and_gradients(method, aux, learner, (teacher,), 3.0, "batch")
-    return loss, by_student, _method.mean(by_params, "batch")
+    return loss, by_student, contract.pmean(by_params, "batch")
 
   split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), (learner, teacher))
   rows, of_student, of_params = jax.pmap(on_one, "batch", devices=jax.devices()[:4])(split)

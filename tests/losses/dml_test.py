@@ -10,6 +10,7 @@ import pytest
 
 import networks
 from smskd_jax.losses import dml
+from smskd_jax.losses.contract import Context
 from smskd_jax.models import cohort
 from smskd_jax.runtime import parallel
 from smskd_jax.state import Outputs
@@ -78,9 +79,9 @@ def test_each_member_learns_from_the_others_as_they_are():
 def test_reads_the_peers_and_no_teacher():
   method, given = dml.method(temperature=3.0), logits(2, 3)
   aux = method.init(jax.random.key(0), outputs(*given), (), None)
-  rows, _ = method.apply(*aux, outputs(*given), (), None, None, 0)
+  rows, _ = method.apply(*aux, outputs(*given), (), Context(None))
   np.testing.assert_allclose(rows, dml.loss(given, temperature=3.0))
-  ignored, _ = method.apply(*aux, outputs(*given), (outputs(given[0]),), None, None, 0)
+  ignored, _ = method.apply(*aux, outputs(*given), (outputs(given[0]),), Context(None))
   np.testing.assert_array_equal(ignored, rows)
 
 
@@ -98,7 +99,7 @@ def test_half_precision_is_computed_in_single():
 
 
 def test_refuses_a_learner_without_peers():
-  with pytest.raises(ValueError, match=r"dml: the learner has no peers; make it network\('cohort', .*\)"):
+  with pytest.raises(ValueError, match=r"dml: the student has no peers; make it network\('cohort', .*\)"):
     dml.method().init(jax.random.key(0), outputs(logits(0)[0]), (), None)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smskd_jax.losses import embedding_mse
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 
@@ -28,7 +29,7 @@ def test_embeddings_of_other_widths_are_projected():
   )
   assert same.params == {} and other.params["projection"]["kernel"].shape == (4, 8)
   values, _ = embedding_mse.method().apply(
-    other.params, other.state, outputs(4), (outputs(8),), None, None, None
+    other.params, other.state, outputs(4), (outputs(8),), Context(None)
   )
   kernel, bias = (np.asarray(other.params["projection"][name]) for name in ("kernel", "bias"))
   projected = np.ones((2, 4)) @ kernel + bias

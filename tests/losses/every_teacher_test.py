@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.losses import ctkd, every_teacher, fitnet, kd, mlkd
-from smskd_jax.losses import method as _method
+from smskd_jax.losses import contract, ctkd, every_teacher, fitnet, kd, mlkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Aux, Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -33,7 +33,9 @@ def loss_and_gradients(aux, learner, teachers, axis_name=None):
 
   def mean_loss(params, learner):
     method = every_teacher.method(HINT)
-    loss, state = method.apply(params, aux.state, learner, teachers, None, jax.random.key(1), 0.0, axis_name)
+    loss, state = method.apply(
+      params, aux.state, learner, teachers, Context(None, jax.random.key(1), 0.0, axis_name)
+    )
     return loss.mean(), (loss, state)
 
   (_, results), (by_params, by_learner) = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(
@@ -54,7 +56,7 @@ def test_kd_from_several_teachers_has_the_gradient_of_kd_from_their_mean():
   assert aux == Aux(((), (), ()), ((), (), ()))
 
   def total(logits):
-    return method.apply(*aux, learner._replace(logits=logits), teachers, None, jax.random.key(1), 0.0)[
+    return method.apply(*aux, learner._replace(logits=logits), teachers, Context(None, jax.random.key(1)))[
       0
     ].sum()
 
@@ -74,7 +76,7 @@ def test_every_teacher_has_parts_of_its_own():
 
   (loss, state), (by_params, by_map) = jax.jit(loss_and_gradients)(aux, learner, teachers)
   alone = [
-    jax.jit(HINT.apply)(p, s, learner, (t,), None, None, 0.0) for p, s, t in zip(*aux, teachers, strict=True)
+    jax.jit(HINT.apply)(p, s, learner, (t,), Context(None)) for p, s, t in zip(*aux, teachers, strict=True)
   ]
   np.testing.assert_allclose(loss, np.mean([row for row, _ in alone], axis=0))
   jax.tree.map(np.testing.assert_allclose, state, tuple(s for _, s in alone))
@@ -82,19 +84,16 @@ def test_every_teacher_has_parts_of_its_own():
   assert all(np.any(x) for x in jax.tree.leaves((by_params, by_map)))
 
 
-def drawing(adopt=None):
+def drawing(init_student=None):
   """A method whose loss is a random number."""
-  apply = lambda params, state, learner, teachers, batch, key, epoch, axis_name: (
-    jax.random.uniform(key, (8,)),
-    state,
-  )
-  return _method.make(lambda *args: Aux(), apply, adopt)
+  apply = lambda params, state, student, teachers, context: (jax.random.uniform(context.key, (8,)), state)
+  return contract.make(lambda *args: Aux(), apply, reads=("logits",), init_student=init_student)
 
 
 def test_every_teacher_draws_with_a_key_of_its_own():
   teacher, key = outputs(1), jax.random.key(7)
   method = every_teacher.method(drawing())
-  loss, _ = method.apply(((), ()), ((), ()), outputs(0), (teacher, teacher), None, key, 0.0)
+  loss, _ = method.apply(((), ()), ((), ()), outputs(0), (teacher, teacher), Context(None, key))
   draws = [jax.random.uniform(jax.random.fold_in(key, i), (8,)) for i in range(2)]
   assert not np.any(draws[0] == draws[1])
   np.testing.assert_allclose(loss, (draws[0] + draws[1]) / 2)
@@ -104,7 +103,7 @@ def test_around_another_plug_in():
   learner, teachers = outputs(0), (outputs(1), outputs(2))
   method = every_teacher.method(ctkd.method(kd.method(temperature=1.0)))
   aux = start(method, learner, teachers)
-  loss, _ = jax.jit(method.apply)(*aux, learner, teachers, None, jax.random.key(1), 0.0)
+  loss, _ = jax.jit(method.apply)(*aux, learner, teachers, Context(None, jax.random.key(1)))
   t = ctkd.temperature(1.0)
   expected = np.mean([kd.loss(learner.logits, x.logits, temperature=t) for x in teachers], axis=0)
   np.testing.assert_allclose(loss, expected)
@@ -118,7 +117,7 @@ def test_finite_at_extremes():
   @jax.jit
   def total(logits):
     return method.apply(
-      ((), ()), ((), ()), learner._replace(logits=logits), tuple(extremes), None, jax.random.key(1), 0
+      ((), ()), ((), ()), learner._replace(logits=logits), tuple(extremes), Context(None, jax.random.key(1))
     )[0].sum()
 
   for logits in (np.zeros((8, 5)), -1e4 * np.sign(teacher.logits), jnp.ones((8, 5), jnp.bfloat16)):
@@ -133,7 +132,7 @@ def test_one_device_equals_four():
 
   def on_one(aux, learner, teachers):
     (loss, state), (by_params, by_map) = loss_and_gradients(aux, learner, teachers, "batch")
-    return loss, by_map, _method.mean((state, by_params), "batch")
+    return loss, by_map, contract.pmean((state, by_params), "batch")
 
   split = lambda tree: jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
   on_four = jax.pmap(on_one, "batch", in_axes=(None, 0, 0), devices=jax.devices()[:4])
@@ -145,9 +144,9 @@ def test_one_device_equals_four():
 
 
 def test_adoption_needs_a_single_teacher():
-  adopt = lambda variables, teachers: teachers
-  method = every_teacher.method(drawing(adopt))
-  assert method.adopt is adopt
+  init_student = lambda variables, teachers: teachers
+  method = every_teacher.method(drawing(init_student))
+  assert method.init_student is init_student
   assert start(method, outputs(0), (outputs(1),)) == Aux(((),), ((),))
   with pytest.raises(
     ValueError, match="every_teacher: the wrapped method takes over a part of its teacher .*got 2"
@@ -179,8 +178,8 @@ BY_TCP = np.array(
 
 
 def test_weights_worked_by_hand():
-  np.testing.assert_allclose(every_teacher.by_accuracy(TEACHERS, LABELS), BY_ACCURACY)
-  np.testing.assert_allclose(every_teacher.by_tcp(TEACHERS, LABELS), BY_TCP)
+  np.testing.assert_allclose(every_teacher.accuracy_weights(TEACHERS, LABELS), BY_ACCURACY)
+  np.testing.assert_allclose(every_teacher.tcp_weights(TEACHERS, LABELS), BY_TCP)
   losses = [np.array([1.0, 2.0]), np.array([3.0, 0.0])]
   np.testing.assert_allclose(every_teacher.mean(losses, np.array([[0.75], [0.25]])), [1.5, 1.5])
   np.testing.assert_allclose(every_teacher.mean(losses, np.array([[0.5, 1.0], [0.5, 0.0]])), [2.0, 2.0])
@@ -189,13 +188,13 @@ def test_weights_worked_by_hand():
 @pytest.mark.parametrize("labels", [[0, 0, 0], [-1, -1, -1]])
 def test_teachers_that_are_never_right_count_the_same(labels):
   wrong = (logits_of([0.2, 0.8], [0.2, 0.8], [0.2, 0.8]),) * 2
-  np.testing.assert_array_equal(every_teacher.by_accuracy(wrong, np.array(labels)), [[0.5], [0.5]])
+  np.testing.assert_array_equal(every_teacher.accuracy_weights(wrong, np.array(labels)), [[0.5], [0.5]])
 
 
 def test_no_probability_is_too_small_to_be_shared_out():
   # Both are zero in floating point; they differ by a factor of e.
   sure = tuple(np.array([[0.0, 1e4 + i]]) for i in range(2))
-  weights = every_teacher.by_tcp(sure, np.array([0]))
+  weights = every_teacher.tcp_weights(sure, np.array([0]))
   np.testing.assert_allclose(weights[:, 0], np.array([1, np.exp(-1)]) / (1 + np.exp(-1)))
 
 
@@ -217,9 +216,7 @@ def test_weighted_kd_in_numpy(options, weights):
     *start(method, learner, teachers),
     learner._replace(logits=logits),
     teachers,
-    batch,
-    jax.random.key(1),
-    0.0,
+    Context(batch, jax.random.key(1)),
   )[0]
   of_each = [kd.loss(learner.logits, logits, temperature=4.0) for logits in TEACHERS]
   np.testing.assert_allclose(jax.jit(run)(learner.logits), (weights * of_each).sum(0))
@@ -238,7 +235,7 @@ def test_weights_span_devices(weighting):
 
   def loss(learner, teachers, batch, axis_name=None):
     empty = ((),) * 3
-    return method.apply(empty, empty, learner, teachers, batch, jax.random.key(1), 0.0, axis_name)[0]
+    return method.apply(empty, empty, learner, teachers, Context(batch, jax.random.key(1), 0.0, axis_name))[0]
 
   split = lambda tree: jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
   on_four = jax.pmap(lambda *share: loss(*share, "batch"), "batch", devices=jax.devices()[:4])
@@ -252,15 +249,15 @@ def test_no_gradient_flows_through_the_weights():
   batch = Batch(None, np.array([0, 1, 2, 3, 4, 0, -1, 1]), np.arange(8))
 
   def slope(of_weights, of_losses):
-    weights = every_teacher.by_tcp([t.logits / of_weights for t in teachers], batch.label)
+    weights = every_teacher.tcp_weights([t.logits / of_weights for t in teachers], batch.label)
     losses = [kd.loss(learner.logits / of_losses, t.logits / of_losses, temperature=1.0) for t in teachers]
     return (of_losses**2 * every_teacher.mean(losses, weights)).mean()
 
   method = ctkd.method(every_teacher.method(kd.method(temperature=1.0), weighting="tcp"))
   aux = start(method, learner, teachers)
-  loss = lambda params: method.apply(params, aux.state, learner, teachers, batch, jax.random.key(1), 1e3)[
-    0
-  ].mean()
+  loss = lambda params: method.apply(
+    params, aux.state, learner, teachers, Context(batch, jax.random.key(1), 1e3)
+  )[0].mean()
   value, gradient = jax.jit(jax.value_and_grad(loss))(aux.params)
   t, by_theta = jax.value_and_grad(ctkd.temperature)(aux.params["theta"])
   expected, by_t = jax.value_and_grad(slope, argnums=1)(t, t)
@@ -274,11 +271,11 @@ def test_a_method_of_all_views_is_weighted_by_the_first():
   batch = Batch(None, np.arange(8) % 5, np.arange(8))
   wrapped = mlkd.method(temperatures=(4.0,))
   method = every_teacher.method(wrapped, weighting="tcp")
-  assert method.needs_views
+  assert method.multi_view
   run = lambda method, teachers: jax.jit(method.apply)(
-    *start(method, learner, teachers), learner, teachers, batch, jax.random.key(1), 0.0
+    *start(method, learner, teachers), learner, teachers, Context(batch, jax.random.key(1))
   )[0]
-  weights = every_teacher.by_tcp([t.logits for t in teachers], batch.label)
+  weights = every_teacher.tcp_weights([t.logits for t in teachers], batch.label)
   expected = sum(w * run(wrapped, (t,)) for w, t in zip(weights, teachers, strict=True))
   np.testing.assert_allclose(run(method, teachers), expected)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import fitnet
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -26,7 +27,7 @@ def run(student, teacher):
   method = fitnet.method(student_tap=0, teacher_tap=0)
   learner, teachers = outputs(student), (outputs(teacher),)
   aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, teachers)), None)
-  loss, state = method.apply(*aux, learner, teachers, None, jax.random.key(1), 0)
+  loss, state = method.apply(*aux, learner, teachers, Context(None, jax.random.key(1)))
   return loss, aux, state
 
 
@@ -112,7 +113,7 @@ def test_the_running_statistics_approach_those_of_the_batch_and_do_not_change_th
   @jax.jit
   def step(state):
     return fitnet.method(student_tap=0, teacher_tap=0).apply(
-      aux.params, state, outputs(student), (outputs(teacher),), None, None, 0
+      aux.params, state, outputs(student), (outputs(teacher),), Context(None)
     )
 
   for _ in range(200):
@@ -130,7 +131,7 @@ def test_the_regressor_and_the_student_learn():
 
   @jax.jit
   def gradients(params, student):
-    loss = lambda p, s: method.apply(p, aux.state, outputs(s), (outputs(teacher),), None, None, 0)[0].mean()
+    loss = lambda p, s: method.apply(p, aux.state, outputs(s), (outputs(teacher),), Context(None))[0].mean()
     return jax.value_and_grad(loss, argnums=(0, 1))(params, student)
 
   before, (by_params, by_student) = gradients(aux.params, student)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import fsp
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -71,7 +72,7 @@ def test_equal_channels_are_compared_as_they_are():
   for project in (True, False):
     method, aux = started(learner, teacher, project=project)
     assert not jax.tree.leaves(aux)
-    value, _ = method.apply(*aux, learner, (teacher,), None, None, 0.0)
+    value, _ = method.apply(*aux, learner, (teacher,), Context(None))
     np.testing.assert_allclose(value, loss(learner.features, teacher.features[:3]))
 
 
@@ -82,7 +83,7 @@ def test_other_channels_are_projected_by_convolutions_that_learn():
   assert {name: x.shape for name, x in weights.items()} == {"conv_1": (4, 6), "conv_2": (2, 5)}
 
   def mean_loss(params):
-    value, _ = method.apply(params, aux.state, learner, (teacher,), None, None, 0.0)
+    value, _ = method.apply(params, aux.state, learner, (teacher,), Context(None))
     return value.mean(), value
 
   gradient, value = jax.jit(jax.grad(mean_loss, has_aux=True))(aux.params)

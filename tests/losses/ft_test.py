@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import ft
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -44,7 +45,7 @@ def compiled(**hyper_parameters):
   method, _, _, teachers = prepared(reconstruction_weight=0.25, **hyper_parameters)
 
   def mean_loss(params, feature, state, epoch):
-    value, state = method.apply(params, state, outputs(feature), teachers, None, None, epoch)
+    value, state = method.apply(params, state, outputs(feature), teachers, Context(None, epoch=epoch))
     return value.mean(), state
 
   gradients = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)

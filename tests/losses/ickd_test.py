@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import ickd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -62,7 +63,7 @@ def test_the_method_in_numpy_and_the_connector_learns():
 
   @jax.jit
   def run(params):
-    loss, state = method.apply(params, aux.state, learner, teachers, None, None, 0)
+    loss, state = method.apply(params, aux.state, learner, teachers, Context(None))
     return loss.mean(), (loss, state)
 
   (_, (rows, state)), gradient = jax.value_and_grad(run, has_aux=True)(aux.params)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import kdsvd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -148,7 +149,7 @@ def test_other_channels_are_projected_by_convolutions_that_learn():
   assert {name: x.shape for name, x in weights.items()} == {"conv_1": (6, 9)}
 
   def mean_loss(params):
-    value, _ = method.apply(params, aux.state, learner, (teacher,), None, None, 0.0)
+    value, _ = method.apply(params, aux.state, learner, (teacher,), Context(None))
     return value.mean(), value
 
   gradient, value = jax.jit(jax.grad(mean_loss, has_aux=True))(aux.params)

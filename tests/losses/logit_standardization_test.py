@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import fitnet, kd, logit_standardization, mlkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -33,7 +34,7 @@ def run(wrapped, learner, *teachers, axis_name=None):
   """(loss, new state) of the method in the plug-in."""
   method = logit_standardization.method(wrapped)
   aux = method.init(jax.random.key(0), spec(learner), spec(teachers), None)
-  return method.apply(*aux, learner, teachers, None, jax.random.key(1), 0.5, axis_name)
+  return method.apply(*aux, learner, teachers, Context(None, jax.random.key(1), 0.5, axis_name))
 
 
 def z_score(x):
@@ -80,14 +81,14 @@ def test_what_is_learned_and_remembered_is_the_wrapped_methods():
   learner, teacher = outputs(0), outputs(1)
   wrapped = fitnet.method(student_tap=0, teacher_tap=0)
   aux = jax.jit(lambda key: wrapped.init(key, spec(learner), (spec(teacher),), None))(jax.random.key(0))
-  expected = jax.jit(wrapped.apply)(*aux, learner, (teacher,), None, jax.random.key(1), 0.5)
+  expected = jax.jit(wrapped.apply)(*aux, learner, (teacher,), Context(None, jax.random.key(1), 0.5))
   jax.tree.map(np.testing.assert_allclose, run(wrapped, learner, teacher), expected)
 
 
 def test_adoption_is_the_wrapped_methods():
-  adopt = lambda variables, teachers: variables
-  assert logit_standardization.method(KD._replace(adopt=adopt)).adopt is adopt
-  assert logit_standardization.method(KD).adopt is None
+  init_student = lambda variables, teachers: variables
+  assert logit_standardization.method(KD._replace(init_student=init_student)).init_student is init_student
+  assert logit_standardization.method(KD).init_student is None
 
 
 @jax.jit

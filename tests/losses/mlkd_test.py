@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import kd, mlkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -98,9 +99,9 @@ def outputs(first, *others):
 
 def run(learner, teacher, **options):
   method = mlkd.method(**options)
-  assert method.needs_views
+  assert method.multi_view
   aux = method.init(jax.random.key(0), learner, (teacher,), None)
-  return jax.jit(method.apply)(*aux, learner, (teacher,), None, None, 0.0)[0]
+  return jax.jit(method.apply)(*aux, learner, (teacher,), Context(None))[0]
 
 
 def test_the_method_on_two_views_worked_by_hand():

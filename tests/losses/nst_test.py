@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import nst
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -89,7 +90,7 @@ def test_reads_all_stages_or_the_named_taps():
   def run(**taps):
     method = nst.method(**taps)
     aux = method.init(jax.random.key(0), networks[0], (networks[1],), None)
-    return method.apply(*aux, networks[0], (networks[1],), None, None, 0.0)[0]
+    return method.apply(*aux, networks[0], (networks[1],), Context(None))[0]
 
   np.testing.assert_allclose(run(), loss(tuple(student[1:]), tuple(teacher[1:])))
   expected = loss((student[0],), (teacher[-1],))

@@ -14,22 +14,22 @@ from smskd_jax.losses import numerics
 )
 def test_widen(dtype, expected):
   with jax.enable_x64(True):
-    assert numerics.widen(jnp.zeros(2, dtype)).dtype == expected
+    assert numerics.upcast(jnp.zeros(2, dtype)).dtype == expected
   if dtype != "float64":
-    assert numerics.widen(jnp.zeros(2, dtype)).dtype == expected
+    assert numerics.upcast(jnp.zeros(2, dtype)).dtype == expected
 
 
 def test_norm_and_its_gradient():
   x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-13, 0.0]])
-  np.testing.assert_allclose(numerics.norm(x), [5, 0, 0])
-  gradient = jax.grad(lambda x: numerics.norm(x).sum())(x)
+  np.testing.assert_allclose(numerics.safe_norm(x), [5, 0, 0])
+  gradient = jax.grad(lambda x: numerics.safe_norm(x).sum())(x)
   np.testing.assert_allclose(gradient, [[0.6, 0.8], [0, 0], [0, 0]], rtol=1e-6)
 
 
 def test_divide_and_its_gradient():
   by = jnp.array([2.0, 0.0])
-  np.testing.assert_allclose(numerics.divide(jnp.ones(2), by), [0.5, 0])
-  gradients = jax.grad(lambda x, by: numerics.divide(x, by).sum(), argnums=(0, 1))(jnp.ones(2), by)
+  np.testing.assert_allclose(numerics.safe_divide(jnp.ones(2), by), [0.5, 0])
+  gradients = jax.grad(lambda x, by: numerics.safe_divide(x, by).sum(), argnums=(0, 1))(jnp.ones(2), by)
   np.testing.assert_allclose(gradients, [[0.5, 0], [-0.25, 0]])
 
 
@@ -48,7 +48,7 @@ def test_kl_divergence():
 
 def test_of_label():
   np.testing.assert_array_equal(
-    numerics.of_label(jnp.arange(6).reshape(2, 3), jnp.array([2, 0])), jnp.array([2, 3])
+    numerics.gather_label(jnp.arange(6).reshape(2, 3), jnp.array([2, 0])), jnp.array([2, 3])
   )
 
 
@@ -63,4 +63,4 @@ def test_log_softmax_of_others_leaves_the_label_out():
 
 def test_rescale_changes_only_the_scale():
   x = jnp.array([[1e-30, 2e-30], [3e30, -6e30], [0.0, 0.0]])
-  np.testing.assert_allclose(numerics.rescale(x), [[0.5, 1], [0.5, -1], [0, 0]], rtol=1e-6)
+  np.testing.assert_allclose(numerics.normalize_scale(x), [[0.5, 1], [0.5, -1], [0, 0]], rtol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import ofd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Norm, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -32,7 +33,7 @@ def start(teacher=TEACHER, **hparams):
 
 
 def run(method, aux, teacher=TEACHER):
-  return jax.jit(method.apply)(*aux, LEARNER, (teacher,), None, None, 0.0)
+  return jax.jit(method.apply)(*aux, LEARNER, (teacher,), Context(None))
 
 
 def test_worked_by_hand():
@@ -118,7 +119,7 @@ def test_running_margins_are_those_of_the_global_batch():
   loss, state = run(method, aux)
   split = lambda x: x.reshape(4, 1, *x.shape[1:])
   learner, teacher = jax.tree.map(split, (LEARNER, TEACHER._replace(norms=())))
-  of_share = lambda s, t: method.apply(*aux, s, (t,), None, None, 0.0, "batch")
+  of_share = lambda s, t: method.apply(*aux, s, (t,), Context(None, axis_name="batch"))
   on_each = jax.pmap(of_share, axis_name="batch", devices=jax.devices()[:4])
   losses, states = on_each(learner, teacher)
   np.testing.assert_allclose(losses[:, 0], loss, rtol=1e-10)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import pkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -40,7 +41,7 @@ def test_method_in_numpy_and_projections_only_where_channels_differ():
   method = pkd.method(beta=2.0)
   aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
   assert list(aux.params) == ["tap1"]
-  loss, _ = jax.jit(method.apply)(*aux, LEARNER, (TEACHER,), None, None, 0.0)
+  loss, _ = jax.jit(method.apply)(*aux, LEARNER, (TEACHER,), Context(None))
   first = np.asarray(LEARNER.features[1]).reshape(3, 2, 2, 2, 2, 5).mean((2, 4)) - TEACHER.features[1]
   second = LEARNER.features[2] @ aux.params["tap1"]["kernel"][0, 0] - TEACHER.features[2]
   expected = 2 * ((first**2).sum((1, 2, 3)) + (second**2).sum((1, 2, 3))) / (4 * 5 + 4 * 6)
@@ -56,7 +57,7 @@ def test_the_mean_is_that_of_the_survey():
   method = pkd.method()
   aux = method.init(jax.random.key(0), of(student), (of(teacher),), None)
   assert not jax.tree.leaves(aux)
-  rows, _ = method.apply(*aux, of(student), (of(teacher),), None, None, 0.0)
+  rows, _ = method.apply(*aux, of(student), (of(teacher),), Context(None))
   np.testing.assert_allclose(rows.mean(), 10 * ((laid_out[0] - laid_out[1]) ** 2).mean())
 
 
@@ -64,13 +65,13 @@ def test_nothing_is_learned_between_maps_of_equal_channels():
   method = pkd.method(student_taps=(1,), teacher_taps=(-2,))
   aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
   assert not jax.tree.leaves(aux)
-  assert method.apply(*aux, LEARNER, (LEARNER,), None, None, 0.0)[0].max() == 0
+  assert method.apply(*aux, LEARNER, (LEARNER,), Context(None))[0].max() == 0
 
 
 def test_the_projection_learns():
   method = pkd.method()
   aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
-  loss = lambda params: method.apply(params, aux.state, LEARNER, (TEACHER,), None, None, 0.0)[0].mean()
+  loss = lambda params: method.apply(params, aux.state, LEARNER, (TEACHER,), Context(None))[0].mean()
   assert (jax.jit(jax.grad(loss))(aux.params)["tap1"]["kernel"] != 0).all()
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import reviewkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -23,7 +24,7 @@ def network(seed, *shapes, b=3):
 def start(learner, teacher):
   method = reviewkd.method()
   aux = method.init(jax.random.key(0), learner, (teacher,), None)
-  return aux, jax.jit(lambda params, x: method.apply(params, aux.state, x, (teacher,), None, None, 0.0)[0])
+  return aux, jax.jit(lambda params, x: method.apply(params, aux.state, x, (teacher,), Context(None))[0])
 
 
 def test_hierarchical_context_worked_by_hand():

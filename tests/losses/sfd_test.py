@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import sfd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -62,7 +63,7 @@ def test_method_has_the_stem_and_projects_where_channels_differ():
   method = sfd.method(reduction="mean")
   aux = method.init(jax.random.key(0), learner, (teacher,), None)
   assert list(aux.params) == ["tap1"]
-  run = jax.jit(lambda params: method.apply(params, aux.state, learner, (teacher,), None, None, 0.0)[0])
+  run = jax.jit(lambda params: method.apply(params, aux.state, learner, (teacher,), Context(None))[0])
   of_taps = (learner.features[0], learner.features[1] @ aux.params["tap1"]["kernel"][0, 0])
   largest = lambda x: np.asarray(x).max((1, 2))
   expected = [

@@ -9,6 +9,7 @@ import pytest
 
 import networks
 from smskd_jax.losses import simkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.models import MODELS, reuse
 from smskd_jax.runtime import parallel
 from smskd_jax.state import Head, Outputs, Reused
@@ -75,7 +76,7 @@ def test_any_other_learner_gets_a_projector_that_is_this_one_in_numpy(seed):
     "conv2": (2, 2),
     "conv3": (2, 6),
   }
-  run = quick(lambda aux: method.apply(*aux, outputs(student), (outputs(teacher),), None, None, 0))
+  run = quick(lambda aux: method.apply(*aux, outputs(student), (outputs(teacher),), Context(None)))
   rows, state = run(aux)
   x = normalized(np.asarray(student) @ kernels["conv1"][0, 0])
   x = normalized(convolve(x, kernels["conv2"]))
@@ -91,7 +92,7 @@ def test_that_projector_learns_even_where_the_channels_agree():
 
   @quick
   def gradient(params):
-    loss = lambda p: method.apply(p, aux.state, outputs(student), (outputs(teacher),), None, None, 0)[
+    loss = lambda p: method.apply(p, aux.state, outputs(student), (outputs(teacher),), Context(None))[
       0
     ].mean()
     return jax.value_and_grad(loss)(params)
@@ -104,13 +105,13 @@ def test_that_projector_learns_even_where_the_channels_agree():
 
 def test_adopts_nothing_without_a_place_for_it():
   variables = {"params": {"fc": {"kernel": maps(0, 6, 5)}}}
-  assert simkd.adopt(variables, (outputs(maps(1, 1, 2, 2, 6)),)) is variables
+  assert simkd.init_student(variables, (outputs(maps(1, 1, 2, 2, 6)),)) is variables
 
 
 def test_adopts_copies():
   teacher = outputs(maps(1, 1, 2, 2, 6))
   head = {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(5)}
-  adopted = simkd.adopt({"params": {}, "head": head}, (teacher,))
+  adopted = simkd.init_student({"params": {}, "head": head}, (teacher,))
   for name, x in adopted["head"].items():
     np.testing.assert_array_equal(x, getattr(teacher.head, name))
     assert x.unsafe_buffer_pointer() != getattr(teacher.head, name).unsafe_buffer_pointer()
@@ -122,12 +123,14 @@ def test_refuses_a_teacher_whose_classifier_does_not_fit(shape):
   d, k = shape
   teacher = outputs(maps(1, 1, 2, 2, d), k)
   message = (
-    rf"simkd: the learner is made for a classifier of shape \[6, 5\], the teacher's has \[{d}, {k}\]; give "
+    rf"simkd: the student is made for a classifier of shape \[6, 5\], the teacher's has \[{d}, {k}\]; give "
   )
   with pytest.raises(ValueError, match=message):
     begin(simkd.method(), outputs(maps(0, 1, 2, 2, 6), head=Reused), teacher)
   with pytest.raises(ValueError, match=message):
-    simkd.adopt({"params": {}, "head": {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(5)}}, (teacher,))
+    simkd.init_student(
+      {"params": {}, "head": {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(5)}}, (teacher,)
+    )
 
 
 @pytest.mark.parametrize("field, head", [("unpooled", Head), ("unpooled", Reused), ("head", Reused)])

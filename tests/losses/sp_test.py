@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import sp
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -55,7 +56,7 @@ def test_takes_the_last_maps_by_default_and_all_stages_for_empty_taps():
   teacher = Outputs(None, None, tuple(maps(i, 3, 2, 2, 5) for i in range(10, 14)), ())
 
   def run(**taps):
-    return sp.method(**taps).apply((), (), learner, (teacher,), None, None, 0)[0]
+    return sp.method(**taps).apply((), (), learner, (teacher,), Context(None))[0]
 
   np.testing.assert_allclose(run(), sp.loss(learner.features[-1:], teacher.features[-1:]))
   stages = run(student_taps=(), teacher_taps=())

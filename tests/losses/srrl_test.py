@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import srrl
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Head, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -45,7 +46,7 @@ def test_the_whole_in_numpy(seed):
   learner, teacher = outputs(seed, 4, 3, 2, 6, k=7), outputs(seed + 10, 4, 4, 4, 8)
   method = srrl.method(feature_weight=0.5, logits_weight=3.0)
   aux = begin(method, learner, teacher)
-  rows, state = method.apply(*aux, learner, (teacher,), None, None, 0)
+  rows, state = method.apply(*aux, learner, (teacher,), Context(None))
   x = np.asarray(learner.unpooled) @ np.asarray(aux.params["conv"]["kernel"])[0, 0]
   mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
   adapted = np.maximum((x - mean) / np.sqrt(var + 1e-5), 0).mean((1, 2))
@@ -66,7 +67,7 @@ def test_the_connector_and_the_student_learn():
   def gradients(params, unpooled):
     def loss(params, unpooled):
       student = learner._replace(unpooled=unpooled)
-      return method.apply(params, aux.state, student, (teacher,), None, None, 0)[0].mean()
+      return method.apply(params, aux.state, student, (teacher,), Context(None))[0].mean()
 
     return jax.value_and_grad(loss, argnums=(0, 1))(params, unpooled)
 

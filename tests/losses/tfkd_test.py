@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import tfkd
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Aux, Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -67,7 +68,7 @@ def test_reads_no_teacher(num_teachers):
   method = tfkd.method()
   assert method.init(jax.random.key(0), learner, teachers, labels) == Aux()
   batch = Batch(None, jnp.asarray(labels), None)
-  rows, _ = method.apply((), (), learner, teachers, batch, jax.random.key(1), 0.0)
+  rows, _ = method.apply((), (), learner, teachers, Context(batch, jax.random.key(1)))
   np.testing.assert_allclose(rows, loss(student, labels), rtol=1e-12)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import logit_standardization, uda
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -27,7 +28,7 @@ def outputs(first, *others):
 def run(learner, teachers=(), **options):
   method = uda.method(**options)
   aux = method.init(jax.random.key(0), learner, teachers, None)
-  return method.apply(*aux, learner, teachers, None, None, 0.0)[0]
+  return method.apply(*aux, learner, teachers, Context(None))[0]
 
 
 def test_worked_by_hand():
@@ -76,7 +77,7 @@ def test_several_other_views_are_averaged():
 
 def test_needs_no_teacher_and_reads_none():
   learner, teachers = outputs(*views(0)), (outputs(*views(1)), outputs(*views(2)))
-  assert uda.method().needs_views
+  assert uda.method().multi_view
   np.testing.assert_array_equal(run(learner, teachers), run(learner))
 
 
@@ -84,10 +85,10 @@ def test_a_plug_in_reaches_all_views():
   plain, augmented = views(0)
   standardized = [logit_standardization.standardize(x) for x in (plain, augmented)]
   method = logit_standardization.method(uda.method(threshold=0.0))
-  assert method.needs_views
+  assert method.multi_view
   learner = outputs(plain, augmented)
   aux = method.init(jax.random.key(0), learner, (), None)
-  rows, _ = method.apply(*aux, learner, (), None, None, 0.0)
+  rows, _ = method.apply(*aux, learner, (), Context(None))
   np.testing.assert_allclose(rows, uda.loss(*standardized, threshold=0.0))
 
 

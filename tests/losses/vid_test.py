@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import vid
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -28,7 +29,7 @@ def start(**hparams):
 
 
 def run(method, params, learner=LEARNER):
-  return jax.jit(method.apply)(params, {}, learner, (TEACHER,), None, None, 0.0)[0]
+  return jax.jit(method.apply)(params, {}, learner, (TEACHER,), Context(None))[0]
 
 
 def test_worked_by_hand():

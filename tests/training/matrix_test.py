@@ -30,7 +30,7 @@ PAIRS = {
   "large images": (("imagenet_resnet18", 0.125), ("imagenet_mobilenet_v1", 0.125), (64, 64, 3)),
 }
 NAMES = sorted(set(METHODS) - {"dml"})
-OF_VIEWS = sorted(name for name, make in METHODS.items() if make().needs_views)
+OF_VIEWS = sorted(name for name, make in METHODS.items() if make().multi_view)
 OF_ONE_VIEW = sorted(set(NAMES) - set(OF_VIEWS))
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import networks
 from smskd_jax.data import mixing
-from smskd_jax.losses import METHODS, method
+from smskd_jax.losses import METHODS, contract
 from smskd_jax.runtime import parallel
-from smskd_jax.state import Outputs
+from smskd_jax.state import Aux, Outputs
 from smskd_jax.training import optimizer, task
 from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
 import tiny
@@ -98,11 +98,11 @@ def keys_of(num_views, mixes, steps):
     note("mix", key)
     return image, task.Answer(label)
 
-  def apply(params, state, learner, teachers, batch, key, epoch, axis_name):
-    note("method", key)
-    return learner.logits[:, 0], state
+  def apply(params, state, student, teachers, context):
+    note("method", context.key)
+    return student.logits[:, 0], state
 
-  noted = Term("noted", 1.0, method.make(lambda *_: method.Aux(), apply))
+  noted = Term("noted", 1.0, contract.make(lambda *_: Aux(), apply, reads=(), student_reads=("logits",)))
   stage = Stage(Scaled(), optimizer.sgd(0.1), terms=(noted,), views=(view,) * num_views)
   stage = stage._replace(mix=mix if mixes else None)
   (state, frozen), step = networks.begin(stage), jax.jit(make_train_step(stage))
@@ -120,30 +120,33 @@ def test_a_first_view_draws_as_if_it_were_alone_and_nothing_draws_alike():
   assert len({*three.values(), *later.values()}) == 18
 
 
-@pytest.mark.parametrize("needs_views", [False, True])
-def test_a_method_that_needs_the_views_gets_them_at_once(needs_views):
+@pytest.mark.parametrize("multi_view", [False, True])
+def test_a_method_that_needs_the_views_gets_them_at_once(multi_view):
   given = []
 
-  def loss(learner, teachers, batch, axis_name):
-    given.append([len(network.other_views) for network in (learner, *teachers)])
-    return learner.logits[:, 0]
+  def loss(student, teachers, context):
+    given.append([len(network.other_views) for network in (student, *teachers)])
+    return student.logits[:, 0]
 
-  noted = Term("noted", 1.0, method.stateless(loss, needs_views=needs_views))
+  noted = Term("noted", 1.0, contract.stateless(loss, reads=("logits",), multi_view=multi_view))
   stage = make_stage("kd", views=(flipped, dimmed, flipped))._replace(terms=(noted,))
   state, frozen = networks.begin(stage)
   jax.eval_shape(make_train_step(stage), state, frozen, networks.batch_of(0))
-  assert given == ([[2, 2]] if needs_views else [[0, 0]] * 3)
+  assert given == ([[2, 2]] if multi_view else [[0, 0]] * 3)
 
 
-def consistency(learner, teachers, batch, axis_name):
+def consistency(student, teachers, context):
   """A relation between the views of all examples."""
-  del teachers, batch
-  (other,) = learner.other_views
-  return jnp.mean((learner.pooled @ method.gather(other.pooled, axis_name).T) ** 2, axis=1)
+  del teachers
+  (other,) = student.other_views
+  everyone = contract.gather(other.pooled, context.axis_name)
+  return jnp.mean((student.pooled @ everyone.T) ** 2, axis=1)
 
 
 # By name: a stage, and which of a batch have no label.
-RELATION = Term("consistency", 0.5, method.stateless(consistency, needs_views=True))
+RELATION = Term(
+  "consistency", 0.5, contract.stateless(consistency, reads=(), student_reads=("embedding",), multi_view=True)
+)
 SETTINGS = {
   "two views, half of them unlabelled": (
     make_stage(views=(dimmed, flipped), label_smoothing=0.1)._replace(terms=(RELATION,)),

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smskd_jax.losses.contract import Context
 from smskd_jax.state import Batch, Outputs
 from smskd_jax.training import views
 from smskd_jax.training.task import Answer
 
-KEY, EPOCH, AXIS = jax.random.key(0), 1.5, "batch"
 BATCH = Batch(np.zeros((2, 1, 1, 1)), np.array([9, 9]), np.array([5, 6]))
+CONTEXT = Context(BATCH, jax.random.key(0), 1.5, "batch")
 
 
 def says(number):
@@ -45,53 +46,53 @@ def numbers(networks):
 
 
 def keys_of(recorder):
-  return [tuple(jax.random.key_data(call[4]).tolist()) for call in recorder.calls]
+  return [tuple(jax.random.key_data(call[3].key).tolist()) for call in recorder.calls]
 
 
 def test_of_each_is_the_mean_over_views_each_with_its_own_teachers_and_labels():
   recorder = Recorder()
-  value, _ = views.of_each(recorder, 0, LEARNERS, SEEN, BATCH, KEY, EPOCH, AXIS)
+  value, _ = views.of_each(recorder, 0, LEARNERS, SEEN, CONTEXT)
   np.testing.assert_array_equal(value, [1.0, 1.0])
-  for i, (_, learner, teachers, batch, _, *rest) in enumerate(recorder.calls):
+  for i, (_, learner, teachers, context) in enumerate(recorder.calls):
     assert numbers([learner, *teachers]) == [i, 10 + i, 20 + i]
-    assert learner.other_views == () and rest == [EPOCH, AXIS]
-    np.testing.assert_array_equal(batch.label, [i, i])
-    np.testing.assert_array_equal(batch.index, BATCH.index)
+    assert learner.other_views == () and context[2:] == CONTEXT[2:]
+    np.testing.assert_array_equal(context.batch.label, [i, i])
+    np.testing.assert_array_equal(context.batch.index, BATCH.index)
 
 
 def test_of_each_hands_what_is_remembered_from_view_to_view():
   recorder = Recorder()
-  _, aux_state = views.of_each(recorder, 7, LEARNERS, SEEN, BATCH, KEY, EPOCH, AXIS)
+  _, aux_state = views.of_each(recorder, 7, LEARNERS, SEEN, CONTEXT)
   assert [call[0] for call in recorder.calls] == [7, 8, 9] and aux_state == 10
 
 
 def test_of_each_draws_anew_for_each_view_and_for_the_first_as_if_it_were_alone():
   recorder = Recorder()
-  views.of_each(recorder, 0, LEARNERS, SEEN, BATCH, KEY, EPOCH, AXIS)
+  views.of_each(recorder, 0, LEARNERS, SEEN, CONTEXT)
   first, *others = keys_of(recorder)
-  assert first == tuple(jax.random.key_data(KEY).tolist())
+  assert first == tuple(jax.random.key_data(CONTEXT.key).tolist())
   assert len({first, *others}) == 3
 
 
 @pytest.mark.parametrize("num_teachers", [0, 1, 2])
 def test_of_all_is_one_call_with_the_other_views_beside_the_first(num_teachers):
   recorder, seen = Recorder(), [view_of(i, num_teachers) for i in range(3)]
-  value, aux_state = views.of_all(recorder, 7, LEARNERS, seen, BATCH, KEY, EPOCH, AXIS)
-  ((_, learner, teachers, batch, _, *rest),) = recorder.calls
-  assert aux_state == 8 and rest == [EPOCH, AXIS]
+  value, aux_state = views.of_all(recorder, 7, LEARNERS, seen, CONTEXT)
+  ((_, learner, teachers, context),) = recorder.calls
+  assert aux_state == 8 and context[2:] == CONTEXT[2:]
   np.testing.assert_array_equal(value, [0.0, 0.0])
-  assert keys_of(recorder) == [tuple(jax.random.key_data(KEY).tolist())]
+  assert keys_of(recorder) == [tuple(jax.random.key_data(CONTEXT.key).tolist())]
   assert numbers([learner, *learner.other_views]) == [0, 1, 2]
   of_teachers = [numbers([teacher, *teacher.other_views]) for teacher in teachers]
   assert of_teachers == [[10, 11, 12], [20, 21, 22]][:num_teachers]
-  np.testing.assert_array_equal(batch.label, [0, 0])
+  np.testing.assert_array_equal(context.batch.label, [0, 0])
 
 
 def test_of_one_view_both_are_the_method_itself():
   for run in (views.of_each, views.of_all):
     recorder = Recorder()
-    value, aux_state = run(recorder, 7, LEARNERS[1:2], SEEN[1:2], BATCH, KEY, EPOCH, AXIS)
-    ((_, learner, teachers, *_),) = recorder.calls
+    value, aux_state = run(recorder, 7, LEARNERS[1:2], SEEN[1:2], CONTEXT)
+    ((_, learner, teachers, _),) = recorder.calls
     assert numbers([learner, *teachers]) == [1, 11, 21] and learner.other_views == ()
     np.testing.assert_array_equal(value, [1.0, 1.0])
     assert aux_state == 8
@@ -101,7 +102,7 @@ def test_of_one_view_both_are_the_method_itself():
 def test_a_view_that_lacks_a_teacher_is_refused(run):
   seen = [view_of(0, 1), view_of(1, 2)]
   with pytest.raises(ValueError, match="zip"):
-    run(Recorder(), 0, LEARNERS, seen, BATCH, KEY, EPOCH, AXIS)
+    run(Recorder(), 0, LEARNERS, seen, CONTEXT)
 
 
 def test_sum_and_mean():

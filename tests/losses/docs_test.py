@@ -1,4 +1,4 @@
-"""Tests of losses/catalog.py and of `python -m smskd_jax.losses`."""
+"""Tests of losses/docs.py and of `python -m smskd_jax.losses`."""
 
 import inspect
 import pathlib
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, catalog
+from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, docs
 from smskd_jax.losses.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,7 +20,7 @@ def test_every_method_is_in_one_family():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_says_everything(name):
-  card = catalog.card(name)
+  card = docs.describe(name)
   assert card.title.endswith(".") and "\n" not in card.title
   assert '"' in card.paper and "https://" in card.paper
   assert card.cite.split()[-1].isdigit(), card.cite
@@ -32,13 +32,13 @@ def test_a_card_says_everything(name):
 
 def test_the_page_is_up_to_date():
   page = (ROOT / "docs" / "methods.md").read_text()
-  assert page == catalog.markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
+  assert page == docs.markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
 
 
 def test_the_list_has_a_line_for_each(capsys):
   assert main([]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines[1:]] == [c.name for c in catalog.cards()]
+  assert [line.split()[0] for line in lines[1:]] == [c.name for c in docs.describe_all()]
   assert len(lines) == 1 + len(NAMES)
 
 
@@ -56,5 +56,5 @@ def test_one_is_explained_with_its_formula():
 
 def test_several_names_are_explained_one_after_another(capsys):
   assert main(["kd", "fitnet"]) == 0
-  kd, fitnet = (catalog.explanation(catalog.card(name)) for name in ("kd", "fitnet"))
+  kd, fitnet = (docs.explain(docs.describe(name)) for name in ("kd", "fitnet"))
   assert capsys.readouterr().out == f"{kd}\n\n{fitnet}\n"

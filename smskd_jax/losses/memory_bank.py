@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# How many times as many rows as are asked for a bank may have for `scores` to go through all of it. That is faster
-# than to gather rows, but takes memory for all scores: 128 MiB for each direction at 8 x 16384 rows and a batch of 256.
+# `similarities` multiplies by the whole bank if it has at most this many times the rows asked for. That is faster than
+# to gather rows, but takes memory for all products: 128 MiB a direction for 8 x 16384 rows and a batch of 256.
 WHOLE_BANK_UP_TO = 8
 
 
@@ -25,7 +25,7 @@ def by_class(labels: jax.Array) -> Classes:
 
 
 def _range(classes: Classes, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Where the classes of `label`, [b], start, and how many examples they have: [b, 1] each."""
+  """Start and number of examples of the classes of `label`, [b]: [b, 1] each."""
   start, end = (jnp.searchsorted(classes.label, label, side=side) for side in ("left", "right"))
   return start.astype(jnp.int32)[:, None], (end - start).astype(jnp.int32)[:, None]
 
@@ -50,7 +50,7 @@ def random_words(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
   return jax.vmap(words)(index)
 
 
-def of_other_classes(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+def sample_negatives(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
   """Examples of other classes than `label`, uniformly and with replacement.
 
   What is drawn is a place among the sorted examples, those of the class itself left out, so that nothing has to be
@@ -69,13 +69,13 @@ def of_other_classes(classes: Classes, label: jax.Array, words: jax.Array) -> ja
   return classes.example[jnp.where(place < start, place, place + count)]
 
 
-def of_same_class(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
-  """Examples of the class `label`, uniformly and with replacement; arguments and result as in `of_other_classes`."""
+def sample_positives(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+  """Examples of the class `label`, uniformly and with replacement; arguments and result as in `sample_negatives`."""
   start, count = _range(classes, label)
   return classes.example[start + _below(words, count)]
 
 
-def scores(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax.Array:
+def similarities(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax.Array:
   """Inner products of each embedding with the rows of the bank that are listed for it.
 
   The rows themselves, b x m x d, are never in memory at once. Where the bank has at most 8 m rows, all of its inner

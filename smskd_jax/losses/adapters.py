@@ -1,4 +1,4 @@
-"""The learned parts of methods: Flax Linen modules as pure functions, and the one most methods share."""
+"""Trained modules of methods: Flax Linen modules as pure functions, and those that several methods share."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from smskd_jax.state import Aux
 
 
 class ConvNorm(nn.Module):
-  """A convolution without bias, batch norm and, if asked for, ReLU: what connects maps of different channels."""
+  """Convolution without bias, batch norm and optionally ReLU: a connector of maps of different channels."""
 
   channels: int
   size: int = 1
@@ -67,7 +67,7 @@ def _init(module: nn.Module, key: jax.Array, *examples: Any) -> Any:
 def apply(
   module: nn.Module, params: Any, state: Any, *inputs: Any, axis_name: str | None = None
 ) -> tuple[Any, Any]:
-  """(output, new state) of a module from `init`. It normalises by the global batch, and remembers its statistics."""
+  """(output, new state) of a module from `init`. Batch norm is by the global batch."""
   variables = {"params": params, "batch_stats": state}
   output, updated = module.apply(variables, *inputs, axis_name, mutable="batch_stats")
   return output, updated.get("batch_stats", {})

@@ -1,4 +1,4 @@
-"""Tests of losses/banks.py."""
+"""Tests of losses/memory_bank.py."""
 
 import functools
 
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smskd_jax.losses import banks
+from smskd_jax.losses import memory_bank
 
 LABELS = np.repeat([2, 0, 1, 7], [5, 30, 11, 4])[np.random.default_rng(0).permutation(50)].astype(np.int32)
-DRAWS = {"other": banks.of_other_classes, "same": banks.of_same_class}
+DRAWS = {"other": memory_bank.sample_negatives, "same": memory_bank.sample_positives}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _drawn(who, index, count, key):
-  words = banks.random_words(jax.random.key(key), index, count)
-  return DRAWS[who](banks.by_class(LABELS), jnp.asarray(LABELS)[index], words)
+  words = memory_bank.random_words(jax.random.key(key), index, count)
+  return DRAWS[who](memory_bank.by_class(LABELS), jnp.asarray(LABELS)[index], words)
 
 
 def drawn(who, index, count, key=0):
@@ -49,13 +49,13 @@ def test_draws_belong_to_the_example_and_the_key():
 
 def test_draws_worked_by_hand():
   # Sorted: examples 1, 3 of class 0, examples 0, 2, 4 of class 1, example 5 of class 2.
-  classes = jax.jit(banks.by_class)(np.array([1, 0, 1, 0, 1, 2]))
+  classes = jax.jit(memory_bank.by_class)(np.array([1, 0, 1, 0, 1, 2]))
   words = np.tile(np.arange(7, dtype=np.uint32), (3, 1))
   label = np.array([0, 1, 2])
   others = [[0, 2, 4, 5, 0, 2, 4], [1, 3, 5, 1, 3, 5, 1], [1, 3, 0, 2, 4, 1, 3]]
   same = [[1, 3, 1, 3, 1, 3, 1], [0, 2, 4, 0, 2, 4, 0], [5] * 7]
-  np.testing.assert_array_equal(jax.jit(banks.of_other_classes)(classes, label, words), others)
-  np.testing.assert_array_equal(jax.jit(banks.of_same_class)(classes, label, words), same)
+  np.testing.assert_array_equal(jax.jit(memory_bank.sample_negatives)(classes, label, words), others)
+  np.testing.assert_array_equal(jax.jit(memory_bank.sample_positives)(classes, label, words), same)
 
 
 @pytest.mark.parametrize("n", [8 * 6, 8 * 6 + 1])
@@ -67,7 +67,7 @@ def test_scores_and_their_gradient_on_both_sides_of_the_switch(n, b):
   index = rng.integers(0, n, (b, 6))
 
   def weighted(embedding, bank):
-    scores = banks.scores(embedding, bank, index)
+    scores = memory_bank.similarities(embedding, bank, index)
     return (weight * scores).sum(), scores
 
   (_, scores), gradients = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))(
@@ -80,6 +80,6 @@ def test_scores_and_their_gradient_on_both_sides_of_the_switch(n, b):
 
 def test_a_large_bank_is_gathered_little_by_little():
   shapes = [((256, 128), jnp.float32), ((1_281_167, 128), jnp.float32), ((256, 16385), jnp.int32)]
-  gradient = jax.grad(lambda *x: jnp.square(banks.scores(*x)).sum())
+  gradient = jax.grad(lambda *x: jnp.square(memory_bank.similarities(*x)).sum())
   compiled = jax.jit(gradient).lower(*(jax.ShapeDtypeStruct(*x) for x in shapes)).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2**28

@@ -1,4 +1,4 @@
-"""Tests of models/custom.py: a user's own network from a config, and what is said where it will not do."""
+"""Tests of a user's own network in a config, and of the errors where it will not do; see custom.py."""
 
 import sys
 
@@ -6,10 +6,9 @@ import pytest
 
 import runs
 from smskd_jax import config as config_lib
-from smskd_jax import data, experiment, filling, plan
+from smskd_jax import custom, data, experiment, filling, plan
 from smskd_jax.config import method, network, stage
 from smskd_jax.errors import UserError
-from smskd_jax.models import custom
 
 MINE = """
 from flax import linen as nn
@@ -119,13 +118,13 @@ def test_trains_as_a_student_and_teaches(tmp_path):
 @pytest.mark.parametrize(
   "model, message",
   [
-    ("custom:my_networks", "is not of the form custom:package.module:Class"),
+    ("custom:my_networks", "is not of the form custom:package.module:name"),
     ("custom:no_networks:Net", "cannot import no_networks: No module named"),
     ("custom:broken_networks:Net", "cannot import broken_networks: No module named 'nowhere_to_be_found'"),
-    ("custom:my_networks:Nett", "my_networks has no class Nett"),
-    ("custom:my_networks:not_callable", "my_networks has no class not_callable"),
+    ("custom:my_networks:Nett", "my_networks has no class or function Nett"),
+    ("custom:my_networks:not_callable", "my_networks has no class or function not_callable"),
     ("custom:my_networks:NoDefault", "'depth' has no default"),
-    ("custom:my_networks:NoClasses", "takes no num_classes"),
+    ("custom:my_networks:NoClasses", "takes no 'num_classes'"),
   ],
 )
 def test_what_is_no_factory_is_refused(model, message):
@@ -149,7 +148,7 @@ def test_what_returns_no_outputs_is_refused(name, message):
 
 
 def test_what_makes_no_module_is_refused():
-  with pytest.raises(UserError, match="makes a int, not a flax.linen.Module"):
+  with pytest.raises(UserError, match="returns a int, not a flax.linen.module.Module"):
     plans(alone("custom:my_networks:number"))
 
 

@@ -1,0 +1,133 @@
+"""A user's own networks and methods, by import path: `custom:package.module:name`."""
+
+from collections.abc import Callable, Collection
+import functools
+import hashlib
+import importlib
+import inspect
+from pathlib import Path
+import traceback
+from typing import Any
+
+PREFIX = "custom:"
+
+
+def is_custom(name: str) -> bool:
+  """True if a name is an import path."""
+  return name.startswith(PREFIX)
+
+
+def factory(
+  name: str,
+  kind: type,
+  *,
+  required: Collection[str] = (),
+  ignored: Collection[str] = (),
+  reserved: Collection[str] = (),
+  check: Callable[[Any], Any] = lambda built: built,
+) -> Callable[..., Any]:
+  """Imports a class or a function that builds objects of one kind.
+
+  Args:
+    name: the import path.
+    kind: type of the objects.
+    required: arguments that are not options and that it must take.
+    ignored: arguments that are never given.
+    reserved: names that no option may have.
+    check: raises ValueError for an object that will not do.
+
+  Returns:
+    The factory, with keyword arguments alone: the required ones, and the options, which are all other arguments.
+
+  Raises:
+    ValueError: there is nothing of this name, or it is no such factory. So does the factory, if it fails or returns
+      something else.
+  """
+  make = _imported(name)
+  parameters = _parameters(name, make)
+  for missing in (argument for argument in required if argument not in parameters):
+    raise ValueError(f"{name}: takes no {missing!r}, which it is given")
+  options = [p for p in parameters.values() if p.name not in {*required, *ignored}]
+  for option in options:
+    if option.default is option.empty:
+      raise ValueError(
+        f"{name}: {option.name!r} has no default; give it one, so that a config may leave it out"
+      )
+    if option.name in reserved:
+      raise ValueError(f"{name}: {option.name!r} is a field of every such entry; rename the option")
+
+  def build(**arguments: Any) -> Any:
+    try:
+      built = make(**arguments)
+      if isinstance(built, kind):
+        return check(built)
+    except ValueError as error:
+      raise ValueError(f"{name}: {one_line(error)}") from error
+    except Exception as error:  # a user's own code may raise anything
+      raise ValueError(f"{name}: {described(error, name)}") from error
+    raise ValueError(f"{name}: returns a {type(built).__name__}, not a {kind.__module__}.{kind.__name__}")
+
+  keyword = inspect.Parameter.KEYWORD_ONLY
+  given = [inspect.Parameter(argument, keyword) for argument in required]
+  functools.update_wrapper(build, make, assigned=("__doc__",), updated=())
+  vars(build)["__signature__"] = inspect.Signature([*given, *(p.replace(kind=keyword) for p in options)])
+  return build
+
+
+def code_digest(name: str) -> str:
+  """Fingerprint of the file that the object is written in, '' if it has no file."""
+  source = _source(name)
+  return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+
+
+def one_line(error: Exception) -> str:
+  """First paragraph of an error's message, on one line."""
+  return " ".join(str(error).split("\n\n")[0].split())
+
+
+def described(error: Exception, name: str = "") -> str:
+  """Type, message and place of an error, on one line; the place is in the file of the named object where it can be."""
+  frames = traceback.extract_tb(error.__traceback__)
+  source = _source(name) if name else None
+  where = next((frame for frame in reversed(frames) if frame.filename == source), frames[-1])
+  return f"{type(error).__name__}: {one_line(error)} ({where.filename}:{where.lineno})"
+
+
+def _parameters(name: str, make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+  try:
+    parameters = inspect.signature(make).parameters
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name}: its arguments cannot be found; write a function") from error
+  variadic = (
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+    inspect.Parameter.POSITIONAL_ONLY,
+  )
+  for parameter in parameters.values():
+    if parameter.kind in variadic:
+      raise ValueError(f"{name}: {parameter} is not an argument with a name; name each option")
+  return dict(parameters)
+
+
+def _source(name: str) -> str | None:
+  """The file of a function or class; of any other object that of the module that has it."""
+  imported = inspect.unwrap(_imported(name))
+  is_written = inspect.isfunction(imported) or inspect.isclass(imported)
+  module_name = name.removeprefix(PREFIX).partition(":")[0]
+  return inspect.getsourcefile(imported if is_written else importlib.import_module(module_name))
+
+
+def _imported(name: str) -> Any:
+  module_name, _, attribute = name.removeprefix(PREFIX).partition(":")
+  if not module_name or not attribute:
+    raise ValueError(f"{name!r} is not of the form {PREFIX}package.module:name")
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    raise ValueError(f"{name}: cannot import {module_name}: {error}") from error
+  except Exception as error:  # the module runs: it may raise anything
+    raise ValueError(f"{name}: cannot import {module_name}: {described(error)}") from error
+  imported = getattr(module, attribute, None)
+  if not callable(imported):
+    raise ValueError(f"{name}: {module_name} has no class or function {attribute}")
+  return imported

@@ -1,0 +1,219 @@
+"""The contract of a distillation method: pure functions and traits, as in `optax.GradientTransformation`."""
+
+from collections.abc import Callable, Iterable
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.state import Aux, Batch, Outputs
+
+# Output that a method may declare to read -> field of `Outputs`.
+OUTPUTS = {
+  "logits": "logits",
+  "embedding": "pooled",
+  "features": "features",
+  "preactivations": "preactivations",
+  "final_map": "unpooled",
+  "head": "head",
+  "norms": "norms",
+  "peer_outputs": "peers",
+}
+CACHEABLE = frozenset({"logits", "embedding"})  # what a teacher cache stores of a network
+
+
+class Context(NamedTuple):
+  """Inputs of a method besides the networks' outputs.
+
+  With an `axis_name`, b is the local batch of one device, and a loss that relates examples spans the axis.
+  """
+
+  batch: Batch
+  key: Any = None  # random key of the step; None for methods that draw nothing
+  epoch: jax.Array | float = 0.0  # [], epochs of the stage so far, with their fraction
+  axis_name: str | None = None  # of devices
+
+
+class Method(NamedTuple):
+  """A distillation loss and its traits; build one with `make` or `stateless`.
+
+  init: (key, student, teachers, labels) -> Aux. `student` and `teachers` are `Outputs` of shapes, as `jax.eval_shape`
+    returns them; `labels` is [n], int32, of the whole training set. Raises ValueError if the method is not defined for
+    these networks.
+  apply: (params, state, student, teachers, context) -> (loss [b], new state). The mean of the loss over the global
+    batch is the paper's loss: no outer weight, no cross-entropy. No gradient reaches the teachers, unless a plug-in
+    that trains a transformation of their outputs asks for it by `stop_teacher_gradient=False`.
+  init_student: None, or (student's variables, teachers' `Outputs`) -> student's variables before the first step, which
+    copies parameters of the teachers. Only outputs that are the same for every image may be read: `head` and `norms`.
+  reads: outputs of the teachers that `apply` or `init_student` reads, keys of `OUTPUTS`; empty if it needs no teacher.
+  student_reads: outputs of the student that `apply` reads.
+  needs_labels: True if every image must have a label.
+  per_example_memory: True if the method stores something for every training example, and so is not defined for others.
+  multi_view: True if a stage of several views calls `apply` once, with the first view's outputs and those of the other
+    views in `Outputs.other_views`; otherwise `apply` is called for each view, and the mean is taken.
+  min_views: smallest number of views of a stage.
+  transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
+  learns: parameters and memory of the method, in words for the documentation; '' if it has none.
+  """
+
+  init: Callable[[jax.Array, Outputs, tuple[Outputs, ...], Any], Aux]
+  apply: Callable[..., tuple[jax.Array, Any]]
+  init_student: Callable[[Any, tuple[Outputs, ...]], Any] | None = None
+  reads: frozenset[str] = frozenset()
+  student_reads: frozenset[str] = frozenset()
+  needs_labels: bool = False
+  per_example_memory: bool = False
+  multi_view: bool = False
+  min_views: int = 1
+  transforms_logits: bool = False
+  learns: str = ""
+
+  @property
+  def needs_teacher(self) -> bool:
+    """True if the method reads a teacher."""
+    return bool(self.reads)
+
+  @property
+  def cacheable(self) -> bool:
+    """True if a teacher cache stores all that the method reads of its teachers."""
+    return self.reads <= CACHEABLE
+
+
+def make(
+  init: Callable[..., Aux],
+  apply: Callable[[Any, Any, Outputs, tuple[Outputs, ...], Context], tuple[jax.Array, Any]],
+  *,
+  reads: Iterable[str],
+  student_reads: Iterable[str] | None = None,
+  **traits: Any,
+) -> Method:
+  """Builds a method of its functions and traits.
+
+  Args:
+    init: as of `Method`.
+    apply: (params, state, student, teachers, context) -> (loss [b], new state), as of `Method`; the teachers are made
+      constants before.
+    reads: as of `Method`.
+    student_reads: as of `Method`; None for those of `reads`.
+    **traits: the other fields of `Method`.
+
+  Raises:
+    ValueError: an output or a trait that does not exist.
+  """
+  student_reads = reads if student_reads is None else student_reads
+  unknown = traits.keys() - set(Method._fields)
+  if unknown:
+    raise ValueError(f"unknown trait {min(unknown)!r}; the traits are {', '.join(Method._fields[2:])}")
+
+  def apply_to_constants(params, state, student, teachers, context, *, stop_teacher_gradient=True):
+    if stop_teacher_gradient:
+      teachers = jax.lax.stop_gradient(teachers)
+    return apply(params, state, student, teachers, context)
+
+  method = Method(init, apply_to_constants, **traits)
+  return check(
+    method._replace(reads=_outputs("reads", reads), student_reads=_outputs("student_reads", student_reads))
+  )
+
+
+def stateless(
+  loss: Callable[[Outputs, tuple[Outputs, ...], Context], jax.Array],
+  check: Callable[[Outputs, tuple[Outputs, ...]], Any] = lambda student, teachers: None,
+  *,
+  reads: Iterable[str],
+  student_reads: Iterable[str] | None = None,
+  **traits: Any,
+) -> Method:
+  """Builds a method without parameters and memory.
+
+  Args:
+    loss: (student, teachers, context) -> [b].
+    check: (student, teachers), on shapes; raises ValueError where the method is not defined for the pair.
+    reads: as of `make`.
+    student_reads: as of `make`.
+    **traits: as of `make`.
+  """
+
+  def init(key, student, teachers, labels):
+    del key, labels
+    check(student, teachers)
+    return Aux()
+
+  def apply(params, state, student, teachers, context):
+    del params
+    return loss(student, teachers, context), state
+
+  return make(init, apply, reads=reads, student_reads=student_reads, **traits)
+
+
+def wrap(
+  wrapped: Method, init: Callable[..., Aux], apply: Callable[..., Any], *, learns: str = "", **traits: Any
+) -> Method:
+  """Builds a plug-in's method: the traits are the wrapped method's unless given.
+
+  The plug-in's `apply` calls the wrapped one with `stop_teacher_gradient=False`: gradients reach what the plug-in
+  trains, and stop at the teachers before it.
+  """
+  own = wrapped._asdict() | traits | {"learns": "; ".join(filter(None, (wrapped.learns, learns)))}
+  return make(init, apply, **{name: value for name, value in own.items() if name not in ("init", "apply")})
+
+
+def check(method: Method) -> Method:
+  """Returns the method if its traits are valid.
+
+  Raises:
+    ValueError: an output that does not exist, or a number of views that `apply` cannot be given.
+  """
+  for name in ("reads", "student_reads"):
+    _outputs(name, getattr(method, name))
+  if method.min_views > 1 and not method.multi_view:
+    raise ValueError(f"min_views={method.min_views} needs multi_view=True")
+  return method
+
+
+def _outputs(name: str, outputs: Iterable[str]) -> frozenset[str]:
+  """A trait's set of outputs; a single string is a mistake for a tuple of one."""
+  unknown = [] if isinstance(outputs, str) else sorted(set(outputs) - set(OUTPUTS))
+  if isinstance(outputs, str) or unknown:
+    wrong = f"{outputs!r} is not a tuple" if isinstance(outputs, str) else f"unknown {unknown[0]!r}"
+    raise ValueError(f"{name}: {wrong}; the outputs of a network are {', '.join(OUTPUTS)}")
+  return frozenset(outputs)
+
+
+def transform_logits(f: Callable[[jax.Array], jax.Array], networks: Iterable[Outputs]) -> tuple[Outputs, ...]:
+  """Networks' outputs with f applied to the logits, also to those of the other views."""
+
+  def transform(network: Outputs) -> Outputs:
+    views = tuple(map(transform, network.other_views))
+    return network._replace(logits=f(network.logits), other_views=views)
+
+  return tuple(map(transform, networks))
+
+
+def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
+  """Rows of all devices, [b of the axis, ...]; `x` unchanged without an axis."""
+  return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def local_offset(b: int, axis_name: str | None) -> jax.Array | int:
+  """Index in the global batch of the first of this device's b examples."""
+  return 0 if axis_name is None else b * jax.lax.axis_index(axis_name)
+
+
+def pmean(tree: Any, axis_name: str | None) -> Any:
+  """Mean over devices of each array in a tree; the tree unchanged without an axis.
+
+  The arrays are sent as one: each collective costs a rendezvous of all devices. On a single device they are not joined,
+  because joining all gradients of a network takes long to compile.
+  """
+  if axis_name is None:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  if len({leaf.dtype for leaf in leaves}) != 1 or jax.lax.axis_size(axis_name) == 1:
+    return jax.lax.pmean(tree, axis_name)
+  flat = jax.lax.pmean(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), axis_name)
+  pieces = jnp.split(flat, list(itertools.accumulate(leaf.size for leaf in leaves))[:-1])
+  return jax.tree.unflatten(
+    structure, [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
+  )
