@@ -31,7 +31,6 @@ GPUs), workers, seed, and `STAGE_ARGUMENTS` of smskd_jax/recipes/smskd.py.
 """
 
 from smskd_jax.config import experiment, network, parse_arg
-from smskd_jax.errors import unknown
 from smskd_jax.recipes import smskd
 
 
@@ -59,9 +58,6 @@ def get_config(arg=None):
   with args.unlocked():
     args.nominal_epochs = 100
   methods = smskd.names("stages", args.stages)
-  if args.mode not in ("stages", "joint"):
-    raise unknown("config argument mode", args.mode, ("stages", "joint"))
-  make = smskd.joint if args.mode == "joint" else smskd.sequence
   recipe = {
     "batch_size": args.batch_size,
     "optimizer": {
@@ -85,7 +81,10 @@ def get_config(arg=None):
       "teacher": network(args.teacher, variables=args.teacher_variables, dtype=args.dtype),
       "student": network(args.student, dtype=args.dtype),
     },
-    stages=(*smskd.teacher_stages(args, recipe), *make(args, methods, recipe)),
+    stages=(
+      *smskd.teacher_stages(args, recipe),
+      *smskd.student_stages(args, methods, recipe, args.mode),
+    ),
     workers=args.workers,
     steps_at_once=1,  # a program of several would have to hold all their images
     log_every_steps=100,

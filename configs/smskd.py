@@ -33,7 +33,6 @@ Arguments: `ARGUMENTS` of smskd_jax/recipes/smskd.py, and stages (joined by +), 
 """
 
 from smskd_jax.config import experiment, network, parse_arg
-from smskd_jax.errors import unknown
 from smskd_jax.recipes import smskd
 
 
@@ -41,9 +40,7 @@ def get_config(arg=None):
   """The config for a string of arguments."""
   args = parse_arg(arg, stages="at+kd", mode="stages", seed=0, **smskd.ARGUMENTS)
   methods = smskd.names("stages", args.stages)
-  if args.mode not in ("stages", "joint"):
-    raise unknown("config argument mode", args.mode, ("stages", "joint"))
-  make = smskd.joint if args.mode == "joint" else smskd.sequence
+  recipe = smskd.recipe(args, args.student, args.optimizer)
   return experiment(
     seed=args.seed,
     data=smskd.data(args),
@@ -53,7 +50,7 @@ def get_config(arg=None):
     },
     stages=(
       *smskd.teacher_stages(args),
-      *make(args, methods, smskd.recipe(args, args.student, args.optimizer)),
+      *smskd.student_stages(args, methods, recipe, args.mode),
     ),
     evaluate={"every_epochs": args.evaluate_every_epochs},
   )

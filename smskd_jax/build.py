@@ -40,7 +40,7 @@ def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.M
   return networks
 
 
-def feed(
+def renormalize(
   networks: Mapping[str, nn.Module], given: Mapping[str, Given], dataset: Dataset
 ) -> dict[str, nn.Module]:
   """The networks that begin with variables, by name, each fed by the normalisation that its variables have."""
@@ -48,8 +48,8 @@ def feed(
   return {name: renormalized.make(networks[name], own[name], dataset.moments) for name in given}
 
 
-class Cast(NamedTuple):
-  """The networks of a stage, each as it is fed."""
+class StageNetworks(NamedTuple):
+  """The networks of a stage, each with the normalisation of its own images."""
 
   learner: nn.Module
   teachers: tuple[nn.Module, ...]
@@ -80,7 +80,7 @@ def make_stage(
   field: str,
   entry: Mapping[str, Any],
   steps_per_epoch: int,
-  networks: Cast,
+  networks: StageNetworks,
   dataset: Dataset,
   first_epoch: int = 0,
 ) -> stage_lib.Stage:

@@ -145,5 +145,5 @@ class _ConfigParser(flags.ArgumentParser):
     return config
 
   def flag_type(self) -> str:
-    """How --help calls the value."""
+    """Name of the value's type in --help."""
     return "config file"

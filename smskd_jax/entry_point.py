@@ -35,5 +35,5 @@ def run(program: Callable[[], int], folders: Callable[[], Folders] = dict) -> in
 
 
 def who() -> str:
-  """Which process speaks, where there are several."""
+  """Prefix of messages that names the process; '' for a single one."""
   return f"process {processes.index()}: " if processes.joined() else ""

@@ -162,7 +162,7 @@ def _carry_out(ready: _Ready, beside: parallel.Devices, profile: int = 0) -> lis
     Profiler(devices, ready.workdirs[0] / "profile", profile),
   )
   networks = build.make_networks(first, len(dataset.class_names))
-  networks |= build.feed(networks, ready.given, dataset)
+  networks |= build.renormalize(networks, ready.given, dataset)
   givens = [
     [
       runner.result_of_given(name, networks[name], of_network, workdir_lib.given_answers(workdir, name))

@@ -64,7 +64,7 @@ class HeldOut:
   def at_end(
     self, plan: Plan, variables: Any, logits: BySplit | None = None
   ) -> tuple[Answers, dict[str, Any]]:
-    """What is kept of a stage's learner, and what is told of it once: by class, forgetting, and how alike features are.
+    """Final outputs of a stage's learner, and its metrics by class, its forgetting and the similarity of its features.
 
     The last by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
     variables need not be given.

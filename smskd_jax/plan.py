@@ -75,16 +75,18 @@ def make_plans(
     field = f"config.networks.{name}.variables"
     variables.check_fits(field, of_network.variables, expected, of_network.network)
   plans: list[Plan] = []
-  now = networks | build.feed(networks, given, dataset)  # as each network's last stage so far has left them
+  now = networks | build.renormalize(
+    networks, given, dataset
+  )  # as each network's last stage so far has left them
   for i, entry in enumerate(config["stages"]):
     field = f"config.stages[{i}]"
     reads = _reads(entry, plans, given)
     past = _past(reads, plans)
     origin, first_epoch = _origin(i, entry, past)
     drawing = _drawing(field, config, entry, dataset, first_epoch)
-    cast = _cast(entry, reads, plans, networks, now)
-    stage = build.make_stage(field, entry, drawing.steps_per_epoch, cast, dataset, first_epoch)
-    now[entry["learner"]] = cast.learner
+    own = _stage_networks(entry, reads, plans, networks, now)
+    stage = build.make_stage(field, entry, drawing.steps_per_epoch, own, dataset, first_epoch)
+    now[entry["learner"]] = own.learner
     description = _describe(config, i, entry, dataset, reads, given)
     budget, key = _budget(config, entry, drawing), store.key_of(description)
     plans.append(Plan(i, entry, stage, drawing, budget, reads, past, origin, description, key))
@@ -188,18 +190,18 @@ def _reads(entry: Mapping[str, Any], earlier: list[Plan], given: Mapping[str, Gi
   )
 
 
-def _cast(
+def _stage_networks(
   entry: Mapping[str, Any],
   reads: Reads,
   earlier: list[Plan],
   fresh: Mapping[str, nn.Module],
   now: Mapping[str, nn.Module],
-) -> build.Cast:
+) -> build.StageNetworks:
   """The networks of a stage, each fed by the normalisation of the variables that it begins with."""
   name, anchor = entry["learner"], entry["reference"]["stage"]
   by_name = {"none": None, "previous": now[name]} | {plan.name: plan.stage.learner for plan in earlier}
   learner = fresh[name] if reads.start is None else now[name]
-  return build.Cast(learner, tuple(now[teacher] for teacher in entry["teachers"]), by_name[anchor])
+  return build.StageNetworks(learner, tuple(now[teacher] for teacher in entry["teachers"]), by_name[anchor])
 
 
 def _past(reads: Reads, earlier: list[Plan]) -> tuple[Plan, ...]:

@@ -171,8 +171,9 @@ def _check_carry_over(field: str, stage: dict[str, Any], earlier: tuple[dict[str
       f"{said}, but the stage before ends with other variables than its last step's ({name} is {before[name]!r}); "
       f"use {carry_over.VARIABLES!r}"
     )
-  alike = ("name", "accumulate_steps", "clip_norm")
-  fields = [("optimizer", name, stage["optimizer"][name], before["optimizer"][name]) for name in alike]
+  # On these the form of the state depends; one run of an optimiser has all of its options.
+  alike = tuple(stage["optimizer"]) if how == carry_over.ALL else ("name", "accumulate_steps", "clip_norm")
+  fields = [("optimizer", name, stage["optimizer"][name], before["optimizer"].get(name)) for name in alike]
   if how == carry_over.ALL:
     if stage["reference"]["stage"] != "none":
       raise UserError(

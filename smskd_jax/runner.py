@@ -86,7 +86,7 @@ class Runner:
     return {"network": name, **about, "metrics": said.values}
 
   def _stored(self, plans: Sequence[Plan], entries: Sequence[Entry]) -> list[Stored]:
-    """What the store holds of a stage with each seed, verified; outputs that were damaged are computed again."""
+    """Verified state of a stage in the store for each seed; damaged outputs are computed again."""
     each = zip(plans, entries, strict=True) if processes.is_lead() else ()
     found = [look_up(entry, plan.name, console.say) for plan, entry in each]
     stored = [Stored(*one) for one in processes.agree(found)]

@@ -89,7 +89,8 @@ def test_the_first_part_is_shared(whole):
 
 def grown(how, name="sgd", **options):
   """The optimiser's states of a stage's end and of the next one's beginning, which has another method."""
-  params = {"learner": {"w": jnp.ones(3)}, "aux": ({"r": jnp.ones(2)},)}
+  # The network has a module of the name under which the methods' parameters are.
+  params = {"learner": {"aux": {"w": jnp.ones(3)}}, "aux": ({"r": jnp.ones(2)},)}
   of = optimizer.make(name, optax.constant_schedule(0.1), **options)
   _, ended = of.update(jax.tree.map(jnp.ones_like, params), of.init(params), params)
   fresh = of.init({"learner": params["learner"], "aux": ()} if how == "optimizer" else params)
@@ -137,6 +138,7 @@ ALL = AFTER | {"carry_over": "all"}
     (BEFORE | {"carry_over": "optimizer"}, AFTER, "'optimizer', but the stage starts anew"),
     (BEFORE | {"average": 0.9}, ALL, "average is 0.9"),
     (BEFORE | {"optimizer": {"clip_norm": 1.0}}, ALL, "optimizer.clip_norm is 0.0, and 1.0 in the stage before"),
+    (BEFORE, ALL | {"optimizer": {"momentum": 0.5}}, "optimizer.momentum is 0.5, and 0.9 in the stage before"),
     (BEFORE, ALL | {"task_weight": 0.5}, "task_weight is 0.5, and 1.0 in the stage before; make them equal"),
     (BEFORE, ALL | {"reference": {"stage": "previous"}}, "but the stage has a reference"),
   ],

@@ -14,6 +14,14 @@ from smskd_jax.training.stage import Stage, Term
 import tiny
 
 NUM_CLASSES = 10
+# A reference term of which no option is the default.
+ANCHORED = {
+  "weight": 0.7,
+  "divergence": "reference_to_student",
+  "temperature": 2.0,
+  "scale_by_temperature_squared": True,
+  "weighting": "one_minus_teacher_tcp",
+}
 # For programs that run once or twice on little data, where compiling is what takes time.
 IN_HASTE = {"xla_backend_optimization_level": "0"}
 NUM_EXAMPLES = 64

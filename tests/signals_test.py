@@ -24,7 +24,7 @@ def ctrl_c_is_not_ignored():
 
 
 def listens(pid):
-  """Whether a process catches SIGTERM: Python itself has started, and its program listens."""
+  """True if a process catches SIGTERM: Python itself has started, and its program listens."""
   lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
   return bool(int(lines["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 

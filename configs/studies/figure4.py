@@ -41,23 +41,24 @@ def get_config(arg=None):
       f"config argument transitions: {args.transitions} are the epochs {cuts} of {args.epochs}; they must ascend "
       f"inside {args.epochs} epochs"
     )
-  first = of.alone(args.first, cuts)
-  variants = {args.first: first, args.second: of.alone(args.second)}
+  method, second = smskd.one_name("first", args.first), smskd.one_name("second", args.second)
+  first = of.alone(method, cuts)
+  variants = {method: first, second: of.alone(second)}
   for i, (epoch, cut) in enumerate(zip(chosen, cuts, strict=True)):
     for weight in smskd_tables.numbers(args, "lambdas", float):
       anchor = smskd.reference(args, **({"weight": weight} if weight else {"stage": "none"}))
       span = smskd.Span(args.epochs - cut, cut, args.epochs)
       last = smskd.student_stage(
-        args, (args.second,), span, of.fields, name=args.second, reference=anchor, carry_over=args.carry_over
+        args, (second,), span, of.fields, name=second, reference=anchor, carry_over=args.carry_over
       )
       variants[f"{epoch}_lambda_{weight:g}"] = [*first[: i + 1], last]
-  alone = {args.first: 70.36, args.second: 70.35}
-  known = (args.pair, args.first, args.second) == ("resnet56-resnet20", "at", "kd")
+  alone = {method: 70.36, second: 70.35}
+  known = (args.pair, method, second) == ("resnet56-resnet20", "at", "kd")
   cells = [name for name in variants if name not in alone]
   return smskd_tables.make(
     args,
     variants,
-    control=args.first,
+    control=method,
     published=alone if known else {},
     claims=[(cell, one, "+" if known else "") for cell in cells for one in alone],
     notes=(smskd_tables.budget_note(args, "CIFAR-100"),),

@@ -37,7 +37,7 @@ def get_config(arg=None):
   args = smskd_tables.parse(
     arg, pair="wrn_40_2-wrn_16_2", methods="+".join(smskd_tables.METHODS), second="kd", more=False
   )
-  of, second = smskd_tables.stages_of(args), args.second
+  of, second = smskd_tables.stages_of(args), smskd.one_name("second", args.second)
   known = (args.pair, second) == (smskd_tables.TABLE_3_PAIR, "kd")
   variants, claims = {second: of.alone(second)}, []
   published = {second: smskd_tables.TABLE_3_KD} if known else {}

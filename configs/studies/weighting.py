@@ -1,4 +1,4 @@
-"""Which weights should the reference term have? The future work that the SMSKD paper names.
+"""Weightings of the reference term, compared: the future work that the SMSKD paper names.
 
   python -m smskd_jax.study --workdir=runs/weighting --config=configs/studies/weighting.py:pair=resnet56-resnet20
 

@@ -20,7 +20,7 @@ class Bar(NamedTuple):
 
 
 class Point(NamedTuple):
-  """What variants of one weight of the reference left, a value for each seed."""
+  """Results of the variants with one weight of the reference, a value for each seed."""
 
   weight: float
   iou: Sequence[float]

@@ -123,7 +123,7 @@ def _picture(name: str, png: bytes | None, caption: str) -> list[Part]:
 
 
 def _counts(own: Sequence[Stage], stages: Sequence[Stage]) -> list[Part]:
-  """What a network's stages have kept, forgotten and gained, as a table and as bars; and what is not known of it."""
+  """Kept, forgotten and gained images of a network's stages, as a table and as bars, and a line on missing counts."""
   names = {stage["name"] for stage in own}
   pairs, problems = forgetting.pairs(stages, names)
   table = tables.forgotten(pairs)

@@ -18,7 +18,7 @@ Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
 
 
 class StoredFiles:
-  """What the stages of a run left, file by file, and what of it is missing."""
+  """Files that the stages of a run left, and a line on each missing one."""
 
   def __init__(self) -> None:
     self.curves, self.choices, self.about = dict[str, Lines](), dict[str, Any](), dict[str, dict[str, Any]]()
@@ -48,7 +48,7 @@ class StoredFiles:
       self.answers[one["key"]] = path
 
   def read(self, path: Path, make: Callable[[], T]) -> T | None:
-    """What a function reads of a file; None, and a line on it, where this is damaged or missing."""
+    """Content of a file by a reading function; None, and a line in `missing`, for a damaged or absent file."""
     try:
       if not path.is_file():
         raise Damaged(path, "is missing")

@@ -31,7 +31,7 @@ class Given(NamedTuple):
 
   @property
   def key(self) -> str:
-    """What they are called among the keys of stages: what is computed with them depends on their normalisation."""
+    """Key among those of stages, of the variables and the normalisation of their images."""
     if self.normalization is None:
       return self.fingerprint[:16]
     return key_of({"fingerprint": self.fingerprint, **self.normalization._asdict()})
@@ -89,7 +89,7 @@ def _read(field: str, path: Path) -> Any:
 
 
 def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None, str]:
-  """Where the variables are, with the normalisation of their images and their architecture where these are stored."""
+  """Folder of the variables, with the normalisation and the architecture that are stored beside them."""
   if folder.suffix == ".safetensors":
     return folder, _in_header(field, folder), ""
   if not folder.is_dir():

@@ -31,7 +31,8 @@ class Context(NamedTuple):
 
   batch: Batch
   key: Any = None  # random key of the step; None for methods that draw nothing
-  epoch: jax.Array | float = 0.0  # [], epochs of the stage so far, with their fraction
+  # [], epochs so far with their fraction, of the stage and of those that it continues
+  epoch: jax.Array | float = 0.0
   axis_name: str | None = None  # of devices
 
 

@@ -33,6 +33,7 @@ from smskd_jax.losses.entries import make_method
 EPOCHS = 240  # of the paper, in which its milestones and the warm-ups of literature.csv are counted
 MILESTONES = (150 / EPOCHS, 180 / EPOCHS, 210 / EPOCHS)
 PROTOCOLS = ("paper", "equal", "full")
+MODES = ("stages", "joint")
 
 # Arguments of the student's stages, with defaults. `epochs` and the models' names `teacher` and `student` are the
 # config file's own, and so is `nominal_epochs` where its published warm-ups are not counted in 240 epochs.
@@ -77,7 +78,8 @@ class Span(NamedTuple):
 
 def recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, Any]:
   """Fields of every stage that trains a network of this model."""
-  padding = args.padding if args.padding >= 0 else 0 if args.dataset == "tiny_imagenet" else 4
+  usual_padding = 0 if args.dataset == "tiny_imagenet" else 4
+  padding = args.padding if args.padding >= 0 else usual_padding
   return {
     "batch_size": args.batch_size,
     "optimizer": {
@@ -129,6 +131,18 @@ def names(field: str, text: str) -> tuple[str, ...]:
     if name not in literature.names():
       raise unknown(f"config argument {field}", name, literature.names())
   return found
+
+
+def one_name(field: str, text: str) -> str:
+  """The name of a single method in a config argument.
+
+  Raises:
+    UserError: as `names`, or there are several.
+  """
+  first, *others = names(field, text)
+  if others:
+    raise UserError(f"config argument {field}: {text!r} must be one method, as kd")
+  return first
 
 
 def transition(args: ConfigDict, milestones: Sequence[float] = MILESTONES) -> int:
@@ -257,6 +271,19 @@ def sequence(
     later = {"reference": reference(args, **anchor or {}), "carry_over": args.carry_over} if i else {}
     stages.append(student_stage(args, (name,), span, fields, name=f"{i + 1}_{name}", **later))
   return stages
+
+
+def student_stages(
+  args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any], mode: str
+) -> list[ConfigDict]:
+  """The student's stages by a name of `MODES`: `sequence` or `joint`.
+
+  Raises:
+    UserError: as `spans`, or an unknown mode.
+  """
+  if mode not in MODES:
+    raise unknown("config argument mode", mode, MODES)
+  return joint(args, methods, fields) if mode == "joint" else sequence(args, methods, fields)
 
 
 def joint(args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any]) -> list[ConfigDict]:

@@ -190,7 +190,7 @@ def table_of_pair(
     notes: sentences on the paper's own numbers.
   """
   methods, column = smskd.names("methods", args.methods), paper.get(args.pair)
-  (second,) = _one(args)
+  second = smskd.one_name("second", args.second)
   known = column if second == "kd" else None
   of, variants = stages_of(args), {}
   variants["student"] = of.labels_alone()
@@ -209,20 +209,12 @@ def table_of_pair(
         zip((f"{name}.alone", f"{name}.dla", f"{name}.smskd"), (*row[:2], row[3]), strict=True)
       )
       quoted[f"{name}.sakd"] = row[2]
-    smskd_, alone_, dla_ = (published.get(f"{name}.{end}") for end in ("smskd", "alone", "dla"))
+    stages = f"{name}.smskd"
     claims += [
-      (f"{name}.smskd", f"{name}.alone", difference(smskd_, alone_)),
-      (f"{name}.smskd", second, difference(smskd_, published.get("kd"))),
-      (f"{name}.smskd", f"{name}.dla", difference(smskd_, dla_)),
+      (stages, other, difference(published.get(stages), published.get(other)))
+      for other in (f"{name}.alone", second, f"{name}.dla")
     ]
   notes = [budget_note(args, data), *(notes if known else ())]
   return make(
     args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=tuple(notes)
   )
-
-
-def _one(args: ConfigDict) -> tuple[str]:
-  names = smskd.names("second", args.second)
-  if len(names) != 1:
-    raise UserError(f"config argument second: {args.second!r} must be one method, as kd")
-  return (names[0],)

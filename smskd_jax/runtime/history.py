@@ -126,7 +126,7 @@ class History:
     self._writer.close()
 
   def _tree(self, state: Any) -> Any:
-    """What a checkpoint holds. Before the first evaluation the best network is any network of the same shapes."""
+    """Tree that a checkpoint stores. Before the first evaluation the best network is any network of the same shapes."""
     if not self._select:
       return state
     return {"state": state, "best": self._variables_of(state) if self.best is None else self.best}

@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-  """Whether a signal has asked to stop, and whether there is something to save before."""
+  """Request to stop by a signal, and the need to save something before."""
 
   def __init__(self, *, unsaved: bool = True):
     """No signal has come yet; `unsaved` is as for `set_unsaved`."""
@@ -35,7 +35,7 @@ class Interrupt:
     self._lock = threading.Lock()
 
   def __bool__(self) -> bool:
-    """Whether a signal has asked to stop."""
+    """True if a signal has asked to stop."""
     return self.signum != 0
 
   def reached(self) -> bool:

@@ -14,7 +14,7 @@ RUN, STUDY, STORE, STAGE, NETWORK = (
 
 
 def of(folder: Path) -> str | None:
-  """What a folder is, by the files in it; None where it is nothing that this package makes."""
+  """Kind of a folder by the files in it; None for a folder that this package has not made."""
   for name, found in (
     ("study.json", STUDY),
     ("config.json", RUN),

@@ -1,4 +1,4 @@
-"""What to do about the damaged files of a finished stage: train it again, compute them again, go without, or refuse."""
+"""Recovery of finished stages with damaged files: train again, compute again, go without them, or refuse."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ RECORDS = {"metrics.jsonl", "choices.npz"}
 
 
 class Stored(NamedTuple):
-  """What the store holds of a stage."""
+  """State of a stage in the store."""
 
   result: dict[str, Any] | None  # None: it is to be trained
   answers: bool = True  # False: answers.npz is to be computed again, from `final/`

@@ -23,7 +23,7 @@ _PROBE = 2**20  # bytes that a folder must take
 
 
 def explain(error: BaseException, folders: Mapping[str, str | Path | None]) -> str | None:
-  """What the machine lacks and how to go on, in one line; None for an error of another kind.
+  """One line on the shortage behind an error and the way to go on; None for an error of another kind.
 
   Args:
     error: what a program ended with. A note that a stage has added to it says from where the run goes on.
@@ -94,7 +94,7 @@ def _existing(path: Path) -> Path:
 
 
 def _refuses(folder: Path) -> bool:
-  """Whether a folder does not take a file of some size."""
+  """True if a folder does not take a file of some size."""
   try:
     with tempfile.TemporaryFile(dir=folder) as file:
       file.write(bytes(_PROBE))

@@ -111,14 +111,14 @@ class Entry:
     return path
 
   def way_out(self) -> str:
-    """What to do about damage, for messages."""
+    """Way out of damage, for messages."""
     return (
       "run the command that trained it again: it trains the stage anew if nothing was built on it, or says what to "
       "remove"
     )
 
   def about(self) -> dict[str, Any]:
-    """What is stated beside the key and not hashed; nothing where the folder is no entry.
+    """Facts beside the key that are not hashed; {} for a folder that is no entry.
 
     Raises:
       Damaged: stage.json is.

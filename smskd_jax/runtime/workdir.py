@@ -158,7 +158,7 @@ class Run(NamedTuple):
 
 
 def stores(folder: Path) -> list[Path]:
-  """Where the stages of a run lie: the store that it names, and, for folders that were moved, its own.
+  """Stores of a run's stages: the one that it names, and, for folders that were moved, its own.
 
   Raises:
     Damaged: config.json is.

@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(workdir: Path, study: Mapping[str, Any]) -> dict[str, dict[int, Outcome]]:
-  """What is finished, by variant and seed; runs whose result.json is damaged are not."""
+  """Outcomes of the finished runs by variant and seed; runs with a damaged result.json are left out."""
   found: dict[str, dict[int, Outcome]] = {name: {} for name in study["variants"]}
   for name, of_seeds in found.items():
     for seed in study["seeds"]:
@@ -168,7 +168,7 @@ def _paper_claims(study: Mapping[str, Any], found: Mapping[str, Mapping[int, Out
 
 
 def _on_claim(verdict: statistics.Verdict, paper: str) -> str:
-  """Whether a decided comparison has the sign that a paper gives it."""
+  """Verdict on a paper's claim: confirmed or contradicted once the comparison is decided."""
   if verdict.decision == "undecided" or not paper:
     return str(verdict)
   return "confirmed" if (verdict.decision == "better") == paper.startswith("+") else "contradicted"

@@ -60,9 +60,13 @@ def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> 
     return isinstance(node, optax.ScaleByScheduleState) and not everything
 
   def choose(path: tuple[Any, ...], node: Any) -> Any:
-    name = jax.tree_util.keystr(path)
-    if is_schedule(node) or not everything and ("['aux']" in name or "['reference']" in name):
+    if is_schedule(node) or not everything and _group(path) in ("aux", "reference"):
       return node
-    return saved[name]
+    return saved[jax.tree_util.keystr(path)]
 
   return jax.tree_util.tree_map_with_path(choose, fresh, is_leaf=is_schedule)
+
+
+def _group(path: tuple[Any, ...]) -> str | None:
+  """The part of `TrainState.params` that an optimiser's array is of; None for one that is of no parameter."""
+  return next((entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)), None)

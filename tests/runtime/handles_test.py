@@ -23,7 +23,7 @@ def used():
 
 
 def of_checkpoints(folder, marks):
-  """What is used after each of some numbers of checkpoints, and once all is closed."""
+  """Handles, threads and memory in use after some numbers of checkpoints, and once all is closed."""
   checkpoints, found = checkpoint.Checkpoints(folder), []
   for step in range(1, marks[-1] + 1):
     checkpoints.save(step, STATE, {"step": step})

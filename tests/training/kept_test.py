@@ -13,13 +13,6 @@ from smskd_jax.training import kept
 from smskd_jax.training.stage import make_train_step
 
 VIEWS = finite.crop_flip(padding=1)
-ANCHORED = {
-  "weight": 0.7,
-  "divergence": "reference_to_student",
-  "temperature": 2.0,
-  "scale_by_temperature_squared": True,
-  "weighting": "one_minus_teacher_tcp",
-}
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
 ROWS = np.arange(3, 37)  # of the images, those that are trained on
 normalize = lambda image: image.astype(jnp.float32) / 64 - 2
@@ -28,7 +21,7 @@ normalize = lambda image: image.astype(jnp.float32) / 64 - 2
 def stages(*methods):
   """The same stage with its teachers run, and with their answers kept."""
   view = lambda key, batch: normalize(VIEWS.show(batch.image, batch.index, VIEWS.number(key, batch.index)))
-  run = networks.make_stage(*methods, reference=ANCHORED)._replace(views=(view, view))
+  run = networks.make_stage(*methods, reference=networks.ANCHORED)._replace(views=(view, view))
   return run, run._replace(number=lambda key, batch: VIEWS.number(key, batch.index))
 
 

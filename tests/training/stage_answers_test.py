@@ -37,9 +37,7 @@ STAGE = Stage(
   terms=(Term("kd", 0.9, kd.method()),),
   task_weight=0.3,
   label_smoothing=0.2,
-  reference=Reference(
-    0.7, "reference_to_student", 2.0, scale_by_temperature_squared=True, weighting="one_minus_teacher_tcp"
-  ),
+  reference=Reference(**networks.ANCHORED),
 )
 
 

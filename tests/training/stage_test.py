@@ -14,14 +14,6 @@ from smskd_jax.runtime import parallel
 from smskd_jax.training.objective import WEIGHT_BINS, share
 from smskd_jax.training.stage import learner_variables, make_probe, make_train_step
 
-ANCHORED = {
-  "weight": 0.7,
-  "divergence": "reference_to_student",
-  "temperature": 2.0,
-  "scale_by_temperature_squared": True,
-  "weighting": "one_minus_teacher_tcp",
-}
-
 
 def softmax(x):
   e = np.exp(x - x.max(-1, keepdims=True))
@@ -29,7 +21,9 @@ def softmax(x):
 
 
 def test_objective_is_the_sum_of_its_terms_by_hand(float64):
-  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=ANCHORED)._replace(task_weight=0.3)
+  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=networks.ANCHORED)._replace(
+    task_weight=0.3
+  )
   state, frozen = networks.begin(stage, dtype=np.float64)
   batch = networks.batch_of(0, dtype=np.float64)
   _, metrics = jax.jit(make_train_step(stage))(state, frozen, batch)
@@ -91,7 +85,7 @@ def test_one_step_descends_along_the_gradient(float64):
 
 
 def test_auxiliary_parameters_learn_and_the_frozen_do_not():
-  stage = networks.make_stage(("fitnet", 1.0), reference=ANCHORED)
+  stage = networks.make_stage(("fitnet", 1.0), reference=networks.ANCHORED)
   state, frozen = networks.begin(stage)
   before = jax.tree.map(np.array, (state.params["aux"], frozen.teachers, frozen.reference))
   new_state, _ = jax.jit(make_train_step(stage))(state, frozen, networks.batch_of(0))
@@ -110,7 +104,7 @@ def trajectory(num_devices, dtype, steps):
   """Losses over three stages, each from the variables that the one before left; and the last state."""
   devices, losses, variables, reference = jax.local_devices()[:num_devices], [], None, None
   for method, weight in (("fitnet", 1.0), ("rkd", 0.05), ("kd", 0.9)):
-    settings = None if reference is None else ANCHORED | {"normalize": True}
+    settings = None if reference is None else networks.ANCHORED | {"normalize": True}
     stage = networks.make_stage((method, weight), reference=settings)
     state, frozen = networks.begin(stage, dtype=dtype, variables=variables)
     frozen = parallel.replicate(frozen._replace(reference=reference), devices)
@@ -159,7 +153,7 @@ def flops(function, *arguments):
 
 def test_each_frozen_network_runs_one_forward_pass():
   """The FLOPs of the compiled step are those of its parts: none is done twice, and none is left out."""
-  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED, width=1.0)
+  anchored = networks.make_stage(("kd", 1.0), reference=networks.ANCHORED, width=1.0)
   plain = anchored._replace(teachers=(), terms=(), reference=None)
   shape, batch = (16, 16, 3), networks.batch_of(0, shape=(16, 16, 3))
   state, frozen = networks.begin(anchored, shape=shape)
@@ -178,7 +172,7 @@ def test_first_stage_has_no_reference_in_its_program():
   stage = networks.make_stage(("kd", 1.0))
   state, frozen = networks.begin(stage)
   assert frozen.reference is None
-  anchored = networks.make_stage(("kd", 1.0), reference=ANCHORED)
+  anchored = networks.make_stage(("kd", 1.0), reference=networks.ANCHORED)
   anchored_state, anchored_frozen = networks.begin(anchored)
   batch = networks.batch_of(0)
   without = jax.jit(make_train_step(stage)).lower(state, frozen, batch).as_text()
@@ -189,7 +183,7 @@ def test_first_stage_has_no_reference_in_its_program():
 
 
 def test_a_reference_survives_the_donation_of_the_state():
-  stage = networks.make_stage(("kd", 1.0), reference=ANCHORED)
+  stage = networks.make_stage(("kd", 1.0), reference=networks.ANCHORED)
   state, frozen = networks.begin(stage)
   devices = jax.local_devices()[:2]
   variables = jax.tree.map(jnp.asarray, learner_variables(state))
@@ -233,7 +227,9 @@ def test_only_the_term_whose_turn_it_is_counts(float64):
 
 
 def test_the_probe_tells_what_pulls_on_the_learner(float64):
-  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=ANCHORED)._replace(task_weight=0.3)
+  stage = networks.make_stage(("kd", 0.9), ("rkd", 2.0), reference=networks.ANCHORED)._replace(
+    task_weight=0.3
+  )
   state, frozen = networks.begin(stage, dtype=np.float64)
   batch = networks.batch_of(0, dtype=np.float64)
   found = jax.jit(make_probe(stage))(state, frozen, batch)
