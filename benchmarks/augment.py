@@ -17,17 +17,17 @@ import time
 import jax
 
 from smskd_jax import data
-from smskd_jax.config import experiment, method, network, resolve, stage
+from smskd_jax.config.schema import experiment, method, network, resolve, stage
 from smskd_jax.data.views import VIEWS, make_view
-from smskd_jax.models import spec
-from smskd_jax.plan import make_plans
+from smskd_jax.engine.plan import make_plans
+from smskd_jax.models import introspection
 from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch, Frozen
-from smskd_jax.training import initial
+from smskd_jax.training import initialization
 from smskd_jax.training import stage as stage_lib
+from smskd_jax.types import Batch, Frozen
 
-PAIR = ("survey_resnet26", "survey_resnet8")
+TEACHER_AND_STUDENT = ("survey_resnet26", "survey_resnet8")
 CHAINS = ("crop_flip+randaugment+cutout", "crop_flip+fixmatch")
 
 
@@ -44,16 +44,16 @@ def make_step(teacher, student, dataset, batch, devices):
     ),
   )
   plan = make_plans(resolve(config), dataset)[1]
-  image, key = spec.image(dataset.image_shape), jax.random.key(0)
-  fresh = functools.partial(initial.init_variables, image=image)
+  image, key = introspection.image_spec(dataset.image_shape), jax.random.key(0)
+  fresh = functools.partial(initialization.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)
-  variables = fresh(plan.stage.learner, key)
+  variables = fresh(plan.stage.student, key)
   state = parallel.replicate(
-    initial.init_state(plan.stage, key, variables, teachers, image, dataset.train.label), devices
+    initialization.init_state(plan.stage, key, variables, teachers, image, dataset.train.label), devices
   )
   compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
-  split = jax.device_put(parallel.split(batch, devices))
+  split = jax.device_put(parallel.shard(batch, devices))
 
   def step():
     nonlocal state
@@ -67,7 +67,7 @@ def make_call(name, batch, devices):
   """A function that makes one batch of a view."""
   view = make_view(name)
   compiled = parallel.compile_predict(lambda key, part: view(key, part.image, part.index), devices)
-  split, key = jax.device_put((parallel.split(batch, devices), jax.random.key(0)))
+  split, key = jax.device_put((parallel.shard(batch, devices), jax.random.key(0)))
   return lambda: jax.block_until_ready(compiled(key, split))
 
 
@@ -86,12 +86,12 @@ def main():
   parser.add_argument("--repeats", type=int, default=15)
   parser.add_argument("--out", type=Path, help="a JSON file for the result")
   args = parser.parse_args()
-  devices = parallel.select([args.batch_size])
+  devices = parallel.select_devices([args.batch_size])
   dataset = data.load(args.data, folder=args.folder)
   train = dataset.train
   index = jax.numpy.arange(args.batch_size)
   batch = Batch(train.image[: args.batch_size], train.label[: args.batch_size], index)
-  teacher, student = PAIR
+  teacher, student = TEACHER_AND_STUDENT
   calls = {"step": make_step(teacher, student, dataset, batch, devices)}
   calls |= {name: make_call(name, batch, devices) for name in args.views.split(",")}
   first = {name: seconds(call) for name, call in calls.items()}

@@ -20,10 +20,10 @@ import numpy as np
 from smskd_jax.models import MODELS, layers
 from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
-from smskd_jax.training.initial import init_state, init_variables
+from smskd_jax.training.initialization import init_state, init_variables
 from smskd_jax.training.stage import Stage, make_train_step
+from smskd_jax.types import Batch, Frozen
 
 
 def flax_norm(*, name, train, axis_name):
@@ -45,7 +45,7 @@ def make_turn(args, devices, norm):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch_size, *image.shape[1:])).astype(np.float32)
     indices = np.arange(args.batch_size, dtype=np.int32)
-    batch = parallel.split(Batch(images, indices % 10, indices), devices)
+    batch = parallel.shard(Batch(images, indices % 10, indices), devices)
     step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
     state, _ = jax.block_until_ready(step(state, frozen, batch))
 
@@ -69,7 +69,7 @@ def main():
   parser.add_argument("--turns", type=int, default=15)
   parser.add_argument("--out", type=Path, help="a JSON file for the result")
   args = parser.parse_args()
-  devices = parallel.select([args.batch_size])
+  devices = parallel.select_devices([args.batch_size])
   turns = {
     "smskd_jax": make_turn(args, devices, layers.norm),
     "flax": make_turn(args, devices, flax_norm),

@@ -1,6 +1,6 @@
 """What each distillation loss costs, forward and backward, and the same in plain PyTorch.
 
-  python benchmarks/losses.py [--batch_size=64,256] [--only=kd,at] [--out=benchmarks/results/losses.json]
+  python benchmarks/losses.py [--batch_size=64,256] [--unit=kd,at] [--out=benchmarks/results/losses.json]
 
 The loss alone, of random outputs with the shapes of resnet32x4 -> resnet8x4 on 32x32 images of 100 classes: value, new
 state, and the gradients by what it reads of the student and by what it learns. Each call is dispatched by itself, which
@@ -28,7 +28,7 @@ import numpy as np
 from smskd_jax.losses import METHODS, Context, crd, ofd
 from smskd_jax.runtime import console
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch, Head, Norm, Outputs
+from smskd_jax.types import Batch, Head, Norm, Outputs
 
 has_torch = jax.default_backend() == "cpu" and importlib.util.find_spec("torch") is not None
 if has_torch:
@@ -140,7 +140,7 @@ class Theirs:
   def __init__(self, name, ours, learner, teacher, batch):
     rows, key = None, ours.arguments[-1]
     if name == "crd":
-      drawn = crd.draw(ours.aux.state.classes, batch, key, num_negatives=16384, positives="exact")
+      drawn = crd.sample_indices(ours.aux.state.classes, batch, key, num_negatives=16384, positives="exact")
       rows = tensor(drawn).long()
     margins = [tensor(ofd.margin(*norm))[:, None, None] for norm in teacher.norms[1:]]
     student, teacher, state = (jax.tree.map(tensor, x) for x in (learner, teacher, ours.aux.state))
@@ -222,14 +222,14 @@ def table(rows):
     numbers = (row["milliseconds"], row["torch_milliseconds"], ratio["median"], row["megabytes"])
     quartiles = " - ".join(map(number, ratio["quartiles"]))
     cells.append((row["method"], row["batch_size"], *map(number, numbers), quartiles, row["what"]))
-  return console.table(("method", "batch", "ms", "PyTorch", "ratio", "MB", "quartiles", "what"), cells)
+  return console.format_table(("method", "batch", "ms", "PyTorch", "ratio", "MB", "quartiles", "what"), cells)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--batch_size", default="64,256", help="joined by commas")
   parser.add_argument(
-    "--only", default="", help="methods, joined by commas; default: all of one view but dml"
+    "--unit", default="", help="methods, joined by commas; default: all of one view but dml"
   )
   parser.add_argument("--seconds", type=float, default=0.06, help="a turn")
   parser.add_argument("--repeats", type=int, default=15, help="turns of each")
@@ -251,12 +251,12 @@ def main():
     for b in map(int, args.batch_size.split(",")):
       for row in rows_of(name, b, args):
         rows = sorted([*rows, row], key=lambda row: row["method"])
-        console.say(json.dumps(row))
+        console.log(json.dumps(row))
         if args.out:
           version = torch.__version__ if has_torch else None
           result = {"cores": cores, "torch": version, "losses": rows, **environment(devices)}
           args.out.write_text(json.dumps(result, indent=2) + "\n")
-  console.say(table(rows))
+  console.log(table(rows))
 
 
 if __name__ == "__main__":

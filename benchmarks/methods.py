@@ -1,6 +1,6 @@
-"""Every method trains: a short real run of each recipe of smskd_jax/literature.csv, and what its loss did.
+"""Every method trains: a short real run of each recipe of smskd_jax/recipes/literature.csv, and what its loss did.
 
-  python benchmarks/methods.py [--source=fashion_mnist_small] [--epochs=2] [--only=kd,at] --store=FOLDER \\
+  python benchmarks/methods.py [--source=fashion_mnist_small] [--epochs=2] [--unit=kd,at] --store=FOLDER \\
     --out=benchmarks/results/methods.json
 
 One teacher, and a fresh student for each recipe: with its published weights, on another data set, pair and budget than
@@ -16,18 +16,18 @@ import tempfile
 
 import jax
 
-from smskd_jax import experiment as experiment_lib
-from smskd_jax import literature
-from smskd_jax.config import experiment, network, stage
+from smskd_jax.config.schema import experiment, network, stage
+from smskd_jax.engine import experiment as experiment_lib
 from smskd_jax.errors import UserError
+from smskd_jax.recipes import literature
 from smskd_jax.runtime import console
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import read_metrics
 
 
 def make_config(recipe, args):
-  published = literature.recipe(recipe, args.teacher, args.student)
+  published = literature.published_recipe(recipe, args.teacher, args.student)
   common = {
     "batch_size": 64,
     "augment": {"crop_flip": {"padding": 2, "flip": True}},
@@ -69,7 +69,7 @@ def run(recipe, config, store):
     except UserError as error:
       return {"recipe": recipe, "error": str(error)}
   last = result["stages"][-1]
-  lines = read_metrics(Entry(store, last["key"]).metrics)
+  lines = read_metrics(StageEntry(store, last["key"]).metrics)
   (name,) = {key for line in lines for key in line if key.startswith("train/distill/")}
   losses = [line[name] for line in lines if name in line]
   return {
@@ -93,14 +93,14 @@ def main():
   parser.add_argument("--width", type=float, default=0.5)
   parser.add_argument("--epochs", type=int, default=2)
   parser.add_argument("--learning_rate", type=float, default=0.05)
-  parser.add_argument("--only", default="", help="recipes, joined by commas; default: all of the table")
+  parser.add_argument("--unit", default="", help="recipes, joined by commas; default: all of the table")
   parser.add_argument("--store", type=Path, required=True)
   parser.add_argument("--out", type=Path, help="a JSON file for the table")
   args = parser.parse_args()
   rows = []
-  for recipe in args.only.split(",") if args.only else literature.names():
+  for recipe in args.only.split(",") if args.only else literature.recipe_names():
     rows.append(run(recipe, make_config(recipe, args), args.store))
-    console.say(json.dumps(rows[-1]))
+    console.log(json.dumps(rows[-1]))
     if args.out:
       settings = {
         name: str(value) for name, value in vars(args).items() if name not in ("out", "store", "only")

@@ -19,18 +19,18 @@ import time
 import jax
 
 from smskd_jax import data
-from smskd_jax.config import experiment, method, network, resolve, stage
-from smskd_jax.estimates import RunEstimate
-from smskd_jax.models import spec
-from smskd_jax.plan import make_plans
-from smskd_jax.progress import StageProgress
-from smskd_jax.runtime import checkpoint, clock, interrupt, parallel
+from smskd_jax.config.schema import experiment, method, network, resolve, stage
+from smskd_jax.engine.estimates import RunEstimate
+from smskd_jax.engine.plan import make_plans
+from smskd_jax.engine.progress import StageProgress
+from smskd_jax.models import introspection
+from smskd_jax.runtime import checkpoint, clock, parallel, signals
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
-from smskd_jax.state import Frozen
-from smskd_jax.training import batches, initial, loop
+from smskd_jax.training import batches, initialization, loop
 from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.program import Alone
+from smskd_jax.training.trainer import SingleTrainer
+from smskd_jax.types import Frozen
 
 
 def make_plan(args):
@@ -45,7 +45,7 @@ def make_plan(args):
     ),
     log_every_steps=50,
   )
-  devices = parallel.select([args.batch_size])
+  devices = parallel.select_devices([args.batch_size])
   dataset = data.load(args.data)
   return make_plans(resolve(config), dataset)[1], dataset, devices
 
@@ -62,29 +62,33 @@ def main():
   args = parser.parse_args()
   plan, dataset, devices = make_plan(args)
   # One checkpoint a round, which is more often than the default of one in 500 steps.
-  budget = plan.budget._replace(epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2)
-  drawing = plan.drawing._replace(epochs=1, steps_per_epoch=args.steps)
-  image, key = spec.image(dataset.image_shape), jax.random.key(0)
-  fresh = functools.partial(initial.init_variables, image=image)
+  budget = plan.loop_config._replace(
+    epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2
+  )
+  drawing = plan.input_spec._replace(epochs=1, steps_per_epoch=args.steps)
+  image, key = introspection.image_spec(dataset.image_shape), jax.random.key(0)
+  fresh = functools.partial(initialization.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)
   compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
   parallel_compile, parallel.compile_step = parallel.compile_step, lambda step, devices: compiled
 
   def begin():
-    variables = fresh(plan.stage.learner, key)
-    state = initial.init_state(plan.stage, key, variables, teachers, image, dataset.train.label)
+    variables = fresh(plan.stage.student, key)
+    state = initialization.init_state(plan.stage, key, variables, teachers, image, dataset.train.label)
     return parallel.replicate(state, devices)
 
   def through_the_loop(folder):
-    state, stop = begin(), interrupt.Interrupt()
+    state, stop = begin(), signals.StopRequest()
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
     writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
-    order = functools.partial(batches.draw, drawing, key)
-    learning = loop.Learning(order, lambda step, variables: {}, writer.write, checkpoints, {}, {})
-    program = Alone(plan.stage, devices, state, frozen)
+    order = functools.partial(batches.iterate_batches, drawing, key)
+    learning = loop.LoopCallbacks(order, lambda step, variables: {}, writer.write, checkpoints, {}, {})
+    program = SingleTrainer(plan.stage, devices, state, frozen)
     timer = clock.Clock()
-    progress = StageProgress(plan._replace(budget=budget), 1, timer, RunEstimate([plan], dataset, folder))
+    progress = StageProgress(
+      plan._replace(loop_config=budget), 1, timer, RunEstimate([plan], dataset, folder)
+    )
     began = time.perf_counter()
     loop.run(program, budget, [learning], progress, stop, timer)
     progress.close()
@@ -102,7 +106,7 @@ def main():
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - began
 
-  prepared = jax.device_put([parallel.split(b, devices) for b in batches.draw(drawing, key, 0)])
+  prepared = jax.device_put([parallel.shard(b, devices) for b in batches.iterate_batches(drawing, key, 0)])
   step_alone(prepared[:3])
   whole, alone = [], []
   for _ in range(args.repeats):

@@ -28,14 +28,14 @@ import jax.numpy as jnp
 
 from smskd_jax.data import augment
 from smskd_jax.losses import METHODS
-from smskd_jax.models import MODELS, spec
+from smskd_jax.models import MODELS, introspection
 from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch, Frozen
-from smskd_jax.training import initial, optimizer
+from smskd_jax.training import initialization, optimizer
 from smskd_jax.training.reference import Reference
 from smskd_jax.training.stage import Stage, Term, make_train_step
+from smskd_jax.types import Batch, Frozen
 
 SHAPE, CLASSES = (224, 224, 3), 1000
 TEACHER, STUDENT = "imagenet_resnet50", "imagenet_mobilenet_v1"
@@ -65,21 +65,23 @@ def make_stage(kind):
   name, anchored = STAGES[kind]
   normalize = functools.partial(augment.normalize, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
   return Stage(
-    learner=MODELS[STUDENT](num_classes=CLASSES, dtype="bfloat16"),
+    student=MODELS[STUDENT](num_classes=CLASSES, dtype="bfloat16"),
     optimizer=optimizer.sgd(0.1),
     teachers=(MODELS[TEACHER](num_classes=CLASSES, dtype="bfloat16"),),
     terms=(Term(name, 1.0, METHODS[name]()),),
     reference=Reference(weight=0.5) if anchored else None,
     views=(lambda key, batch: normalize(batch.image),),
-    all_labeled=True,
+    all_examples_labeled=True,
   )
 
 
 def exchanges(stage, devices, images):
   """The collectives of a step, (kind, bytes that a device ends with) each, and what it needs beside its arguments."""
-  image, labels = spec.image(SHAPE), jax.ShapeDtypeStruct((IMAGES,), jnp.int32)
-  learner, teacher = (spec.variables(network, SHAPE) for network in (stage.learner, *stage.teachers))
-  begin = functools.partial(initial.init_state, stage, image=image)
+  image, labels = introspection.image_spec(SHAPE), jax.ShapeDtypeStruct((IMAGES,), jnp.int32)
+  learner, teacher = (
+    introspection.variable_shapes(network, SHAPE) for network in (stage.student, *stage.teachers)
+  )
+  begin = functools.partial(initialization.init_state, stage, image=image)
   state = jax.eval_shape(
     lambda key, v, t, labels: begin(key, v, (t,), labels=labels), jax.random.key(0), learner, teacher, labels
   )
@@ -112,9 +114,9 @@ def seconds_of(kind, size, count, chip, latency):
 
 def estimate(stage, found, count, args):
   """By chip: milliseconds of computing and of exchange, and what is left of the devices."""
-  forward = functools.partial(spec.forward_flops, shape=SHAPE)
-  passes = 3 * forward(stage.learner) + sum(map(forward, stage.teachers))
-  flops = args.images * (passes + (forward(stage.learner) if stage.reference else 0))
+  forward = functools.partial(introspection.forward_flops, shape=SHAPE)
+  passes = 3 * forward(stage.student) + sum(map(forward, stage.teachers))
+  flops = args.images * (passes + (forward(stage.student) if stage.reference else 0))
   told = {}
   for name, chip in CHIPS.items():
     compute = flops / chip.peak / args.utilization
@@ -151,7 +153,7 @@ def table(rows):
     size = f"{sum(row['bytes'].values()) / 1e6:.1f}"
     memory = f"{row['temporaries_of_a_device'] / 2**30:.1f}"
     cells.append((row["stage"], row["devices"], sum(row["collectives"].values()), size, memory, *shown))
-  return console.table(
+  return console.format_table(
     ("stage", "devices", "collectives", "MB a step", "GiB", *(f"{name}, ms" for name in CHIPS)), cells
   )
 
@@ -171,12 +173,12 @@ def main():
   for kind in args.stages.split(","):
     for count in counts:
       rows.append(measure(kind, count, devices, args))
-      console.say(json.dumps(rows[-1]))
+      console.log(json.dumps(rows[-1]))
       if args.out:
         settings = {"images": args.images, "utilization": args.utilization, "latency": args.latency}
         about = {"settings": settings, "chips": {name: chip._asdict() for name, chip in CHIPS.items()}}
         write_json(args.out, {"rows": rows, **about, **environment(devices[:1])})
-  console.say(table(rows))
+  console.log(table(rows))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import step
 
 from smskd_jax import data
 from smskd_jax.data import augment
-from smskd_jax.runtime import beside as beside_lib
 from smskd_jax.runtime import console, parallel
+from smskd_jax.runtime import seed_parallel as beside_lib
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch
-from smskd_jax.training.program import Alone, Beside, Together
+from smskd_jax.training.trainer import SeedParallelTrainer, SeedState, SingleTrainer
+from smskd_jax.types import Batch
 
 CASES = "kd:resnet32x4:resnet8x4,smskd:resnet56:resnet20,smskd:resnet56:resnet8"
 SIDES = ("in_turn", "one_each", "vmap")
@@ -41,7 +41,7 @@ class InTurn:
 
   def __init__(self, stage, devices, learners):
     copies = [(jax.tree.map(jnp.copy, of.state), jax.tree.map(jnp.asarray, of.frozen)) for of in learners]
-    self._programs = [Alone(stage, devices, *parallel.replicate(pair, devices)) for pair in copies]
+    self._programs = [SingleTrainer(stage, devices, *parallel.replicate(pair, devices)) for pair in copies]
     self._programs[1:] = [self._sharing(program) for program in self._programs[1:]]
 
   def _sharing(self, program):
@@ -59,24 +59,24 @@ class AtOnce:
   """One program."""
 
   def __init__(self, stage, devices, learners):
-    self._program = Together(stage, devices, learners)
+    self._program = SeedParallelTrainer(stage, devices, learners)
 
   def train(self, batches):
     """As `InTurn`."""
     metrics = jax.device_get(self._program.train([batches]))
-    return [float(of["loss"]) for of in self._program.apart(metrics)]
+    return [float(of["loss"]) for of in self._program.split_metrics(metrics)]
 
 
 def sides_of(case, args, dataset, devices, beside):
   plan = step.make_plan(case, "float32" if args.cached else "off", args, dataset)
   rows = [np.arange(i, i + args.batch_size, dtype=np.int32) for i in range(args.seeds)]
   batches = [Batch(dataset.train.image[of], dataset.train.label[of], of) for of in rows]
-  state, frozen = step.start(plan, dataset)
+  state, frozen = step.init_train_state(plan, dataset)
   if args.cached:
     seen = np.arange(args.batch_size + args.seeds)
     image = np.asarray(augment.normalize(dataset.train.image[seen], dataset.mean, dataset.std))
-    frozen = step.kept(plan, frozen, image, dataset)
-  learners = [Beside(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(args.seeds)]
+    frozen = step.cache_teacher(plan, frozen, image, dataset)
+  learners = [SeedState(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(args.seeds)]
   sides = {
     "in_turn": InTurn(plan.stage, devices, learners),
     "one_each": AtOnce(plan.stage, beside[: args.seeds], learners),
@@ -111,7 +111,7 @@ def measure(case, args, dataset, devices, beside):
 def table(rows):
   shown = lambda one: f"{one['milliseconds_of_a_seed']:.1f} ({one['ratio']:.2f})"
   cells = [(row["case"], row["image_size"] or "", *(shown(row[name]) for name in SIDES)) for row in rows]
-  return console.table(("case", "pixels", *SIDES), cells)
+  return console.format_table(("case", "pixels", *SIDES), cells)
 
 
 def main():
@@ -126,13 +126,13 @@ def main():
   parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
   parser.add_argument("--out", type=Path, help="a JSON file, to which the rows are added")
   args = parser.parse_args()
-  devices = parallel.select([args.batch_size], learners=args.seeds)
-  beside = beside_lib.select(devices)
+  devices = parallel.select_devices([args.batch_size], num_seeds=args.seeds)
+  beside = beside_lib.select_seed_devices(devices)
   if args.seeds > len(beside) and args.seeds % len(beside):
     parser.error(f"--seeds: {args.seeds} do not divide over {len(beside)} devices")
   dataset = data.load(args.data, image_size=args.image_size)
   rows = [measure(case, args, dataset, devices, beside) for case in args.cases.split(",")]
-  console.say(f"milliseconds a step of a seed (ratio to in_turn)\n\n{table(rows)}")
+  console.log(f"milliseconds a step of a seed (ratio to in_turn)\n\n{table(rows)}")
   if args.out:
     before = json.loads(args.out.read_text())["steps"] if args.out.exists() else []
     write_json(args.out, {"steps": before + rows, **environment(devices)})

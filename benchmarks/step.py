@@ -31,16 +31,16 @@ import torch
 import torch_step
 
 from smskd_jax import data
-from smskd_jax.config import experiment, method, network, resolve, stage
+from smskd_jax.config.schema import experiment, method, network, resolve, stage
 from smskd_jax.data import augment
+from smskd_jax.engine.plan import make_plans
 from smskd_jax.layers import convolution
-from smskd_jax.models import spec
-from smskd_jax.plan import make_plans
+from smskd_jax.models import introspection
 from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.state import Batch, Frozen, Kept
-from smskd_jax.training import initial
+from smskd_jax.training import initialization
 from smskd_jax.training import stage as stage_lib
+from smskd_jax.types import Batch, CachedOutputs, Frozen
 
 CASES = (
   "kd:resnet32x4:resnet8x4,smskd:resnet32x4:resnet8x4,kd:resnet56:resnet20,smskd:resnet56:resnet20,"
@@ -72,13 +72,15 @@ def make_plan(case, cache, args, dataset):
   return make_plans(resolve(config), dataset)[2 if kind == "smskd" else 1]
 
 
-def start(plan, dataset):
+def init_train_state(plan, dataset):
   """(state, frozen) on the host. The reference is another student, so that its term is not zero."""
-  image, fresh = spec.image(dataset.image_shape), initial.init_variables
+  image, fresh = introspection.image_spec(dataset.image_shape), initialization.init_variables
   (teacher,) = (fresh(network, jax.random.key(1), image) for network in plan.stage.teachers)
-  student = fresh(plan.stage.learner, jax.random.key(0), image)
-  state = initial.init_state(plan.stage, jax.random.key(2), student, (teacher,), image, dataset.train.label)
-  reference = fresh(plan.stage.learner, jax.random.key(3), image) if plan.stage.reference else None
+  student = fresh(plan.stage.student, jax.random.key(0), image)
+  state = initialization.init_state(
+    plan.stage, jax.random.key(2), student, (teacher,), image, dataset.train.label
+  )
+  reference = fresh(plan.stage.student, jax.random.key(3), image) if plan.stage.reference else None
   return jax.device_get((state, Frozen(jax.random.key(4), (teacher,), reference)))
 
 
@@ -87,7 +89,7 @@ class Ours:
 
   def __init__(self, plan, begin, batch, devices):
     self.state, self.frozen = parallel.replicate(begin, devices)
-    self.batch = jax.device_put(parallel.split(batch, devices))
+    self.batch = jax.device_put(parallel.shard(batch, devices))
     self.compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
 
   def run(self):
@@ -96,12 +98,12 @@ class Ours:
     return float(metrics["loss"])
 
 
-def kept(plan, frozen, image, dataset):
+def cache_teacher(plan, frozen, image, dataset):
   """What the teacher says of the batch, in the place of its variables."""
-  says = stage_lib.outputs(plan.stage.teachers[0], frozen.teachers[0], image)
+  says = stage_lib.frozen_outputs(plan.stage.teachers[0], frozen.teachers[0], image)
   row = np.arange(len(dataset.train.label), dtype=np.int32)
   padded = lambda x: np.pad(np.asarray(x), ((0, len(row) - len(x)), (0, 0)))[:, None]
-  return frozen._replace(teachers=(Kept(row, padded(says.logits), padded(says.pooled)),))
+  return frozen._replace(teachers=(CachedOutputs(row, padded(says.logits), padded(says.embedding)),))
 
 
 def sides_of(case, args, dataset, devices):
@@ -109,14 +111,14 @@ def sides_of(case, args, dataset, devices):
   index = np.arange(args.batch_size, dtype=np.int32)
   batch = Batch(dataset.train.image[index], dataset.train.label[index], index)
   image = np.asarray(augment.normalize(batch.image, dataset.mean, dataset.std))
-  begin = start(plan, dataset)
+  begin = init_train_state(plan, dataset)
   if case.startswith("crd:"):  # its first step fixes the normalizers
     warm = Ours(plan, begin, batch, devices)
     warm.run()
-    begin = begin[0]._replace(aux_state=jax.device_get(warm.state.aux_state)), begin[1]
+    begin = begin[0]._replace(method_state=jax.device_get(warm.state.method_state)), begin[1]
   yield "ours", Ours(plan, begin, batch, devices)
   yield "as_written", Ours(plan, begin, batch, devices)
-  yield "cached", Ours(cached, (begin[0], kept(plan, begin[1], image, dataset)), batch, devices)
+  yield "cached", Ours(cached, (begin[0], cache_teacher(plan, begin[1], image, dataset)), batch, devices)
   for name in ("nchw", "channels_last"):
     yield name, torch_step.Step(plan, begin, image, batch, channels_last=name == "channels_last")
 
@@ -125,7 +127,7 @@ def first_losses(sides, case):
   """Runs each side once, which compiles ours; they must agree."""
   losses = {}
   for name, side in sides.items():
-    with convolution.as_written() if name == "as_written" else contextlib.nullcontext():
+    with convolution.use_xla_convolution() if name == "as_written" else contextlib.nullcontext():
       losses[name] = side.run()
   tolerance = 2e-2 if case.startswith("crd:") else 1e-3
   for name, loss in losses.items():
@@ -164,7 +166,7 @@ def measure(case, args, dataset, devices):
 
 def table(rows):
   shown = lambda one: f"{one['milliseconds']:.0f} ({one['ratio']:.2f})"
-  return console.table(
+  return console.format_table(
     ("case", *SIDES), [(row["case"], *(shown(row[name]) for name in SIDES)) for row in rows]
   )
 
@@ -178,17 +180,17 @@ def main():
   parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
   parser.add_argument("--out", type=Path, help="a JSON file for the table, written after each row")
   args = parser.parse_args()
-  devices = parallel.select([args.batch_size])
+  devices = parallel.select_devices([args.batch_size])
   cores = len(os.sched_getaffinity(0))
   torch.set_num_threads(cores)
   dataset, rows = data.load(args.data), []
   for case in args.cases.split(","):
     rows.append(measure(case, args, dataset, devices))
-    console.say(json.dumps(rows[-1]))
+    console.log(json.dumps(rows[-1]))
     if args.out:
       result = {"cores": cores, "torch": torch.__version__, "steps": rows, **environment(devices)}
       args.out.write_text(json.dumps(result, indent=2) + "\n")
-  console.say(f"milliseconds a step (ratio to nchw)\n\n{table(rows)}")
+  console.log(f"milliseconds a step (ratio to nchw)\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from smskd_jax import data
 from smskd_jax.runtime.store import write_json
 from smskd_jax.training import batches
 
-SIDE, WARM = 224, 3
+IMAGE_SIZE, WARMUP_BATCHES = 224, 3
 
 
 def write_folder(root, count):
@@ -53,28 +53,30 @@ def write_folder(root, count):
   return root
 
 
-def ours(folder, args, workers):
+def smskd_batches(folder, args, workers):
   """Batches of ours."""
-  train = data.load(f"folder:{folder}", streamed=True, image_size=SIDE).train
+  train = data.load(f"folder:{folder}", streamed=True, image_size=IMAGE_SIZE).train
   steps = len(train.label) // args.batch_size
-  drawing = batches.Drawing(batches.labeled(train), args.batch_size, 1000, steps, workers=workers)
-  return (batch.image for batch in batches.draw(drawing, jax.random.key(0), 0))
+  drawing = batches.InputSpec(
+    batches.labeled_subset(train), args.batch_size, 1000, steps, num_workers=workers
+  )
+  return (batch.image for batch in batches.iterate_batches(drawing, jax.random.key(0), 0))
 
 
-def of_torch(folder, args, workers):
+def torch_batches(folder, args, workers):
   """Batches of PyTorch's."""
   import torch
   from torchvision import datasets, transforms
 
   torch.set_num_threads(1)
-  cut = transforms.Compose([transforms.RandomResizedCrop(SIDE), transforms.PILToTensor()])
+  cut = transforms.Compose([transforms.RandomResizedCrop(IMAGE_SIZE), transforms.PILToTensor()])
   found = datasets.ImageFolder(str(folder / "train"), cut)
   options = {"num_workers": workers, "persistent_workers": bool(workers), "drop_last": True}
   loader = torch.utils.data.DataLoader(found, args.batch_size, shuffle=True, **options)
   return (image for _ in itertools.count() for image, _ in loader)
 
 
-def decoded(folder, args):
+def decode_batches(folder, args):
   """Batches that are decoded, and thrown away."""
   files = itertools.cycle(sorted((folder / "train").rglob("*.JPEG")))
   while True:
@@ -84,10 +86,10 @@ def decoded(folder, args):
     yield None
 
 
-def rate(made, args):
+def images_per_second(made, args):
   """Images a second."""
   made = iter(made)
-  for _ in itertools.islice(made, WARM):
+  for _ in itertools.islice(made, WARMUP_BATCHES):
     pass
   began = time.monotonic()
   for _ in itertools.islice(made, args.batches):
@@ -111,24 +113,24 @@ def main():
   if not folder.exists():
     write_folder(folder, args.images)
   sides = {
-    "threads": functools.partial(ours, folder, args, 0),
-    "processes": functools.partial(ours, folder, args, cores),
-    "decode": functools.partial(decoded, folder, args),
+    "threads": functools.partial(smskd_batches, folder, args, 0),
+    "processes": functools.partial(smskd_batches, folder, args, cores),
+    "decode": functools.partial(decode_batches, folder, args),
   }
   try:
     import torchvision
 
     versions = {"torchvision": torchvision.__version__}
     sides |= {
-      "torch": functools.partial(of_torch, folder, args, cores),
-      "torch_0": functools.partial(of_torch, folder, args, 0),
+      "torch": functools.partial(torch_batches, folder, args, cores),
+      "torch_0": functools.partial(torch_batches, folder, args, 0),
     }
   except ImportError:
     versions = {}
   found = {name: [] for name in sides}
   for _ in range(args.rounds):
     for name, make in sides.items():
-      found[name].append(rate(make(), args))
+      found[name].append(images_per_second(make(), args))
   files = list((folder / "train").rglob("*.JPEG"))
   result = {
     "cores": cores,

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from smskd_jax.analysis import records, statistics
 from smskd_jax.analysis.report import markdown_table
-from smskd_jax.runtime.interrupt import Interrupted
+from smskd_jax.runtime.signals import Interrupted
 from smskd_jax.runtime.store import write_json
-from smskd_jax.studies import children
+from smskd_jax.studies import subprocess_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER, SECOND_TEACHER, STUDENT = "survey_resnet26", "survey_resnet20", "survey_resnet8"
@@ -96,18 +96,20 @@ def student_runs(args):
   taught_by = f"teacher_variables={folders}"
   runs = []
   for seed in args.seeds:
-    for row in chosen(args):
+    for row in selected_rows(args):
       parts = [f"mode={row.mode}", f"seed={seed}", common(args), budget, fixed, taught_by, row.arguments]
-      runs.append(Run(f"{row.name}, seed {seed}", ",".join(filter(None, parts)), folder(args, row, seed)))
+      runs.append(
+        Run(f"{row.name}, seed {seed}", ",".join(filter(None, parts)), run_workdir(args, row, seed))
+      )
   return runs
 
 
-def folder(args, row, seed):
+def run_workdir(args, row, seed):
   """A run's workdir."""
   return args.workdir / row.name.lower().replace(", ", "_").replace(" ", "_") / f"seed{seed}"
 
 
-def chosen(args):
+def selected_rows(args):
   """The rows that are asked for."""
   return [row for row in ROWS if not args.only or row.mode in args.only.split(",")]
 
@@ -119,13 +121,13 @@ def command(run, every_epochs):
   return [sys.executable, "-m", "smskd_jax.main", config, *flags]
 
 
-def execute_all(runs, args, after):
+def run_all(runs, args, after):
   """All runs, so many at once; `after` is called behind each. Returns the failures by the run's name."""
   waiting = {run.name: run for run in runs if not (run.workdir / "result.json").exists()}
   failures: dict[str, str] = {}
   command_of = lambda name: command(waiting[name], args.evaluate_every_epochs)
   log_of = lambda name: waiting[name].workdir / "log.txt"
-  for name, error in children.run(list(waiting), command_of, log_of, args.jobs):
+  for name, error in subprocess_pool.run_pool(list(waiting), command_of, log_of, args.jobs):
     if error:
       failures[name] = error
     after(failures)
@@ -156,18 +158,18 @@ def collect(args, failures):
     if (run.workdir / "result.json").exists()
   }
   rows = []
-  for row in chosen(args):
+  for row in selected_rows(args):
     of_seeds = {
-      seed: outcome(row, folder(args, row, seed))
+      seed: outcome(row, run_workdir(args, row, seed))
       for seed in args.seeds
-      if (folder(args, row, seed) / "result.json").exists()
+      if (run_workdir(args, row, seed) / "result.json").exists()
     }
     rows.append({**row._asdict(), "seeds": of_seeds})
   settings = {n: v for n, v in vars(args).items() if n not in ("workdir", "out", "jobs", "folder", "only")}
   return {"settings": settings, "teachers": teachers, "rows": rows, "failures": failures}
 
 
-def claims(rows):
+def claim_families(rows):
   """The survey's findings as differences: in each family of them the chance of any false claim is held at 5 %.
 
   The verdicts are the t-test's: the few seeds of a table like this cannot decide by the exact test.
@@ -192,9 +194,9 @@ def as_markdown(table):
   if max((len(row["seeds"]) for row in table["rows"]), default=0) == 1:
     parts.insert(1, f"**{statistics.SINGLE_SEED}**")
   columns = ["n", "difference", "95 % interval (t)", "p (t)", "p (exact)", "Holm (t)", "Holm (exact)"]
-  families = claims(table["rows"])
+  families = claim_families(table["rows"])
   if families:
-    parts.append(_how_to_read(families))
+    parts.append(_legend(families))
   for name, family in families.items():
     parts.append(markdown_table([name, *columns, "verdict (t)"], [_cells(claim) for claim in family]))
   return "\n\n".join(parts) + "\n"
@@ -221,7 +223,7 @@ def _heading(table):
   )
 
 
-def _how_to_read(families):
+def _legend(families):
   most = max((claim.paired.n for family in families.values() for claim in family), default=0)
   return (
     "Differences seed by seed, in percentage points; `t` is Student's test for pairs, which takes them for normal; "
@@ -244,11 +246,11 @@ def _cells(claim):
   mean = "-" if of.mean is None else f"{of.mean:+.2f}"
   interval = "-" if of.t_interval is None else of.t_interval.text()
   p_values = (of.t_p, of.exact_p, claim.t_holm, claim.exact_holm)
-  p = [_p(value) if of.n > 1 else "-" for value in p_values]
+  p = [_format_p(value) if of.n > 1 else "-" for value in p_values]
   return [claim.name, str(of.n), mean, interval, *p, str(claim.verdict)]
 
 
-def _p(value):
+def _format_p(value):
   return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
@@ -264,7 +266,7 @@ def main():
   parser.add_argument("--teacher_epochs", type=int, default=8)
   parser.add_argument("--evaluate_every_epochs", type=int, default=2)
   parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-  parser.add_argument("--only", default="", help="modes, joined by commas; default: all")
+  parser.add_argument("--unit", default="", help="modes, joined by commas; default: all")
   parser.add_argument("--jobs", type=int, default=1)
   parser.add_argument("--workdir", type=Path, required=True)
   parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
@@ -277,9 +279,9 @@ def main():
     args.out.with_suffix(".md").write_text(as_markdown(table))
 
   try:
-    failures = execute_all(teacher_runs(args), args, lambda failures: None)
+    failures = run_all(teacher_runs(args), args, lambda failures: None)
     if not failures:
-      failures = execute_all(student_runs(args), args, write)
+      failures = run_all(student_runs(args), args, write)
   except Interrupted as stop:
     sys.exit(f"{stop}; the same command goes on from there")
   write(failures)

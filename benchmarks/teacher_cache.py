@@ -16,10 +16,11 @@ from pathlib import Path
 import statistics
 import time
 
-from smskd_jax import data, experiment
-from smskd_jax.config import experiment as make_experiment
-from smskd_jax.config import method, network, stage
-from smskd_jax.runtime import parallel, programs
+from smskd_jax import data
+from smskd_jax.config.schema import experiment as make_experiment
+from smskd_jax.config.schema import method, network, stage
+from smskd_jax.engine import experiment
+from smskd_jax.runtime import compilation_cache, parallel
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
 
@@ -31,22 +32,27 @@ def config(args, **fields):
   """An experiment on the chosen images."""
   return make_experiment(
     data={"source": args.data, "folder": args.folder, "image_size": args.image_size},
-    evaluate={"every_epochs": args.epochs, "earlier_images": 0},
+    evaluate={"every_epochs": args.epochs, "num_forgetting_images": 0},
     **fields,
   )
 
 
-def recipe(args):
+def training_fields(args):
   """How every network is trained."""
   return {
     "batch_size": args.batch_size,
-    "augment": {"crop_flip": {"padding": args.padding, "views": args.views}},
+    "augment": {"crop_flip": {"padding": args.padding, "num_views": args.views}},
   }
 
 
-def job(args, seed, kind, teacher):
+def student_config(args, seed, kind, teacher):
   """The experiment of a seed."""
-  student = {"teachers": ("teacher",), "epochs": args.epochs, "max_images": args.images, **recipe(args)}
+  student = {
+    "teachers": ("teacher",),
+    "epochs": args.epochs,
+    "max_images": args.images,
+    **training_fields(args),
+  }
   stages = [
     stage(
       "student",
@@ -74,18 +80,20 @@ def timed(call):
   }
 
 
-def one(args, seed, kind, teacher, load):
+def run_seed(args, seed, kind, teacher, load):
   """One seed's run."""
   folder = args.workdir / kind
   where = folder / f"seed{seed}"
-  asked = job(args, seed, kind, teacher)
+  asked = student_config(args, seed, kind, teacher)
   return timed(lambda: [experiment.run(asked, where, store=folder / "store", load=load)])
 
 
-def at_once(args, teacher, load):
+def run_all_seeds(args, teacher, load):
   """All seeds, in one run."""
   folder = args.workdir / "at_once"
-  asked = [(job(args, seed, "float32", teacher), folder / f"seed{seed}") for seed in range(args.seeds)]
+  asked = [
+    (student_config(args, seed, "float32", teacher), folder / f"seed{seed}") for seed in range(args.seeds)
+  ]
   return timed(lambda: experiment.run_seeds(asked, store=folder / "store", load=load))
 
 
@@ -107,17 +115,17 @@ def main():
   args = parser.parse_args()
   if args.workdir.exists():
     parser.error(f"--workdir: {args.workdir} is there already; what it holds would not be trained again")
-  programs.keep(str(args.workdir / "programs"))
+  compilation_cache.enable(str(args.workdir / "programs"))
   load = functools.cache(data.load)  # read once for all runs
-  devices = parallel.select([args.batch_size], learners=args.seeds)
+  devices = parallel.select_devices([args.batch_size], num_seeds=args.seeds)
   teacher = args.workdir / "teacher"
-  stages = (stage("teacher", max_images=args.images, **recipe(args)),)
+  stages = (stage("teacher", max_images=args.images, **training_fields(args)),)
   experiment.run(config(args, networks={"teacher": network(args.teacher)}, stages=stages), teacher, load=load)
   found = {kind: [] for kind in KINDS}
   for seed in range(args.seeds):
     for kind in KINDS:
-      found[kind].append(one(args, seed, kind, teacher, load))
-  together = at_once(args, teacher, load)
+      found[kind].append(run_seed(args, seed, kind, teacher, load))
+  together = run_all_seeds(args, teacher, load)
   total = {kind: sum(of["seconds"] for of in runs) for kind, runs in found.items()}
   later = [b["seconds"] / a["seconds"] for a, b in zip(found["off"][1:], found["float32"][1:], strict=True)]
   table = {

@@ -1,4 +1,4 @@
-"""The job of benchmarks/job.py in plain PyTorch: eager steps over batches drawn, cropped and mirrored as tensors.
+"""The job of benchmarks/end_to_end.py in plain PyTorch: eager steps over batches cropped and mirrored as tensors.
 
 The steps are those of benchmarks/torch_step.py. Public code has a DataLoader with workers that crop one PIL image at a
 time; here a whole batch is cropped and mirrored by one look-up, which costs less than a hundredth of a step.
@@ -30,7 +30,7 @@ class Images:
     self.label, self.test_label = (torch.from_numpy(s.label).long() for s in (dataset.train, dataset.test))
     self.normalize = functools.partial(normalize, mean=dataset.mean, std=dataset.std, layout=layout)
 
-  def view(self, rows):
+  def random_crops(self, rows):
     """Random crops of the padded training images, half of them mirrored."""
     height, width, _ = self.shape
     corner = lambda padded, size: torch.randint(padded - size + 1, (len(rows), 1)) + torch.arange(size)
@@ -52,9 +52,9 @@ class Stage(torch_step.Step):
     self.optimizer = torch.optim.SGD(
       student.parameters(), of["learning_rate"], of["momentum"], weight_decay=of["weight_decay"]
     )
-    self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, plan.budget.steps)
+    self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, plan.loop_config.num_steps)
 
-  def learn(self, image, label, index):
+  def train_step(self, image, label, index):
     """One step on a batch; the loss as a number."""
     self.image, self.label, self.index = image, label, index
     loss = self.run()
@@ -62,7 +62,7 @@ class Stage(torch_step.Step):
     return loss
 
 
-def wake():
+def warm_up():
   """Takes a small step: PyTorch imports its compiler with the first, and imports are not counted."""
   x = torch.zeros(1, requires_grad=True)
   optimizer = torch.optim.SGD([x], 0.1, 0.9)
@@ -85,13 +85,13 @@ def accuracy(network, images, batch_size):
 
 def train(plan, student, teacher, images, batch_size):
   """One stage: (steps, the accuracies of its evaluations)."""
-  stage, budget, losses, tested = Stage(plan, student, teacher), plan.budget, [], []
-  rows = torch.from_numpy(plan.drawing.images.rows).long()
+  stage, budget, losses, tested = Stage(plan, student, teacher), plan.loop_config, [], []
+  rows = torch.from_numpy(plan.input_spec.images.indices).long()
   for epoch in range(1, budget.epochs + 1):
     student.train()
     order = rows[torch.randperm(len(rows))]
     for drawn in order.split(budget.batch_size)[: budget.steps_per_epoch]:
-      losses.append(stage.learn(images.view(drawn), images.label[drawn], drawn))
+      losses.append(stage.train_step(images.view(drawn), images.label[drawn], drawn))
     if budget.evaluates(epoch * budget.steps_per_epoch):
       tested.append(accuracy(student, images, batch_size))
   return len(losses), tested
@@ -120,7 +120,7 @@ def run(plans, dataset, teacher, student, folder, *, seed, padding, batch_size, 
   layout = torch.channels_last if channels_last else torch.contiguous_format
   images, first = Images(dataset, padding, layout), plans[0].stage
   teacher = torch_step.loaded(first.teachers[0], teacher, layout).eval()
-  student = torch_step.loaded(first.learner, student, layout)
+  student = torch_step.loaded(first.student, student, layout)
   found = {name: [] for name in ("stages", "steps", "tests", "teacher_forward_passes")}
   found["teacher_accuracy"] = accuracy(teacher, images, batch_size)
   for i, plan in enumerate(plans):
@@ -129,6 +129,6 @@ def run(plans, dataset, teacher, student, folder, *, seed, padding, batch_size, 
     torch.save(student.state_dict(), folder / f"stage{i}.pt")
     found["stages"].append(time.monotonic() - of_stage)
     found["steps"].append(steps)
-    found["teacher_forward_passes"].append(steps * plan.budget.batch_size)
+    found["teacher_forward_passes"].append(steps * plan.loop_config.batch_size)
     found["tests"].append(len(tested))
   return found | {"accuracy": tested[-1], "seconds": time.monotonic() - began}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 class Given(NamedTuple):
@@ -153,8 +153,8 @@ def hierarchical(student, teacher):
 
 
 def reviewkd(g):
-  students = [*g.student.features[1:], g.student.pooled[:, :, None, None]]
-  targets = [*g.teacher.preactivations[1:], g.teacher.pooled[:, :, None, None]]
+  students = [*g.student.features[1:], g.student.embedding[:, :, None, None]]
+  targets = [*g.teacher.preactivations[1:], g.teacher.embedding[:, :, None, None]]
   fused, total = None, 0
   for i in reversed(range(len(students))):
     params = g.params[f"tap{i}"]
@@ -188,7 +188,7 @@ def kdsvd(g):
 
 
 def cc(g):
-  student, teacher = (linear(getattr(g, x).pooled, g.params[x]) for x in ("student", "teacher"))
+  student, teacher = (linear(getattr(g, x).embedding, g.params[x]) for x in ("student", "teacher"))
   error = (student - teacher).abs()
   return (error[:-1] * error[1:]).sum(1).mean()
 
@@ -204,7 +204,7 @@ def rkd(g):
     offset = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
     return torch.bmm(offset, offset.transpose(1, 2)).flatten()
 
-  mean_huber = lambda f: F.smooth_l1_loss(f(g.student.pooled), f(g.teacher.pooled))
+  mean_huber = lambda f: F.smooth_l1_loss(f(g.student.embedding), f(g.teacher.embedding))
   return 25 * mean_huber(distances) + 50 * mean_huber(angles)
 
 
@@ -214,14 +214,14 @@ def pkt(g, eps=1e-7):
     kernel = (x @ x.t() + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)
 
-  student, teacher = probabilities(g.student.pooled), probabilities(g.teacher.pooled)
+  student, teacher = probabilities(g.student.embedding), probabilities(g.teacher.embedding)
   return (teacher * torch.log((teacher + eps) / (student + eps))).mean()
 
 
 def crd(g, temperature=0.07, momentum=0.5, eps=1e-7):
   banks, (b, columns) = (g.state.memory_student, g.state.memory_teacher), g.rows.shape
   unit = lambda x: x / x.pow(2).sum(1, keepdim=True).sqrt()
-  student, teacher = (unit(linear(getattr(g, x).pooled, g.params[x])) for x in ("student", "teacher"))
+  student, teacher = (unit(linear(getattr(g, x).embedding, g.params[x])) for x in ("student", "teacher"))
   noise, total = (columns - 1) / len(banks[0]), 0
   for x, bank, log_z in zip((student, teacher), banks[::-1], g.state.log_normalizers.tolist(), strict=True):
     rows = torch.index_select(bank, 0, g.rows.flatten()).view(b, columns, -1)

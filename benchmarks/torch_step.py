@@ -13,7 +13,7 @@ import torch_losses
 
 from smskd_jax.losses import crd
 from smskd_jax.models import torch_weights
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 class Block(nn.Module):
@@ -69,22 +69,24 @@ class Step:
     """Takes our plan, (state, frozen) of host arrays, normalised images [b, h, w, c] and the batch."""
     state, frozen = start
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    variables = {"params": state.params["learner"], **state.model_state}
+    variables = {"params": state.params["student"], **state.model_state}
     self.stage = plan.stage
-    self.student = loaded(plan.stage.learner, variables, layout)
+    self.student = loaded(plan.stage.student, variables, layout)
     self.teacher = loaded(plan.stage.teachers[0], frozen.teachers[0], layout).eval()
     self.reference = None
     if frozen.reference is not None:
-      self.reference = loaded(plan.stage.learner, frozen.reference, layout).eval()
+      self.reference = loaded(plan.stage.student, frozen.reference, layout).eval()
     self.image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     self.label, self.index = (torch.from_numpy(np.array(x)).long() for x in (batch.label, batch.index))
     (self.term,) = plan.config["methods"]
-    ours, self.rows = state.aux_state[0], None
+    ours, self.rows = state.method_state[0], None
     if self.term["name"] == "crd":
-      drawn = crd.draw(ours.classes, batch, jax.random.key(1), num_negatives=16384, positives="exact")
+      drawn = crd.sample_indices(
+        ours.classes, batch, jax.random.key(1), num_negatives=16384, positives="exact"
+      )
       self.rows = torch.from_numpy(np.array(drawn)).long()
     self.state = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), ours)
-    self.aux = jax.tree.map(self.parameter, state.params["aux"][0])
+    self.aux = jax.tree.map(self.parameter, state.params["methods"][0])
     of = plan.config["optimizer"]
     self.optimizer = torch.optim.SGD(
       [*self.student.parameters(), *jax.tree.leaves(self.aux)],

@@ -15,11 +15,11 @@ flips; the middle 224 of 256 to test on. Published top-1 on the validation set, 
 No run of ours is quoted, since none has been made: this was tried on a folder of a few hundred photographs.
 
 The data: dataset=folder:DIR with DIR/train/n01440764/*.JPEG and DIR/val/n01440764/*.JPEG, or tfds:imagenet2012,
-prepared as array_record in the data_dir `folder`. workers=N has N processes decode; the default is a thread for each
-core.
+prepared as array_record in the data_dir `folder`. num_workers=N decodes in N processes; the default is one thread
+per core.
 
 `stages`, protocol and mode are as in configs/smskd.py: with protocol=paper the second of two stages begins at the first
-drop of the rate. smskd_jax/literature.csv has published weights for kd, dkd, dist,
+drop of the rate. smskd_jax/recipes/literature.csv has published weights for kd, dkd, dist,
 nkd and reviewkd on these pairs; other methods have those of CIFAR-100.
 
 teacher_variables=FOLDER takes the teacher from there: `python -m smskd_jax.import_torch` reads torchvision's
@@ -27,10 +27,10 @@ checkpoints, which are the teachers of the literature. Without it the teacher is
 
 Arguments: dataset, folder, image_size, teacher, teacher_variables, student, stages (joined by +), epochs,
 teacher_epochs (0: as epochs), mode, batch_size, learning_rate (for 256 images), dtype (bfloat16 on TPUs and recent
-GPUs), workers, seed, and `STAGE_ARGUMENTS` of smskd_jax/recipes/smskd.py.
+GPUs), num_workers, seed, and `STAGE_ARGUMENTS` of smskd_jax/recipes/smskd.py.
 """
 
-from smskd_jax.config import experiment, network, parse_arg
+from smskd_jax.config.schema import experiment, network, parse_arg
 from smskd_jax.recipes import smskd
 
 
@@ -49,7 +49,7 @@ def get_config(arg=None):
     batch_size=256,
     learning_rate=0.1,
     dtype="float32",
-    workers=0,
+    num_workers=0,
     seed=0,
     stages="kd",
     mode="stages",
@@ -57,13 +57,13 @@ def get_config(arg=None):
   )
   with args.unlocked():
     args.nominal_epochs = 100
-  methods = smskd.names("stages", args.stages)
+  methods = smskd.parse_methods("stages", args.stages)
   recipe = {
     "batch_size": args.batch_size,
     "optimizer": {
       "name": "sgd",
       "learning_rate": args.learning_rate,
-      "learning_rate_of": 256,
+      "base_batch_size": 256,
       "weight_decay": 1e-4,
     },
     "schedule": {"name": "multistep", "milestones": (0.3, 0.6, 0.9)},
@@ -85,8 +85,8 @@ def get_config(arg=None):
       *smskd.teacher_stages(args, recipe),
       *smskd.student_stages(args, methods, recipe, args.mode),
     ),
-    workers=args.workers,
-    steps_at_once=1,  # a program of several would have to hold all their images
+    num_workers=args.num_workers,
+    steps_per_call=1,  # a program of several would have to hold all their images
     log_every_steps=100,
     checkpoint={"every_steps": 1000},
   )

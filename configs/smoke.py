@@ -3,13 +3,13 @@
 python -m smskd_jax.main --config=configs/smoke.py --workdir=runs/smoke
 """
 
-from smskd_jax.config import experiment, method, network, stage
+from smskd_jax.config.schema import experiment, method, network, stage
 
 
 def get_config():
   """The smallest SMSKD experiment: a thin teacher, and a thinner student in three stages."""
   common = {"batch_size": 64, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
-  student = {"learner": "student", "teachers": ("teacher",), **common}
+  student = {"network": "student", "teachers": ("teacher",), **common}
   anchored = {"reference": {"stage": "previous"}}
   return experiment(
     data={"source": "digits", "validation": 0.1},

@@ -13,7 +13,7 @@ https://arxiv.org/abs/2601.15657. Its numbers on CIFAR-100, 240 epochs, mean of 
 `configs/studies/table1.py` and its neighbours are the paper's tables. smskd_jax/recipes/smskd.py has the protocols
 (`protocol=paper`, `equal`, `full`) and the recipe, and says what the paper leaves open.
 
-  stages=at+kd          names of smskd_jax/literature.csv: methods with the weights that their authors published, for
+  stages=at+kd          names of smskd_jax/recipes/literature.csv: methods with the weights that were published, for
                         the pair of networks where they differ; kd_ls, dkd_ls, ctkd are kd and dkd inside a plug-in
   mode=joint            all methods at once for all epochs: the paper's baseline DLA
   stages=kd             a single method: the recipe of "Contrastive Representation Distillation"
@@ -32,18 +32,18 @@ and trains none.
 Arguments: `ARGUMENTS` of smskd_jax/recipes/smskd.py, and stages (joined by +), mode, seed.
 """
 
-from smskd_jax.config import experiment, network, parse_arg
+from smskd_jax.config.schema import experiment, network, parse_arg
 from smskd_jax.recipes import smskd
 
 
 def get_config(arg=None):
   """The config for a string of arguments."""
   args = parse_arg(arg, stages="at+kd", mode="stages", seed=0, **smskd.ARGUMENTS)
-  methods = smskd.names("stages", args.stages)
-  recipe = smskd.recipe(args, args.student, args.optimizer)
+  methods = smskd.parse_methods("stages", args.stages)
+  recipe = smskd.training_recipe(args, args.student, args.optimizer)
   return experiment(
     seed=args.seed,
-    data=smskd.data(args),
+    data=smskd.data_fields(args),
     networks={
       "teacher": network(args.teacher, variables=args.teacher_variables),
       "student": smskd.student_network(args, methods),

@@ -29,7 +29,7 @@ KD stands for (1 - lambda) CE + lambda T^2 KL(teacher || student).
   stl        the embedding, on the images of `unlabeled`; then the classifier     90.8, likely a misprint
   blind      KD without labels, on noise                                          -
 
-smskd_jax/studies/survey_modes.py says of each mode what is the survey's and what differs. Of its bugs none is repeated:
+smskd_jax/recipes/survey_modes.py says of each mode what is the survey's and what differs. Of its bugs none is repeated:
 the temperature of `kdparam` is swept, `mkd` has the teachers that it names, `rkd` has its attention term where asked
 for (attention=True). configs/studies/survey.py compares all modes, with several seeds.
 
@@ -43,14 +43,14 @@ given; elsewhere it selects nothing but takd's assistants), extra_tests (joined 
 by +, for `teacher` and each of `teachers`: those are taken from there and not trained), evaluate_every_epochs.
 """
 
-from smskd_jax.errors import unknown
-from smskd_jax.studies import survey
-from smskd_jax.studies.survey_modes import MODES, alone
+from smskd_jax.errors import unknown_name_error
+from smskd_jax.recipes import survey
+from smskd_jax.recipes.survey_modes import MODES, mode_experiment
 
 
 def get_config(arg=None):
   """The config for a string of arguments."""
-  args = survey.parse(arg, mode="kd")
+  args = survey.parse_arguments(arg, mode="kd")
   if args.mode not in MODES:
-    raise unknown("config argument mode", args.mode, MODES)
-  return alone(args)
+    raise unknown_name_error("config argument mode", args.mode, MODES)
+  return mode_experiment(args)

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
   from smskd_jax import losses, models
   from smskd_jax.losses import METHODS, PLUGINS, Method
   from smskd_jax.models import MODELS
-  from smskd_jax.state import Batch, Frozen, Outputs, TrainState
-  from smskd_jax.training.initial import init_state, init_variables
+  from smskd_jax.training.initialization import init_state, init_variables
   from smskd_jax.training.reference import Reference
-  from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+  from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+  from smskd_jax.types import Batch, Frozen, Outputs, TrainState
 
 __all__ = [
   "Batch",
@@ -30,26 +30,26 @@ __all__ = [
   "TrainState",
   "init_state",
   "init_variables",
-  "learner_variables",
   "losses",
   "make_train_step",
   "models",
+  "student_variables",
 ]
 
 _HOMES = {
   "losses": ("METHODS", "PLUGINS", "Method"),
   "models": ("MODELS",),
-  "state": ("Batch", "Frozen", "Outputs", "TrainState"),
-  "training.initial": ("init_state", "init_variables"),
+  "types": ("Batch", "Frozen", "Outputs", "TrainState"),
+  "training.initialization": ("init_state", "init_variables"),
   "training.reference": ("Reference",),
-  "training.stage": ("Stage", "Term", "learner_variables", "make_train_step"),
+  "training.stage": ("Stage", "Term", "student_variables", "make_train_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if sys.argv[:1] == ["-m"]:  # a program of this package is starting: its first import is this one
-  from smskd_jax.runtime import interrupt
+  from smskd_jax.runtime import signals
 
-  interrupt.listen()
+  signals.install_handlers()
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
 

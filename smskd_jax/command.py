@@ -11,8 +11,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from smskd_jax import config_file, entry_point
-from smskd_jax.errors import UserError, check_encoding, refuse
+from smskd_jax import entry_point
+from smskd_jax.config import config_file
+from smskd_jax.errors import UserError, check_encoding, print_error
 
 _ARGV: list[str] = []  # of the program that runs; ml_collections looks for overrides here
 CONFIG = config_flags.DEFINE_config_file(
@@ -68,30 +69,33 @@ def main(run: Callable[[], int], argv: Sequence[str]) -> int:
 
 def _as_one_of_several(program: Callable[[], int], folders: Callable[[], entry_point.Folders]) -> int:
   """Runs the program in one of several processes. Where it fails, it ends without waiting for the others."""
-  from smskd_jax.runtime import processes
+  from smskd_jax.runtime import distributed
 
   faulthandler.disable()  # where the lead is gone JAX ends this process, and says so in a line: no stack is needed
   try:
     status = entry_point.run(program, folders)
   except Exception as error:
     status = 1
-    if processes.lost_another(error):
+    if distributed.is_peer_failure(error):
       said = str(error).partition("\n")[0]
       told = f"another process is gone ({said}); start all again: they go on from the last checkpoint"
       print(f"error: {entry_point.who()}{told}", file=sys.stderr)
     else:
       traceback.print_exc()
   if status in (1, 2):
-    processes.end_badly(status)
+    distributed.abort(status)
   return status
 
 
 def _run(run: Callable[[], int]) -> int:
-  from smskd_jax.runtime import processes, programs  # after the flags: --help need not wait for JAX
+  from smskd_jax.runtime import (
+    compilation_cache,  # after the flags: --help need not wait for JAX
+    distributed,
+  )
 
-  processes.start(DISTRIBUTED.value)
+  distributed.initialize(DISTRIBUTED.value)
   if not DRY_RUN.value:
-    programs.keep(COMPILATION_CACHE.value)
+    compilation_cache.enable(COMPILATION_CACHE.value)
   return run()
 
 
@@ -108,7 +112,7 @@ def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
     check_encoding(argv)
     return flags.FLAGS(list(argv))
   except _Refused as error:
-    sys.exit(refuse(error.mistake))
+    sys.exit(print_error(error.mistake))
   except (
     flags.Error,
     TypeError,
@@ -117,7 +121,7 @@ def parse_flags(about: str | None, argv: Sequence[str]) -> list[str]:
     no_dict = r"\1 is no dict; write it as \"{'name': 'value'}\""
     message = str(error).removeprefix("ERROR:: ")
     message = re.sub("Failed to parse (.*) as a ConfigDict: .*", no_dict, message, flags=re.DOTALL)
-    sys.exit(refuse(UserError(message)))
+    sys.exit(print_error(UserError(message)))
 
 
 class _Refused(Exception):

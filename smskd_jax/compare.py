@@ -32,7 +32,7 @@ def run(one: Path, other: Path) -> str:
     UserError: a folder is neither a run nor a study, they are one of each, or nothing in them is finished.
   """
   from smskd_jax.analysis import comparison, page, records, study_records  # --help need not wait for them
-  from smskd_jax.studies import table
+  from smskd_jax.studies import report
 
   folders = {"A": one, "B": other}
   studies = {name: study_records.is_study(folder) for name, folder in folders.items()}
@@ -45,8 +45,8 @@ def run(one: Path, other: Path) -> str:
     a, b = (records.read(name, folder) for name, folder in folders.items())
     return page.markdown(comparison.of_runs(a, b))
   found = [study_records.read(name, folder) for name, folder in folders.items()]
-  outcomes = [table.outcomes(study.folder, study.study) for study in found]
-  claims = lambda sides: page.parts_of(table.claims_table(sides))
+  outcomes = [report.outcomes(study.folder, study.study) for study in found]
+  claims = lambda sides: page.parts_of(report.claims_table(sides))
   return page.markdown(comparison.of_studies(found, outcomes, claims))
 
 

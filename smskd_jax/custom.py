@@ -43,7 +43,7 @@ def factory(
     ValueError: there is nothing of this name, or it is no such factory. So does the factory, if it fails or returns
       something else.
   """
-  make = _imported(name)
+  make = _import_object(name)
   parameters = _parameters(name, make)
   for missing in (argument for argument in required if argument not in parameters):
     raise ValueError(f"{name}: takes no {missing!r}, which it is given")
@@ -62,9 +62,9 @@ def factory(
       if isinstance(built, kind):
         return check(built)
     except ValueError as error:
-      raise ValueError(f"{name}: {one_line(error)}") from error
+      raise ValueError(f"{name}: {first_paragraph(error)}") from error
     except Exception as error:  # a user's own code may raise anything
-      raise ValueError(f"{name}: {described(error, name)}") from error
+      raise ValueError(f"{name}: {describe_error(error, name)}") from error
     raise ValueError(f"{name}: returns a {type(built).__name__}, not a {kind.__module__}.{kind.__name__}")
 
   keyword = inspect.Parameter.KEYWORD_ONLY
@@ -76,21 +76,21 @@ def factory(
 
 def code_digest(name: str) -> str:
   """Fingerprint of the file that the object is written in, '' if it has no file."""
-  source = _source(name)
+  source = _source_file(name)
   return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
-def one_line(error: Exception) -> str:
+def first_paragraph(error: Exception) -> str:
   """First paragraph of an error's message, on one line."""
   return " ".join(str(error).split("\n\n")[0].split())
 
 
-def described(error: Exception, name: str = "") -> str:
+def describe_error(error: Exception, name: str = "") -> str:
   """Type, message and place of an error, on one line; the place is in the file of the named object where it can be."""
   frames = traceback.extract_tb(error.__traceback__)
-  source = _source(name) if name else None
+  source = _source_file(name) if name else None
   where = next((frame for frame in reversed(frames) if frame.filename == source), frames[-1])
-  return f"{type(error).__name__}: {one_line(error)} ({where.filename}:{where.lineno})"
+  return f"{type(error).__name__}: {first_paragraph(error)} ({where.filename}:{where.lineno})"
 
 
 def _parameters(name: str, make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -109,15 +109,15 @@ def _parameters(name: str, make: Callable[..., Any]) -> dict[str, inspect.Parame
   return dict(parameters)
 
 
-def _source(name: str) -> str | None:
+def _source_file(name: str) -> str | None:
   """The file of a function or class; of any other object that of the module that has it."""
-  imported = inspect.unwrap(_imported(name))
+  imported = inspect.unwrap(_import_object(name))
   is_written = inspect.isfunction(imported) or inspect.isclass(imported)
   module_name = name.removeprefix(PREFIX).partition(":")[0]
   return inspect.getsourcefile(imported if is_written else importlib.import_module(module_name))
 
 
-def _imported(name: str) -> Any:
+def _import_object(name: str) -> Any:
   module_name, _, attribute = name.removeprefix(PREFIX).partition(":")
   if not module_name or not attribute:
     raise ValueError(f"{name!r} is not of the form {PREFIX}package.module:name")
@@ -126,7 +126,7 @@ def _imported(name: str) -> Any:
   except ModuleNotFoundError as error:
     raise ValueError(f"{name}: cannot import {module_name}: {error}") from error
   except Exception as error:  # the module runs: it may raise anything
-    raise ValueError(f"{name}: cannot import {module_name}: {described(error)}") from error
+    raise ValueError(f"{name}: cannot import {module_name}: {describe_error(error)}") from error
   imported = getattr(module, attribute, None)
   if not callable(imported):
     raise ValueError(f"{name}: {module_name} has no class or function {attribute}")

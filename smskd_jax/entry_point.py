@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from smskd_jax.errors import UserError, refuse
-from smskd_jax.runtime import interrupt, processes, shortage
+from smskd_jax.errors import UserError, print_error
+from smskd_jax.runtime import distributed, resource_errors, signals
 
 Folders = Mapping[str, str | Path | None]
 
@@ -21,19 +21,19 @@ def run(program: Callable[[], int], folders: Callable[[], Folders] = dict) -> in
   try:
     return program()
   except UserError as error:
-    return refuse(error, who())
-  except interrupt.Interrupted as stop:
-    if processes.is_lead():
-      interrupt.tell(f"{stop}; the same command goes on from there")
+    return print_error(error, who())
+  except signals.Interrupted as stop:
+    if distributed.is_primary():
+      signals.write_line(f"{stop}; the same command goes on from there")
     return 128 + stop.signum
   except Exception as error:
-    line = shortage.explain(error, folders())
+    line = resource_errors.explain(error, folders())
     if line is None:
       raise
-    interrupt.tell(f"error: {who()}{line}")
-    return interrupt.leave(1)
+    signals.write_line(f"error: {who()}{line}")
+    return signals.exit_process(1)
 
 
 def who() -> str:
   """Prefix of messages that names the process; '' for a single one."""
-  return f"process {processes.index()}: " if processes.joined() else ""
+  return f"process {distributed.process_index()}: " if distributed.is_initialized() else ""

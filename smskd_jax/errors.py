@@ -4,26 +4,28 @@ from collections.abc import Iterable
 import difflib
 import sys
 
-_LISTED = 160  # characters of a list of known names
+_MAX_LIST_LENGTH = 160  # characters of a list of known names
 
 
 class UserError(ValueError):
   """A mistake that the user can mend: the message names the field, the value and the fix."""
 
 
-def unknown(field: str, value: object, known: Iterable[object]) -> UserError:
+def unknown_name_error(field: str, value: object, known: Iterable[object]) -> UserError:
   """The error for a name that no table holds: suggests the nearest and lists the known ones, as far as a line takes."""
   names = [str(name) for name in known]
-  return UserError(f"{field}: unknown {shown(value)}{nearest(value, names)} (known: {listed(names)})")
+  return UserError(
+    f"{field}: unknown {short_repr(value)}{suggestion(value, names)} (known: {join_names(names)})"
+  )
 
 
-def nearest(value: object, names: Iterable[object]) -> str:
+def suggestion(value: object, names: Iterable[object]) -> str:
   """'; did you mean NAME?', or '' where no name is like the value."""
   found = difflib.get_close_matches(str(value), [str(name) for name in names], n=1)
   return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
   """The value as Python writes it, its middle left out where it is long."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"
@@ -43,7 +45,7 @@ def check_encoding(arguments: Iterable[str]) -> None:
       )
 
 
-def refuse(error: UserError, who: str = "") -> int:
+def print_error(error: UserError, who: str = "") -> int:
   """Prints a mistake as one line on stderr; returns the exit status.
 
   Args:
@@ -54,10 +56,10 @@ def refuse(error: UserError, who: str = "") -> int:
   return 2
 
 
-def listed(known: Iterable[object]) -> str:
+def join_names(known: Iterable[object]) -> str:
   """Names joined by commas, as far as a line takes."""
   names = [str(name) for name in known]
   text = ", ".join(names)
-  if len(text) <= _LISTED:
+  if len(text) <= _MAX_LIST_LENGTH:
     return text
-  return f"{text[:_LISTED].rpartition(', ')[0]}, ... {len(names)} in all"
+  return f"{text[:_MAX_LIST_LENGTH].rpartition(', ')[0]}, ... {len(names)} in all"

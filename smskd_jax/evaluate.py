@@ -30,8 +30,8 @@ from smskd_jax.errors import UserError
 if TYPE_CHECKING:
   import numpy as np
 
-  from smskd_jax.data.dataset import Dataset, Moments, Split
-  from smskd_jax.exchange.pretrained import Pretrained
+  from smskd_jax.data.dataset import ChannelStats, Dataset, Split
+  from smskd_jax.exchange.pretrained import LoadedNetwork
 
 SPLITS = ("test", "train")
 _FRACTIONS = ("accuracy", "agreement", "lost", "won")  # ends of names of metrics that are shown in per cent
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
   network: str  # its architecture
   images: int
-  normalization: "Moments"  # that the network was fed by
+  normalization: "ChannelStats"  # that the network was fed by
   metrics: dict[str, float]  # by name; shares are in [0, 1]
 
 
@@ -70,14 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> str:
-  from smskd_jax.runtime import programs, workdir  # here and not above: --help need not wait for JAX
+  from smskd_jax.runtime import (
+    compilation_cache,
+    workdir,  # here and not above: --help need not wait for JAX
+  )
   from smskd_jax.runtime.store import write_json
 
   if flags.json is not None:
     if flags.json.is_dir():
       raise UserError(f"--json: {flags.json} is a folder; name a file")
     workdir.check_writable("--json", flags.json.parent)
-  programs.keep(None)
+  compilation_cache.enable(None)
   options = vars(flags) | {"source": flags.data}
   for name in ("path", "data", "json"):
     del options[name]
@@ -85,7 +88,7 @@ def _run(flags: argparse.Namespace) -> str:
   if flags.json is not None:
     about = {"path": str(flags.path), "data": flags.data, "split": flags.split}
     write_json(flags.json, about | found._asdict() | {"normalization": found.normalization._asdict()})
-  return "\n".join(f"{name} {_shown(name, value)}" for name, value in found.metrics.items())
+  return "\n".join(f"{name} {_metric_row(name, value)}" for name, value in found.metrics.items())
 
 
 def run(
@@ -129,7 +132,7 @@ def run(
   if batch_size < 1:
     raise UserError(f"--batch_size: {batch_size} is too small; it must be at least 1")
   stated = normalization.parse(mean, std)
-  devices = parallel.select([batch_size])  # before JAX is used
+  devices = parallel.select_devices([batch_size])  # before JAX is used
   found = pretrained.read("PATH", path, network)
   other = None if teacher is None else pretrained.read("--teacher", teacher, teacher_network)
   dataset = _load(source, folder, image_size)
@@ -140,8 +143,10 @@ def run(
   if other is not None:
     others["teacher"] = _logits("--teacher", other, dataset, of_split, devices, batch_size)
   logits = _logits("PATH", found, dataset, of_split, devices, batch_size)
-  metrics = evaluate.evaluate(logits, of_split.label, others)
-  return Evaluation(found.architecture, len(of_split.label), found.normalization or dataset.moments, metrics)
+  metrics = evaluate.classification_metrics(logits, of_split.label, others)
+  return Evaluation(
+    found.architecture, len(of_split.label), found.normalization or dataset.channel_stats, metrics
+  )
 
 
 def _load(source: str, folder: str, image_size: int) -> "Dataset":
@@ -162,7 +167,7 @@ def _load(source: str, folder: str, image_size: int) -> "Dataset":
 
 
 def _logits(
-  field: str, found: "Pretrained", dataset: "Dataset", split: "Split", devices: Any, batch_size: int
+  field: str, found: "LoadedNetwork", dataset: "Dataset", split: "Split", devices: Any, batch_size: int
 ) -> "np.ndarray":
   """The logits [n, k] of a network on a split."""
   import functools
@@ -172,26 +177,27 @@ def _logits(
   from smskd_jax.runtime import parallel
   from smskd_jax.training import evaluate
 
-  network = renormalized.make(_module(field, found, dataset), found.normalization, dataset.moments)
+  network = renormalized.make(_module(field, found, dataset), found.normalization, dataset.channel_stats)
   normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
   compiled = parallel.compile_predict(evaluate.make_predict(network, normalize), devices)
   tree = parallel.replicate(found.variables, devices)
 
   def predict(rows: Any) -> Any:
-    return parallel.joined(compiled(tree, split.image[parallel.split(rows, devices)]), devices)
+    return parallel.unshard(compiled(tree, split.image[parallel.shard(rows, devices)]), devices)
 
-  return evaluate.in_batches(predict, len(split.label), batch_size)
+  return evaluate.map_in_batches(predict, len(split.label), batch_size)
 
 
-def _module(field: str, found: "Pretrained", dataset: "Dataset") -> Any:
+def _module(field: str, found: "LoadedNetwork", dataset: "Dataset") -> Any:
   """The network's module, for the data.
 
   Raises:
     UserError: it is for other images or classes.
   """
-  from smskd_jax import build, models
+  from smskd_jax import models
+  from smskd_jax.config import build
   from smskd_jax.exchange import variables
-  from smskd_jax.models import spec
+  from smskd_jax.models import introspection
 
   classes, channels = len(dataset.class_names), dataset.image_shape[2]
   if found.num_classes not in (None, classes):
@@ -209,14 +215,14 @@ def _module(field: str, found: "Pretrained", dataset: "Dataset") -> Any:
     raise UserError(f"{field}: {error}") from error
   build.check_network(field, network, found.model, dataset)
   try:
-    variables.check_fits(field, found.variables, spec.variables(network, dataset.image_shape))
+    variables.check_fits(field, found.variables, introspection.variable_shapes(network, dataset.image_shape))
   except UserError as error:
     height, width, _ = dataset.image_shape
     raise UserError(f"{error}; images are {height}x{width}, and --image_size resizes them") from error
   return network
 
 
-def _shown(name: str, value: float) -> str:
+def _metric_row(name: str, value: float) -> str:
   in_per_cent = name.startswith("top") or name.endswith(_FRACTIONS)
   return f"{100 * value:.2f} %" if in_per_cent else f"{value:.4f}"
 

@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 from smskd_jax import arguments as command_line
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.errors import UserError, unknown_name_error
 
 # Format -> ending of its file.
 FORMATS = {"safetensors": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx", "torch": "pth"}
@@ -52,19 +52,19 @@ def run(workdir: Path, name: str, formats: Sequence[str], out: Path, *, overwrit
   Raises:
     UserError: the run is not finished or has no such network, a file is there, or a format cannot be had.
   """
-  from smskd_jax.exchange import runs  # here and not above: --help need not wait for JAX
+  from smskd_jax.exchange import run_networks  # here and not above: --help need not wait for JAX
   from smskd_jax.runtime import workdir as workdir_lib
   from smskd_jax.runtime.store import write_json
 
   for fmt in formats:
     if fmt not in FORMATS:
-      raise unknown("--format", fmt, FORMATS)
+      raise unknown_name_error("--format", fmt, FORMATS)
   workdir_lib.check_writable("--out", out)
   files = {fmt: out / f"{name}.{FORMATS[fmt]}" for fmt in formats}
   for path in (*files.values(), out / f"{name}.json"):
     if path.exists() and not overwrite:
       raise UserError(f"--out: {path} is there; add --overwrite to replace it, or name another folder")
-  found = runs.network("WORKDIR", workdir_lib.read_run("WORKDIR", workdir), name)
+  found = run_networks.network("WORKDIR", workdir_lib.read_run("WORKDIR", workdir), name)
   out.mkdir(parents=True, exist_ok=True)
   for fmt, path in files.items():
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -91,7 +91,7 @@ def _writers() -> Mapping[str, Callable[[Any, Path], None]]:
 
 def _comparison(found: Any) -> str:
   """The network and its teachers: what each costs, and how right it is."""
-  from smskd_jax.models import spec
+  from smskd_jax.models import introspection
   from smskd_jax.runtime import console
 
   header = ("network", "model", "parameters", "size", "FLOPs/image", "CPU, one image", "test accuracy")
@@ -102,14 +102,14 @@ def _comparison(found: Any) -> str:
       (
         one.name,
         one.trained.model,
-        f"{spec.num_parameters(network, shape):,}",
-        _bytes(spec.num_bytes(network, shape)),
-        console.quantity(spec.forward_flops(network, shape)),
+        f"{introspection.num_parameters(network, shape):,}",
+        _bytes(introspection.num_bytes(network, shape)),
+        console.format_si(introspection.forward_flops(network, shape)),
         f"{1e3 * latency(one.trained):.2f} ms",
         f"{one.about['test_accuracy']:.2%}",
       )
     )
-  return console.table(header, rows)
+  return console.format_table(header, rows)
 
 
 def latency(trained: Any, *, calls: int = 50, seconds: float = 2.0) -> float:

@@ -92,7 +92,7 @@ def run(
   workdir.check_writable("--out", out)
   imported = torch_import.network(file, name, options, image_size)
   own = None if stated is None else normalization.of_channels(stated, imported.image_shape[2])
-  tree = variables.as_host(imported.variables)
+  tree = variables.to_numpy(imported.variables)
   variables.check_finite(str(file), tree)
   about = imported._asdict() | {"normalization": own and own._asdict(), "source": file.name}
   del about["variables"]

@@ -21,7 +21,7 @@ _PROFILE = flags.DEFINE_integer(
 
 def run() -> int:
   """Runs the experiment that the flags describe; returns the exit status."""
-  from smskd_jax import experiment  # after the flags: --help need not wait for JAX
+  from smskd_jax.engine import experiment  # after the flags: --help need not wait for JAX
 
   experiment.run(
     command.CONFIG.value,

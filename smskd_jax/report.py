@@ -87,9 +87,9 @@ def _of_study(record: "StudyRecord") -> "Section":
   from smskd_jax.analysis import pooled, study_page
   from smskd_jax.analysis.page import Section, parts_of
   from smskd_jax.analysis.variants import Cost
-  from smskd_jax.studies import table
+  from smskd_jax.studies import report
 
-  outcomes = table.outcomes(record.folder, record.study)
+  outcomes = report.outcomes(record.folder, record.study)
   costs = {
     name: {seed: Cost(of.accuracy, of.images, of.frozen) for seed, of in seeds.items()}
     for name, seeds in outcomes.items()
@@ -97,7 +97,7 @@ def _of_study(record: "StudyRecord") -> "Section":
   title = f"{record.folder.absolute().name}: a study of {len(record.found)} variants"
   if record.seeds == 1:
     title += f" ({pooled.ONE_SEED})"
-  told = parts_of(table.text(title, record.study, outcomes, record.failures))
+  told = parts_of(report.text(title, record.study, outcomes, record.failures))
   return Section(title, [*_left_out(record), *study_page.sections(record, costs, told)])
 
 

@@ -17,7 +17,7 @@ from smskd_jax import arguments as command_line
 from smskd_jax.errors import UserError
 
 if TYPE_CHECKING:
-  from smskd_jax.runtime.inventory import Stage
+  from smskd_jax.runtime.inventory import StoredStageInfo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,10 +63,10 @@ def show(store: Path, *, verify: bool = False) -> str:
   from smskd_jax.runtime import console, inventory
 
   stages = _scan(store)
-  header = ("key", "stage", "network", "state", "size", "age", "reads", "read by")
-  rows = [inventory.in_words(one, stages, stages.values()) for one in stages.values()]
+  header = ("key", "stage", "network", "state", "size", "age", "inputs", "read by")
+  rows = [inventory.table_row(one, stages, stages.values()) for one in stages.values()]
   size = sum(one.bytes for one in stages.values()) / 1e6
-  text = f"{console.table(header, rows)}\n\n{len(stages)} stages, {size:,.1f} MB"
+  text = f"{console.format_table(header, rows)}\n\n{len(stages)} stages, {size:,.1f} MB"
   damaged = inventory.verify(store, [one for one in stages.values() if verify or one.state == "damaged"])
   if not damaged:
     return f"{text}; all files of finished stages are as they were left" if verify else text
@@ -111,9 +111,9 @@ def remove(
   if unfinished:
     chosen += [key for key, stage in stages.items() if stage.state == inventory.UNFINISHED]
   if unused_by:
-    used = inventory.needed(stages, set().union(*map(inventory.used_by, unused_by)))
+    used = inventory.required_keys(stages, set().union(*map(inventory.used_by, unused_by)))
     chosen += [key for key in stages if key not in used]
-  doomed = inventory.choose(stages, chosen, dependents=dependents, force=force)
+  doomed = inventory.stages_to_remove(stages, chosen, dependents=dependents, force=force)
   if dry_run:
     for stage in doomed:
       print(f"would remove {stage.title}, {stage.bytes / 1e6:,.1f} MB")
@@ -123,14 +123,16 @@ def remove(
   return f"{len(doomed)} of {len(stages)} stages, {sum(one.bytes for one in doomed) / 1e6:,.1f} MB, {done}"
 
 
-def _scan(store: Path) -> "dict[str, Stage]":
-  from smskd_jax.runtime import inventory, kinds
+def _scan(store: Path) -> "dict[str, StoredStageInfo]":
+  from smskd_jax.runtime import file_kinds, inventory
 
   if not store.is_dir():
     raise UserError(f"STORE: there is no folder {store}")
-  if kinds.of(store) == kinds.RUN and (store / "store").is_dir():
-    raise UserError(f"STORE: {store} is {kinds.RUN}, not {kinds.STORE}; its own is {store / 'store'}")
-  kinds.check("STORE", store, kinds.STORE, absent=True)
+  if file_kinds.folder_kind(store) == file_kinds.RUN and (store / "store").is_dir():
+    raise UserError(
+      f"STORE: {store} is {file_kinds.RUN}, not {file_kinds.STORE}; its own is {store / 'store'}"
+    )
+  file_kinds.check_kind("STORE", store, file_kinds.STORE, absent=True)
   stages = inventory.scan(store)
   if not stages and any(store.iterdir()):
     raise UserError(f"STORE: {store} holds other files and no stage; name a store, as WORKDIR/store")

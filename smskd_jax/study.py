@@ -17,8 +17,8 @@ from smskd_jax.errors import UserError
 _JOBS = flags.DEFINE_integer(
   "jobs", 1, "How many runs at once, each on its share of the cores.", lower_bound=1
 )
-_SEEDS_AT_ONCE = flags.DEFINE_integer(
-  "seeds_at_once",
+_PARALLEL_SEEDS = flags.DEFINE_integer(
+  "parallel_seeds",
   1,
   "How many seeds of a variant to train at once, one on each core or device.",
   lower_bound=1,
@@ -29,32 +29,32 @@ _RAY = flags.DEFINE_string(
   "Spread the runs over a Ray cluster: 'local', one started on this machine; 'auto' or HOST:PORT, one that this "
   "machine is a node of. --jobs is then how many at once on a node.",
 )
-_ONLY = flags.DEFINE_string(
-  "only", "", "VARIANT:SEED, VARIANT:SEED,SEED, a number or teachers: run that unit, and write no report."
+_UNIT = flags.DEFINE_string(
+  "unit", "", "VARIANT:SEED, VARIANT:SEED,SEED, a number or teachers: run that unit, and write no report."
 )
 
 
 def run() -> int:
   """Runs the study that the flags describe; returns the exit status."""
-  from smskd_jax.studies import execute  # after the flags: --help need not wait for JAX
+  from smskd_jax.studies import runner  # after the flags: --help need not wait for JAX
 
   config, workdir = command.CONFIG.value, str(command.WORKDIR.value)
   store, cpu_devices = command.STORE.value, command.CPU_DEVICES.value
-  if _ONLY.value and _RAY.value:
+  if _UNIT.value and _RAY.value:
     raise UserError(
-      f"--ray: {_RAY.value!r} runs all units of a study, --only={_ONLY.value} one; leave one of them out"
+      f"--ray: {_RAY.value!r} runs all units of a study, --unit={_UNIT.value} one; leave one of them out"
     )
-  if _ONLY.value and not command.DRY_RUN.value:
-    failures = execute.run_one(config, workdir, _ONLY.value, store=store, cpu_devices=cpu_devices)
+  if _UNIT.value and not command.DRY_RUN.value:
+    failures = runner.run_unit(config, workdir, _UNIT.value, store=store, cpu_devices=cpu_devices)
   else:
-    failures = execute.run(
+    failures = runner.run(
       config,
       workdir,
       store=store,
       cpu_devices=cpu_devices,
       dry_run=command.DRY_RUN.value,
       jobs=_JOBS.value,
-      seeds_at_once=_SEEDS_AT_ONCE.value,
+      parallel_seeds=_PARALLEL_SEEDS.value,
       ray=_RAY.value,
       command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
     )

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import config as config_lib
-from smskd_jax import data, experiment, filling, plan
-from smskd_jax.config import method, network, plugin, stage
+from smskd_jax import data
+from smskd_jax.config import merge
+from smskd_jax.config import schema as config_lib
+from smskd_jax.config.schema import method, network, plugin, stage
+from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 from smskd_jax.losses import METHODS, entries
 import tiny
@@ -24,7 +26,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 MINE = """
 import jax.numpy as jnp
 from smskd_jax.losses import make, stateless
-from smskd_jax.state import Aux
+from smskd_jax.types import MethodVariables
 
 per_example = lambda student, teachers, context: jnp.mean((student.logits - teachers[0].logits) ** 2, axis=-1)
 
@@ -39,7 +41,8 @@ def remembers(*, size: int = 3):
   def apply(params, state, student, teachers, context):
     return params["scale"] * per_example(student, teachers, context), state + 1
 
-  return make(lambda *_: Aux({"scale": jnp.ones(())}, jnp.zeros(size)), apply, reads=("logits",), learns="a scale")
+  init = lambda *_: MethodVariables({"scale": jnp.ones(())}, jnp.zeros(size))
+  return make(init, apply, reads=("logits",), learns="a scale")
 
 
 def number(): return 3
@@ -54,8 +57,10 @@ def integers(): return stateless(lambda student, *_: jnp.argmax(student.logits, 
 def nothing(): return stateless(lambda *_: None, reads=("logits",))
 def broken(): return stateless(lambda student, *_: student.logit, reads=("logits",))
 def no_aux(): return make(lambda *_: 3, per_example, reads=("logits",))
-def no_state(): return make(lambda *_: Aux(), lambda params, state, *inputs: per_example(*inputs), reads=())
-def grows(): return make(lambda *_: Aux(), lambda params, state, *inputs: (per_example(*inputs), 1.0), reads=())
+def no_state(): return make(lambda *_: MethodVariables(), lambda params, state, *inputs: per_example(*inputs), reads=())
+def grows():
+  apply = lambda params, state, *inputs: (per_example(*inputs), 1.0)
+  return make(lambda *_: MethodVariables(), apply, reads=())
 def undeclared(): return stateless(lambda student, teachers, _: teachers[0].features[0].mean((1, 2, 3)), reads=())
 """
 
@@ -80,7 +85,7 @@ def config(*methods, **fields):
 
 def plans(config):
   resolved = config_lib.resolve(config)
-  return plan.make_plans(resolved, data.load(**filling.options(resolved["data"], "extra_tests")))
+  return plan.make_plans(resolved, data.load(**merge.drop_keys(resolved["data"], "extra_tests")))
 
 
 def test_the_example_of_the_readme_trains_as_it_stands_there(tmp_path):
@@ -118,7 +123,7 @@ def test_the_terms_of_one_name_are_numbered():
 def test_the_loss_is_that_of_the_file():
   entry = config_lib.resolve(config(method("custom:mine:method", power=1.0)))["stages"][1]["methods"][0]
   from smskd_jax.losses import Context
-  from smskd_jax.state import Outputs
+  from smskd_jax.types import Outputs
 
   student, teacher = (Outputs(jnp.full((2, 3), x), None, (), ()) for x in (1.0, 3.0))
   loss, _ = entries.make_method(entry).apply((), (), student, (teacher,), Context(None))
@@ -179,7 +184,7 @@ def test_what_is_no_factory_is_refused_where_it_is_written(name, options, messag
       {},
       r"custom:mine:broken: AttributeError: 'Outputs' object has no attribute 'logit' .*mine.py:\d+",
     ),
-    ("no_aux", {}, "custom:mine:no_aux: init returns no smskd_jax.state.Aux"),
+    ("no_aux", {}, "custom:mine:no_aux: init returns no smskd_jax.types.MethodVariables"),
     ("no_state", {}, "custom:mine:no_state: apply returns no pair of the loss"),
     ("grows", {}, "custom:mine:grows: apply returns a state of other shapes than it is given"),
   ],
@@ -202,7 +207,7 @@ def test_the_fields_of_an_entry_are_those_of_the_config():
 
 
 def test_names_in_metrics():
-  assert entries.label("kd") == "kd"
-  assert entries.label("custom:my.papers.sad:method") == "sad"
-  assert entries.label("custom:my_methods:total_variation") == "total_variation"
+  assert entries.metric_name("kd") == "kd"
+  assert entries.metric_name("custom:my.papers.sad:method") == "sad"
+  assert entries.metric_name("custom:my_methods:total_variation") == "total_variation"
   assert entries.factory("kd") is METHODS["kd"]

@@ -6,8 +6,10 @@ import pytest
 
 import runs
 from smskd_jax import config as config_lib
-from smskd_jax import custom, data, experiment, filling, plan
-from smskd_jax.config import method, network, stage
+from smskd_jax import custom, data
+from smskd_jax.config import merge
+from smskd_jax.config.schema import method, network, stage
+from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 
 MINE = """
@@ -85,7 +87,7 @@ def alone(model, **options):
 
 def plans(config):
   resolved = config_lib.resolve(config)
-  return plan.make_plans(resolved, data.load(**filling.options(resolved["data"], "extra_tests")))
+  return plan.make_plans(resolved, data.load(**merge.drop_keys(resolved["data"], "extra_tests")))
 
 
 def test_a_class_and_a_function_have_their_options():
@@ -105,7 +107,7 @@ def test_trains_as_a_student_and_teaches(tmp_path):
     stage(
       "student",
       teachers=("mine",),
-      methods=(method("fitnet", student_tap=1, teacher_tap=1),),
+      methods=(method("fitnet", student_layer=1, teacher_layer=1),),
       epochs=1,
       **common,
     ),
@@ -136,9 +138,9 @@ def test_what_is_no_factory_is_refused(model, message):
 @pytest.mark.parametrize(
   "name, message",
   [
-    ("Logits", r"it returns \w+, not smskd_jax.state.Outputs"),
+    ("Logits", r"it returns \w+, not smskd_jax.types.Outputs"),
     ("Misshapen", r"its logits are \[1, 11\], not \[b, k\] = \[1, 10\]"),
-    ("NoTrain", "not smskd_jax.state.Outputs"),
+    ("NoTrain", "not smskd_jax.types.Outputs"),
   ],
 )
 def test_what_returns_no_outputs_is_refused(name, message):

@@ -15,15 +15,23 @@ import pytest
 
 import runs
 from runtime.integrity_test import DAMAGES
-from smskd_jax import compare, data, evaluate, experiment, export, report
+from smskd_jax import compare, data, evaluate, export, report
 from smskd_jax.analysis import figures
-from smskd_jax.config import method, stage
+from smskd_jax.config.schema import method, stage
+from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
 from smskd_jax.runtime import checkpoint, integrity
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.store import StageEntry
 
-ENTRY = "stage.json", "result.json", "metrics.jsonl", "choices.npz", "answers.npz", "lesson.npz"
+ENTRY = (
+  "stage.json",
+  "result.json",
+  "metrics.jsonl",
+  "predictions.npz",
+  "eval_outputs.npz",
+  "method_state.npz",
+)
 IN_FINAL = "0", "1", "2"  # of the files of the variables, the largest first
 FILES = [
   *("config.json", "result.json", "labels.npz"),
@@ -41,7 +49,12 @@ TABLE = [(file, damage) for file in FILES for damage in DAMAGES]
 def config():
   """A teacher and a student that ends with its best epoch, each of one epoch or two."""
   common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
-  taught = {"teachers": ("teacher",), "methods": (method("kd"),), "epochs": 2, "select": "validation"}
+  taught = {
+    "teachers": ("teacher",),
+    "methods": (method("kd"),),
+    "epochs": 2,
+    "keep_checkpoint": "validation",
+  }
   return runs.tiny(
     data={"source": "digits", "validation": 0.2},
     stages=(stage("teacher", **common), stage("student", name="student", **taught, **common)),
@@ -105,7 +118,7 @@ def exported(workdir):
   """The fingerprint of the exported student."""
   if export.main([str(workdir), "--format=safetensors", f"--out={workdir / 'out'}", "--overwrite"]):
     return None
-  return checkpoint.digest(safetensors_file.read(workdir / "out" / "student.safetensors").variables)
+  return checkpoint.tree_digest(safetensors_file.read(workdir / "out" / "student.safetensors").variables)
 
 
 def evaluated(workdir):
@@ -168,7 +181,7 @@ def check(finished, tmp_path, capsys, file, damage, commands):
     assert named[name] or made == whole(name), f"{name} is silent"
   if "main" in commands and made is not None:
     assert made == whole("main"), "trained again it is the same"
-    entries = [Entry(workdir / "store", one["key"]) for one in made["stages"]]
+    entries = [StageEntry(workdir / "store", one["key"]) for one in made["stages"]]
     # Records of a stage that others were built on stay damaged, and are named each time.
     left = [problem for entry in entries for problem in entry.problems()]
     assert not left or (named["main"] and left == [path.name] and file.startswith("teacher"))

@@ -11,11 +11,11 @@ import pytest
 import golden
 import runs
 from smskd_jax import data, evaluate, import_torch
-from smskd_jax import experiment as experiment_lib
-from smskd_jax.exchange import runs as exchange_runs
+from smskd_jax.engine import experiment as experiment_lib
+from smskd_jax.exchange import run_networks as exchange_runs
 from smskd_jax.exchange import safetensors_file, variables
 from smskd_jax.models import MODELS, torch_weights
-from smskd_jax.runtime import answers, workdir
+from smskd_jax.runtime import eval_outputs, workdir
 import torch_files
 
 WIDTH = "width=0.125"
@@ -44,7 +44,7 @@ def ran(tmp_path_factory):
   folder = tmp_path_factory.mktemp("evaluate") / "run"
   teacher, *_, student = runs.tiny().stages
   student.reference.stage = "none"
-  rarely = {"evaluate": {"feature_images": 0, "earlier_images": 0}, "checkpoint": {"every_steps": 100}}
+  rarely = {"evaluate": {"feature_images": 0, "num_forgetting_images": 0}, "checkpoint": {"every_steps": 100}}
   made = runs.tiny("resnet8", stages=(teacher, student), **rarely)
   return folder, experiment_lib.run(made, folder, cpu_devices=2)
 
@@ -84,7 +84,7 @@ def test_the_normalisation_can_be_stated(imported, tmp_path):
     == own
     != evaluate.run(plain, "digits").metrics
   )
-  moments = data.load(source="digits").moments
+  moments = data.load(source="digits").channel_stats
   assert evaluate.run(plain, "digits").normalization == moments
 
 
@@ -112,9 +112,9 @@ def test_beside_a_teacher(ran, capsys):
   lines, last = printed(capsys), result["stages"][-1]["metrics"]["last"]
   assert lines["teacher_agreement"] == f"{100 * last['test/teacher_agreement']:.2f} %"
   assert lines["teacher_kl"] == f"{last['test/teacher_kl']:.4f}"
-  teacher = answers.logits(answers.read(folder / "store" / result["stages"][0]["key"] / "answers.npz"))[
-    "test"
-  ]
+  teacher = eval_outputs.logits(
+    eval_outputs.read(folder / "store" / result["stages"][0]["key"] / "eval_outputs.npz")
+  )["test"]
   label = data.load(source="digits").test.label
   right = np.mean(np.argmax(teacher, -1) == label)
   lost, won = (float(lines[f"teacher_{name}"].removesuffix(" %")) / 100 for name in ("lost", "won"))

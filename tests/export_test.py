@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import data, experiment, export, import_torch
-from smskd_jax.exchange import runs as runs_lib
+from smskd_jax import data, export, import_torch
+from smskd_jax.engine import experiment
+from smskd_jax.exchange import run_networks as runs_lib
 from smskd_jax.exchange import safetensors_file, variables
 from smskd_jax.models import torch_weights
 from smskd_jax.runtime import workdir as workdir_lib

@@ -10,7 +10,7 @@ import pytest
 import golden
 import runs
 from smskd_jax import import_torch
-from smskd_jax.config import experiment, method, network, stage
+from smskd_jax.config.schema import experiment, method, network, stage
 from smskd_jax.exchange import variables
 from smskd_jax.models import MODELS, torch_weights
 from smskd_jax.runtime import integrity
@@ -213,13 +213,13 @@ def student_of(folder, **teacher):
 
 
 def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
-  from smskd_jax import experiment as experiment_lib
+  from smskd_jax.engine import experiment as experiment_lib
 
   given = imported(checkpoint, tmp_path / "imported")
   result = experiment_lib.run(student_of(tmp_path / "imported"), tmp_path / "run", cpu_devices=2)
   (of_teacher,), (of_student,) = result["given"], result["stages"]
   assert of_teacher["fingerprint"] == given.fingerprint and of_teacher["key"] == given.key
-  assert of_student["reads"]["teachers"] == (given.key,) or of_student["reads"]["teachers"] == [given.key]
+  assert of_student["inputs"]["teachers"] == (given.key,) or of_student["inputs"]["teachers"] == [given.key]
   shown = f"teacher: test accuracy {100 * of_teacher['metrics']['test/accuracy']:.2f} %"
   assert shown in capsys.readouterr().out
   assert given.key in (tmp_path / "run" / "report.md").read_text()
@@ -242,7 +242,7 @@ def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
   ],
 )
 def test_a_teacher_of_another_network_is_refused(teacher, message, checkpoint, tmp_path):
-  from smskd_jax import experiment as experiment_lib
+  from smskd_jax.engine import experiment as experiment_lib
   from smskd_jax.errors import UserError
 
   imported(checkpoint, tmp_path / "imported")

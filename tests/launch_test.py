@@ -163,7 +163,7 @@ def test_a_slurm_job_is_one_process_or_one_for_each_task(tmp_path, stand_in, tas
 def test_a_slurm_array_runs_a_unit_of_a_study_in_each_task(tmp_path, stand_in):
   then = 'for i in 0 1 2; do SLURM_ARRAY_TASK_ID=$i bash "${@:2}"; done'
   calls = submit(tmp_path, stand_in, then, "--array=0-2", LAUNCH / "slurm_study.sbatch")
-  assert calls == [f"python -u -m smskd_jax.study --only={i} {' '.join(EXPERIMENT)}" for i in range(3)]
+  assert calls == [f"python -u -m smskd_jax.study --unit={i} {' '.join(EXPERIMENT)}" for i in range(3)]
 
 
 def test_on_this_machine_one_process_is_the_program_itself(tmp_path, stand_in):

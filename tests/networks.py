@@ -6,16 +6,16 @@ import numpy as np
 
 from smskd_jax.losses import METHODS
 from smskd_jax.models import MODELS
-from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
-from smskd_jax.training.initial import init_state, init_variables
+from smskd_jax.training.initialization import init_state, init_variables
 from smskd_jax.training.reference import Reference
 from smskd_jax.training.stage import Stage, Term
+from smskd_jax.types import Batch, Frozen
 import tiny
 
 NUM_CLASSES = 10
 # A reference term of which no option is the default.
-ANCHORED = {
+REFERENCE_OPTIONS = {
   "weight": 0.7,
   "divergence": "reference_to_student",
   "temperature": 2.0,
@@ -23,7 +23,7 @@ ANCHORED = {
   "weighting": "one_minus_teacher_tcp",
 }
 # For programs that run once or twice on little data, where compiling is what takes time.
-IN_HASTE = {"xla_backend_optimization_level": "0"}
+FAST_COMPILE = {"xla_backend_optimization_level": "0"}
 NUM_EXAMPLES = 64
 LABELS = np.arange(NUM_EXAMPLES, dtype=np.int32) % NUM_CLASSES  # of the whole training set
 
@@ -46,7 +46,7 @@ def make_stage(*methods, reference=None, model="small", width=0.25, learning_rat
   of = {**MODELS, **tiny.MODELS}[model]
   teacher = (of(num_classes=NUM_CLASSES, width=0.5),) if methods else ()
   return Stage(
-    learner=of(num_classes=NUM_CLASSES, width=width),
+    student=of(num_classes=NUM_CLASSES, width=width),
     optimizer=optimizer.sgd(learning_rate),
     teachers=teacher,
     terms=tuple(Term(name, weight, METHODS[name]()) for name, weight in methods),
@@ -54,12 +54,12 @@ def make_stage(*methods, reference=None, model="small", width=0.25, learning_rat
   )
 
 
-def begin(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
+def init_stage(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
   """(state, frozen) of a stage on random weights; an anchored stage's reference differs from its student."""
   image = jax.ShapeDtypeStruct((1, *shape), dtype)
   fresh = lambda network, i: cast(init_variables(network, jax.random.key(seed + i), image), dtype)
   teachers = tuple(fresh(network, 1) for network in stage.teachers)
-  variables = fresh(stage.learner, 0) if variables is None else variables
+  variables = fresh(stage.student, 0) if variables is None else variables
   state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, LABELS), dtype)
-  reference = None if stage.reference is None else fresh(stage.learner, 3)
+  reference = None if stage.reference is None else fresh(stage.student, 3)
   return state, Frozen(jax.random.key(4), teachers, reference)

@@ -6,7 +6,7 @@ from PIL import Image, ImageEnhance, ImageOps
 FILL = 128
 
 
-def by_pillow(name, image, magnitude):
+def apply_with_pillow(name, image, magnitude):
   picture, magnitude = Image.fromarray(image.squeeze()), float(magnitude)
   fill = FILL if image.shape[-1] == 1 else (FILL,) * 3
   affine = lambda *matrix, resample=Image.Resampling.NEAREST: picture.transform(

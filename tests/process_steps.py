@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 import networks
-from smskd_jax.runtime import parallel, processes
-from smskd_jax.state import Batch
-from smskd_jax.training.program import Alone
-from smskd_jax.training.stage import learner_variables
+from smskd_jax.runtime import distributed, parallel
+from smskd_jax.training.stage import student_variables
+from smskd_jax.training.trainer import SingleTrainer
+from smskd_jax.types import Batch
 
 METHODS, STEPS = (("kd", 0.9), ("crd", 0.8), ("rkd", 1.0)), 20
 
@@ -23,22 +23,22 @@ def losses(devices):
   found, left = {}, None
   for name, weight in METHODS:
     stage = networks.make_stage((name, weight), reference={"weight": 0.5} if left else None)
-    state, frozen = networks.begin(stage, dtype=np.float64, variables=left)
+    state, frozen = networks.init_stage(stage, dtype=np.float64, variables=left)
     if left:
       frozen = frozen._replace(reference=left)
-    program = Alone(stage, devices, *parallel.replicate((state, frozen), devices))
-    own = parallel.own_places(16, devices)
+    program = SingleTrainer(stage, devices, *parallel.replicate((state, frozen), devices))
+    own = parallel.local_batch_indices(16, devices)
     batches = (networks.batch_of(step, dtype=np.float64) for step in range(STEPS))
     metrics = [program.train([[Batch(*(x[own] for x in batch))]]) for batch in batches]
     found[name] = [float(of["loss"]) for of in metrics]
-    left = jax.device_get(learner_variables(program.state(0)))
+    left = jax.device_get(student_variables(program.state(0)))
   return found
 
 
 def main(how, devices_of_each):
   jax.config.update("jax_enable_x64", True)
-  processes.start(how)
-  devices = parallel.select([16], devices_of_each)
+  distributed.initialize(how)
+  devices = parallel.select_devices([16], devices_of_each)
   print(json.dumps({"devices": len(devices), "losses": losses(devices)}))
 
 

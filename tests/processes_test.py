@@ -14,7 +14,7 @@ import pytest
 import process_steps
 import runs
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import checkpoint, processes
+from smskd_jax.runtime import checkpoint, distributed
 from smskd_jax.runtime.writer import read_metrics
 
 # The last two stages look up what their teacher says.
@@ -55,7 +55,7 @@ def lines(workdir, name):
 
 def digests(workdir):
   finals = [workdir / "store" / one["key"] / "final" for one in result(workdir)["stages"]]
-  return [checkpoint.digest(checkpoint.load_variables(path)) for path in finals]
+  return [checkpoint.tree_digest(checkpoint.load_variables(path)) for path in finals]
 
 
 def test_two_processes_give_the_run_of_one(finished):
@@ -170,12 +170,16 @@ def test_what_cannot_be_joined_is_refused(how):
   with pytest.raises(
     UserError, match="--distributed: .* is none of 'off', 'auto' and HOST:PORT,PROCESSES,PROCESS"
   ):
-    processes.start(how)
+    distributed.initialize(how)
 
 
 def test_one_process_agrees_with_itself():
-  assert processes.gather({"a": 1}) == [{"a": 1}] and processes.agree(7) == 7 and processes.is_lead()
-  processes.meet()
+  assert (
+    distributed.all_gather_json({"a": 1}) == [{"a": 1}]
+    and distributed.broadcast(7) == 7
+    and distributed.is_primary()
+  )
+  distributed.barrier()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import experiment
+from smskd_jax.engine import experiment
 
 
 @pytest.mark.slow

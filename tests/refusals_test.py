@@ -20,7 +20,7 @@ import runs
 from smskd_jax import command, compare, evaluate, export, import_torch, main, report, store, study
 from smskd_jax.losses.__main__ import main as losses
 from smskd_jax.models import MODELS, torch_weights
-from smskd_jax.runtime import programs
+from smskd_jax.runtime import compilation_cache
 import torch_files
 
 
@@ -84,9 +84,9 @@ FILES = {
   ),
   "empty.py": "from smskd_jax.config import experiment\ndef get_config():\n  return experiment()\n",
   "unknown.py": "def get_config():\n  return {'sead': 1}\n",
-  "no_variants.py": "from smskd_jax.studies.config import study\ndef get_config():\n  return study(variants={})\n",
+  "no_variants.py": "from smskd_jax.config.study_schema import study\ndef get_config():\n  return study(variants={})\n",
   "no_seeds.py": (
-    "import runs\nfrom smskd_jax.studies.config import study\n"
+    "import runs\nfrom smskd_jax.config.study_schema import study\n"
     "def get_config():\n  return study(variants={'a': runs.tiny('resnet8')}, seeds=())\n"
   ),
 }
@@ -96,7 +96,7 @@ FILE_CASES = [
   ("indent.py", "indent.py:3: IndentationError: unexpected indent"),
   ("name.py", "name.py:2: NameError: name 'undefined_name' is not defined"),
   ("type.py", "type.py:2: TypeError: object of type 'int' has no len()"),
-  ("call.py", "call.py:3: TypeError: stage() missing 1 required positional argument: 'learner'"),
+  ("call.py", "call.py:3: TypeError: stage() missing 1 required positional argument: 'network'"),
   ("zero.py", "zero.py:1: ZeroDivisionError: division by zero"),
   ("import.py", "import.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
   ("nulls.py", "nulls.py"),
@@ -216,22 +216,22 @@ OVERRIDE_CASES = [
   ("stages[0].mix.name=mixdown", "config.stages[0].mix.name: unknown 'mixdown'"),
   ("stages[0].views=flip", "config.stages[0].views[0]: view 'flip': unknown part 'flip'"),
   ("stages[0].label_smoothing=1", "config.stages[0].label_smoothing: 1.0 is not in [0, 1)"),
-  ("stages[0].average=1.5", "config.stages[0].average: 1.5 is not in [0, 1)"),
-  ("stages[0].select=best", "config.stages[0].select: unknown 'best'"),
-  ("stages[0].trains=tail", "config.stages[0].trains: unknown 'tail'"),
+  ("stages[0].ema_decay=1.5", "config.stages[0].ema_decay: 1.5 is not in [0, 1)"),
+  ("stages[0].keep_checkpoint=best", "config.stages[0].keep_checkpoint: unknown 'best'"),
+  ("stages[0].trainable=tail", "config.stages[0].trainable: unknown 'tail'"),
   (
     "stages[0].images=unlabeled",
     "config.stages[0].images: 'unlabeled', but config.data.unlabeled names no source",
   ),
   ("stages[0].max_images=5", "config.stages[0].max_images: 5 leaves class"),
-  ("stages[0].learner=techer", "config.stages[0]: network: unknown 'techer'; did you mean 'teacher'?"),
+  ("stages[0].network=techer", "config.stages[0]: network: unknown 'techer'; did you mean 'teacher'?"),
   ("stages[0].augment.crop_flip.padding=-1", "config.stages[0].augment.crop_flip.padding: -1 is too small"),
   ("stages[1].teachers=()", "config.stages[1].teachers: empty, but 'fitnet' needs a teacher"),
   ("stages[1].teachers=student", "config.stages[1].teachers: 'student' is not trained by then"),
   ("stages[1].teachers=5", "config.stages[1]"),
   ("stages[1].methods[0].name=kdd", "config.stages[1].methods[0].name: unknown 'kdd'; did you mean 'kd'?"),
-  ("stages[1].methods[0].student_tap=x", "--config.stages[1].methods[0].student_tap=x"),
-  ("stages[1].methods[0].student_tap=9", "fitnet: tap 9 does not exist"),
+  ("stages[1].methods[0].student_layer=x", "--config.stages[1].methods[0].student_layer=x"),
+  ("stages[1].methods[0].student_layer=9", "fitnet: tap 9 does not exist"),
   (
     "stages[1].methods[3].weight=1",
     "--config.stages[1].methods[3].weight: there is no config.stages[1].methods[3]",
@@ -284,7 +284,7 @@ OVERRIDE_CASES = [
   ("data.extra_tests=contrast:9", "'contrast:9' has no severity from 1 to 5"),
   ("data.unlabeled=digitz", "data.unlabeled: unknown 'digitz'; did you mean 'digits'?"),
   ("evaluate.batch_size=0", "config.evaluate.batch_size: 0 is too small"),
-  ("checkpoint.keep=0", "config.checkpoint.keep: 0 is too small"),
+  ("checkpoint.max_to_keep=0", "config.checkpoint.max_to_keep: 0 is too small"),
   ("data.extra_tests=5", "config.data.extra_tests: unknown 5"),
   ("stages[0].views=(1,2)", "config.stages[0].views[0]: 1 is not of type str"),
   ("stages[0].optimizer=sgd", "--config.stages[0].optimizer=sgd: 'sgd' is no dict; write it as"),
@@ -301,7 +301,7 @@ OVERRIDE_CASES = [
     '''"stages[0].mix={'name':'cutmix','probability':2.0}"''',
     "config.stages[0].mix: cutmix: probability must be",
   ),
-  ('''"stages=({'lerner':'a'},)"''', "config.stages[0]: unknown 'lerner'; did you mean 'learner'?"),
+  ('''"stages=({'netwrk':'a'},)"''', "config.stages[0]: unknown 'netwrk'; did you mean 'network'?"),
   ('''"networks={'a':5}"''', "config.networks.a: 5 is not of type dict; an example is {'name': 'value'}"),
   ("stages[1].methods[0].warmup_epochs=-1", "config.stages[1].methods[0].warmup_epochs: -1.0 is too small"),
   ("checkpoint=3", "--config.checkpoint=3"),
@@ -341,10 +341,10 @@ FLAG_CASES = [
   ),
   ("study", "--config: missing"),
   (f"{STUDY} --jobs=0", "jobs"),
-  (f"{STUDY} --seeds_at_once=none", "--seeds_at_once=none"),
-  (f"{STUDY} --only=nobody:0", "--only: 'nobody:0' is no VARIANT:SEED of this study"),
-  (f"{STUDY} --only=99", "--only: 99, but this study has 4 units, 0 to 3"),
-  (f"{STUDY} --only=free:0 --ray=local", "--ray: 'local' runs all units of a study"),
+  (f"{STUDY} --parallel_seeds=none", "--parallel_seeds=none"),
+  (f"{STUDY} --unit=nobody:0", "--unit: 'nobody:0' is no VARIANT:SEED of this study"),
+  (f"{STUDY} --unit=99", "--unit: 99, but this study has 4 units, 0 to 3"),
+  (f"{STUDY} --unit=free:0 --ray=local", "--ray: 'local' runs all units of a study"),
   (f"{STUDY} --ray=somewhere", "--ray"),
   (f"{STUDY} --config.seeds=()", "study.seeds: there are none"),
   (f"{STUDY} --config.seeds=(0,0)", "study.seeds: (0, 0) names a seed twice"),
@@ -524,7 +524,7 @@ def test_a_wrong_input_is_one_line_and_nothing_is_written(line, words, ground, m
   monkeypatch.chdir(ground)
   monkeypatch.syspath_prepend(str(ground))
   if "compilation_cache" not in line:
-    monkeypatch.setattr(programs, "keep", lambda folder=None: None)
+    monkeypatch.setattr(compilation_cache, "enable", lambda folder=None: None)
   before = files_in(ground)
   program, *arguments = shlex.split(line)
   status = PROGRAMS[program](arguments)

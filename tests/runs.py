@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from smskd_jax.config import experiment, method, network, stage
+from smskd_jax.config.schema import experiment, method, network, stage
 from smskd_jax.runtime import checkpoint, integrity
 from tiny import SMALL
 
@@ -19,7 +19,7 @@ SMOKE = ("--config=tests/smoke.py", "--cpu_devices=2")
 def tiny(model=SMALL, **fields):
   """A teacher and two student stages on scikit-learn's digits, of a few steps each."""
   common = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}
-  student = {"learner": "student", "teachers": ("teacher",), **common}
+  student = {"network": "student", "teachers": ("teacher",), **common}
   return experiment(
     **{
       "data": {"source": "digits"},
@@ -88,7 +88,7 @@ def left_by(workdir, store=None):
   del result["git_revision"]  # not a result: it changes when somebody commits in the meantime
   for one in result["stages"]:
     del one["seconds"], one["seconds_by_phase"]
-    digests[one["name"]] = checkpoint.digest(
+    digests[one["name"]] = checkpoint.tree_digest(
       checkpoint.load_variables(Path(store or Path(workdir) / "store") / one["key"] / "final")
     )
   return result, digests

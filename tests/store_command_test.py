@@ -5,7 +5,7 @@ import pytest
 from runtime.integrity_test import entry_of, flip
 from smskd_jax import store
 from smskd_jax.runtime import integrity, inventory
-from smskd_jax.runtime.store import Entry, write_checked
+from smskd_jax.runtime.store import StageEntry, write_json_with_checksum
 
 
 @pytest.fixture
@@ -15,7 +15,9 @@ def folder(tmp_path):
   entry_of(root, "teacher")
   entry_of(root, "first", reads=["teacher"])
   entry_of(root, "second", reads=["first", "teacher"])
-  Entry(root, "begun").begin({"reads": {"start": None, "teachers": ["teacher"]}}, {"name": "in training"})
+  StageEntry(root, "begun").write_metadata(
+    {"inputs": {"init": None, "teachers": ["teacher"]}}, {"name": "in training"}
+  )
   (root / "notes").mkdir()  # no stage
   return root
 
@@ -42,11 +44,11 @@ def test_lists_stages_and_who_reads_whom(folder, capsys):
 def test_verifies_all_files(folder, capsys):
   assert run(folder, "--verify") == 0
   assert "all files of finished stages are as they were left" in capsys.readouterr().out
-  flip(Entry(folder, "first").choices)
+  flip(StageEntry(folder, "first").predictions)
   assert run(folder, "--verify") == 2
   out, err = capsys.readouterr()
   assert err.startswith("error: 1 of 4 stages are damaged") and err.count("\n") == 1
-  assert f"first (stage first): {folder}/first/choices.npz is damaged" in out
+  assert f"first (stage first): {folder}/first/predictions.npz is damaged" in out
 
 
 def test_what_others_read_is_not_removed(folder, capsys):
@@ -65,7 +67,7 @@ def test_what_others_read_is_not_removed(folder, capsys):
 
 
 def test_removes_unfinished_stages_that_no_process_trains(folder, capsys):
-  with Entry(folder, "begun").lock(pytest.fail):
+  with StageEntry(folder, "begun").lock(pytest.fail):
     assert run(folder, "--unfinished") == 2
     assert "begun (in training) is in use by a process" in capsys.readouterr().err
   assert run(folder, "--unfinished") == 0
@@ -74,10 +76,10 @@ def test_removes_unfinished_stages_that_no_process_trains(folder, capsys):
 
 def test_removes_what_no_run_uses(folder, tmp_path, capsys):
   workdir = tmp_path / "run"
-  write_checked(workdir / "config.json", {"config": {}})
+  write_json_with_checksum(workdir / "config.json", {"config": {}})
   assert run(folder, f"--unused_by={workdir}") == 2
   assert "no finished run" in capsys.readouterr().err
-  write_checked(workdir / "result.json", {"stages": [{"key": "first"}]})
+  write_json_with_checksum(workdir / "result.json", {"stages": [{"key": "first"}]})
   assert run(folder, f"--unused_by={workdir}") == 0
   assert keys(folder) == {"teacher", "first"}, "what a used stage reads is used"
 
@@ -97,12 +99,12 @@ def test_mistakes_are_one_line(folder, capsys, arguments, words):
 
 
 def test_a_lock_that_was_removed_with_its_stage_is_taken_anew(folder):
-  entry = Entry(folder, "begun")
+  entry = StageEntry(folder, "begun")
 
   def remove_first(text):
     pytest.fail(text)
 
   with entry.lock(remove_first):
     (entry.folder / "lock").unlink()
-    with Entry(folder, "begun").lock(remove_first):  # of a new file
+    with StageEntry(folder, "begun").lock(remove_first):  # of a new file
       assert integrity.read_json(entry.folder / "stage.json")

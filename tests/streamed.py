@@ -1,6 +1,6 @@
 """A teacher and two student stages of tiny networks on streamed photographs, in the folder behind the colon."""
 
-from smskd_jax.config import experiment, method, network, stage
+from smskd_jax.config.schema import experiment, method, network, stage
 from tiny import SMALL
 
 # Ten images are of no batch: an epoch has five steps of 32.
@@ -10,7 +10,7 @@ COUNT = 85
 def get_config(folder, **of_data):
   """Its stages have enough steps to be stopped within an epoch."""
   common = {"batch_size": 32, "epochs": 2, "augment": {"crop_flip": {"padding": 0}}}
-  student = {"learner": "student", "teachers": ("teacher",), **common}
+  student = {"network": "student", "teachers": ("teacher",), **common}
   return experiment(
     data={"source": f"folder:{folder}", "streamed": True, "image_size": 16} | of_data,
     networks={"teacher": network(SMALL, width=0.25), "student": network(SMALL, width=0.125)},

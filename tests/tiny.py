@@ -3,7 +3,7 @@
 from flax import linen as nn
 
 from smskd_jax.layers import basic
-from smskd_jax.state import Head, Norm, Outputs
+from smskd_jax.types import Head, Norm, Outputs
 
 
 class Tiny(nn.Module):
@@ -21,7 +21,7 @@ class Tiny(nn.Module):
     classifier = basic.linear(self.num_classes, self.channels, name="fc")
     logits = classifier(pooled)
     head, last = Head(**classifier.variables["params"]), Norm(**norm.variables["params"])
-    return Outputs(logits, pooled, (x,), (before,), unpooled=x, head=head, norms=(last,))
+    return Outputs(logits, pooled, (x,), (before,), final_map=x, head=head, norms=(last,))
 
 
 def make(*, num_classes, width=1.0, dtype="float32"):
@@ -49,7 +49,7 @@ class Small(nn.Module):
     classifier = basic.linear(self.num_classes, pooled.shape[-1], name="fc")
     logits = classifier(pooled)
     head = Head(**classifier.variables["params"])
-    return Outputs(logits, pooled, tuple(afters), tuple(befores), unpooled=x, head=head, norms=tuple(norms))
+    return Outputs(logits, pooled, tuple(afters), tuple(befores), final_map=x, head=head, norms=tuple(norms))
 
 
 MODELS = {"tiny": make, "small": Small}

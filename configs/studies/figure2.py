@@ -29,19 +29,21 @@ CLAIMS = {
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(arg, pair="resnet56-resnet20", combinations=COMBINATIONS)
-  chosen = [smskd.names("combinations", part) for part in args.combinations.split("/")]
+  args = smskd_tables.parse_arguments(arg, pair="resnet56-resnet20", combinations=COMBINATIONS)
+  chosen = [smskd.parse_methods("combinations", part) for part in args.combinations.split("/")]
   for methods in chosen:
     if len(methods) < 2:
       raise UserError(f"config argument combinations: {methods[0]!r} is one method; join two by +, as at+kd")
-  of, known = smskd_tables.stages_of(args), args.pair == "resnet56-resnet20"
-  variants = {name: of.alone(name) for name in dict.fromkeys(name for methods in chosen for name in methods)}
-  variants |= {"+".join(methods): of.sequence(*methods) for methods in chosen}
+  of, known = smskd_tables.make_stage_builder(args), args.pair == "resnet56-resnet20"
+  variants = {
+    name: of.single_method(name) for name in dict.fromkeys(name for methods in chosen for name in methods)
+  }
+  variants |= {"+".join(methods): of.sequential(*methods) for methods in chosen}
   claims = []
   for methods in chosen:
     joined, claimed = "+".join(methods), CLAIMS.get(methods, "") if known else ""
     claims += [(joined, methods[0], claimed), *((joined, other, "") for other in methods[1:])]
-  return smskd_tables.make(
+  return smskd_tables.make_study(
     args,
     variants,
     control=chosen[0][0],

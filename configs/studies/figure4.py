@@ -22,7 +22,7 @@ from smskd_jax.recipes import smskd, smskd_tables
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(
+  args = smskd_tables.parse_arguments(
     arg,
     pair="resnet56-resnet20",
     first="at",
@@ -34,19 +34,19 @@ def get_config(arg=None):
     raise UserError(
       "config argument transition: this study has a grid of them, of protocol=paper; use transitions="
     )
-  of, chosen = smskd_tables.stages_of(args), smskd_tables.numbers(args, "transitions", int)
-  cuts = [round(epoch * args.epochs / smskd.EPOCHS) for epoch in chosen]
+  of, chosen = smskd_tables.make_stage_builder(args), smskd_tables.parse_numbers(args, "transitions", int)
+  cuts = [round(epoch * args.epochs / smskd.PAPER_EPOCHS) for epoch in chosen]
   if cuts != sorted(set(cuts)) or not 0 < cuts[0] <= cuts[-1] < args.epochs:
     raise UserError(
       f"config argument transitions: {args.transitions} are the epochs {cuts} of {args.epochs}; they must ascend "
       f"inside {args.epochs} epochs"
     )
-  method, second = smskd.one_name("first", args.first), smskd.one_name("second", args.second)
-  first = of.alone(method, cuts)
-  variants = {method: first, second: of.alone(second)}
+  method, second = smskd.parse_method("first", args.first), smskd.parse_method("second", args.second)
+  first = of.single_method(method, cuts)
+  variants = {method: first, second: of.single_method(second)}
   for i, (epoch, cut) in enumerate(zip(chosen, cuts, strict=True)):
-    for weight in smskd_tables.numbers(args, "lambdas", float):
-      anchor = smskd.reference(args, **({"weight": weight} if weight else {"stage": "none"}))
+    for weight in smskd_tables.parse_numbers(args, "lambdas", float):
+      anchor = smskd.reference_fields(args, **({"weight": weight} if weight else {"stage": "none"}))
       span = smskd.Span(args.epochs - cut, cut, args.epochs)
       last = smskd.student_stage(
         args, (second,), span, of.fields, name=second, reference=anchor, carry_over=args.carry_over
@@ -55,7 +55,7 @@ def get_config(arg=None):
   alone = {method: 70.36, second: 70.35}
   known = (args.pair, method, second) == ("resnet56-resnet20", "at", "kd")
   cells = [name for name in variants if name not in alone]
-  return smskd_tables.make(
+  return smskd_tables.make_study(
     args,
     variants,
     control=method,

@@ -17,15 +17,15 @@ from smskd_jax.recipes import smskd, smskd_tables
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(arg, pair="resnet56-resnet20", methods="at+kd+vid+crd+pkt")
-  of, methods = smskd_tables.stages_of(args), smskd.names("methods", args.methods)
-  variants = {"1_stage": of.alone(methods[0])}
-  variants |= {f"{n}_stages": of.sequence(*methods[:n]) for n in range(2, len(methods) + 1)}
+  args = smskd_tables.parse_arguments(arg, pair="resnet56-resnet20", methods="at+kd+vid+crd+pkt")
+  of, methods = smskd_tables.make_stage_builder(args), smskd.parse_methods("methods", args.methods)
+  variants = {"1_stage": of.single_method(methods[0])}
+  variants |= {f"{n}_stages": of.sequential(*methods[:n]) for n in range(2, len(methods) + 1)}
   names = list(variants)
   claims = [
     (more, fewer, "+" if fewer == "1_stage" else "") for fewer, more in zip(names, names[1:], strict=False)
   ]
-  return smskd_tables.make(
+  return smskd_tables.make_study(
     args,
     variants,
     control="1_stage",

@@ -15,7 +15,9 @@ from smskd_jax.recipes import smskd, smskd_tables
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(arg, pair="resnet56-resnet20", methods="fitnet+rkd+kd", protocol="equal")
-  of = smskd_tables.stages_of(args)
-  orders = itertools.permutations(smskd.names("methods", args.methods))
-  return smskd_tables.make(args, {"+".join(order): of.sequence(*order) for order in orders})
+  args = smskd_tables.parse_arguments(
+    arg, pair="resnet56-resnet20", methods="fitnet+rkd+kd", protocol="equal"
+  )
+  of = smskd_tables.make_stage_builder(args)
+  orders = itertools.permutations(smskd.parse_methods("methods", args.methods))
+  return smskd_tables.make_study(args, {"+".join(order): of.sequential(*order) for order in orders})

@@ -3,8 +3,8 @@
 python -m smskd_jax.study --config=configs/studies/smoke.py --workdir=runs/study_smoke
 """
 
-from smskd_jax.config import experiment, method, network, stage
-from smskd_jax.studies.config import changed, study
+from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config.study_schema import study, with_changes
 
 
 def get_config():
@@ -26,5 +26,5 @@ def get_config():
   return study(
     seeds=(0, 1),
     teachers=teachers,
-    variants={"anchored": base, "free": changed(base, {"stages[1].reference.stage": "none"})},
+    variants={"anchored": base, "free": with_changes(base, {"stages[1].reference.stage": "none"})},
   )

@@ -24,12 +24,11 @@ all), seeds. The control is nokd, or the first of `modes` where it is not among 
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config import network
-from smskd_jax.errors import unknown
-from smskd_jax.recipes import smskd_tables
-from smskd_jax.studies import survey
-from smskd_jax.studies.config import study
-from smskd_jax.studies.survey_modes import MODES
+from smskd_jax.config.schema import network
+from smskd_jax.config.study_schema import study
+from smskd_jax.errors import unknown_name_error
+from smskd_jax.recipes import smskd_tables, survey
+from smskd_jax.recipes.survey_modes import MODES
 
 VARIANTS = {name: {"mode": name} for name in MODES} | {
   "rkd_attention": {"mode": "rkd", "attention": True},
@@ -45,40 +44,40 @@ TABLE_4 = {"uda": 91.22, "takd": 90.97, "kd": 90.77, "uda_nokd": 90.34, "nokd": 
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = survey.parse(arg, modes="", seeds="0+1+2")
-  each = {name: ConfigDict(args.to_dict() | VARIANTS[name]) for name in chosen(args)}
-  variants = {name: survey.make(of, *students(of)) for name, of in each.items()}
+  args = survey.parse_arguments(arg, modes="", seeds="0+1+2")
+  each = {name: ConfigDict(args.to_dict() | VARIANTS[name]) for name in variant_names(args)}
+  variants = {name: survey.make_experiment(of, *student_setup(of)) for name, of in each.items()}
   return study(
-    seeds=smskd_tables.seeds(args.seeds),
-    teachers=teachers(args, each.values()),
+    seeds=smskd_tables.parse_seeds(args.seeds),
+    teachers=teacher_experiment(args, each.values()),
     variants=variants,
     control="nokd" if "nokd" in variants else "",
-    published={name: value for name, value in published(args).items() if name in variants},
+    published={name: value for name, value in published_accuracies(args).items() if name in variants},
   )
 
 
-def chosen(args):
+def variant_names(args):
   """The names of the variants."""
-  for name in survey.split(args.modes):
+  for name in survey.split_names(args.modes):
     if name not in VARIANTS:
-      raise unknown("config argument modes", name, VARIANTS)
-  return survey.split(args.modes) or [name for name in VARIANTS if name != "stl" or args.unlabeled]
+      raise unknown_name_error("config argument modes", name, VARIANTS)
+  return survey.split_names(args.modes) or [name for name in VARIANTS if name != "stl" or args.unlabeled]
 
 
-def students(args):
+def student_setup(args):
   """The networks and the student's stages of a variant."""
-  return survey.teaching(args).networks | {"student": network(args.student)}, MODES[args.mode](args)
+  return survey.teacher_setup(args).networks | {"student": network(args.student)}, MODES[args.mode](args)
 
 
-def teachers(args, each):
+def teacher_experiment(args, each):
   """The networks that teach in any of the variants, each trained once; {} where none is."""
-  taught = [survey.teaching(of) for of in each]
+  taught = [survey.teacher_setup(of) for of in each]
   networks = {name: entry for of in taught for name, entry in of.networks.items()}
-  stages = {stage.learner: stage for of in taught for stage in of.stages}
-  return survey.make(args, networks, list(stages.values())) if stages else {}
+  stages = {stage.network: stage for of in taught for stage in of.stages}
+  return survey.make_experiment(args, networks, list(stages.values())) if stages else {}
 
 
-def published(args):
+def published_accuracies(args):
   """The survey's numbers for its own setting."""
   pair = (args.teacher, args.student) == ("survey_resnet26", "survey_resnet8")
   if not pair or args.dataset not in ("cifar10", "tfds:cifar10", "cifar10_jpeg"):

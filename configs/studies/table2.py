@@ -19,11 +19,11 @@ NOTES = (
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(
+  args = smskd_tables.parse_arguments(
     arg,
     pair="resnet56-resnet20",
     methods="+".join(smskd_tables.METHODS),
     second="kd",
     dataset="tiny_imagenet",
   )
-  return smskd_tables.table_of_pair(args, smskd_tables.TABLE_2, "Tiny-ImageNet", NOTES)
+  return smskd_tables.pair_table(args, smskd_tables.TABLE_2, "Tiny-ImageNet", NOTES)

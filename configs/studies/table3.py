@@ -34,29 +34,31 @@ MORE = {
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(
+  args = smskd_tables.parse_arguments(
     arg, pair="wrn_40_2-wrn_16_2", methods="+".join(smskd_tables.METHODS), second="kd", more=False
   )
-  of, second = smskd_tables.stages_of(args), smskd.one_name("second", args.second)
+  of, second = smskd_tables.make_stage_builder(args), smskd.parse_method("second", args.second)
   known = (args.pair, second) == (smskd_tables.TABLE_3_PAIR, "kd")
-  variants, claims = {second: of.alone(second)}, []
+  variants, claims = {second: of.single_method(second)}, []
   published = {second: smskd_tables.TABLE_3_KD} if known else {}
-  for name in smskd.names("methods", args.methods):
+  for name in smskd.parse_methods("methods", args.methods):
     variants |= {
-      f"{name}.alone": of.alone(name),
-      f"{name}.stages": of.sequence(name, second, stage="none"),
-      f"{name}.constant": of.sequence(name, second, weighting="constant", tcp_temperature=1.0),
-      f"{name}.tcp": of.sequence(name, second),
+      f"{name}.alone": of.single_method(name),
+      f"{name}.stages": of.sequential(name, second, stage="none"),
+      f"{name}.constant": of.sequential(name, second, weighting="constant", tcp_temperature=1.0),
+      f"{name}.tcp": of.sequential(name, second),
     }
     row = smskd_tables.TABLE_3.get(name) if known else None
     steps = [f"{name}.{step}" for step in ("alone", "stages", "constant", "tcp")]
     published |= dict(zip(steps, row, strict=True)) if row else {}
     claims += [
-      (better, worse, smskd_tables.difference(published.get(better), published.get(worse)))
+      (better, worse, smskd_tables.claimed_difference(published.get(better), published.get(worse)))
       for worse, better in zip(steps, steps[1:], strict=False)
     ]
     if args.more:
-      variants |= {f"{name}.{end}": of.sequence(name, second, **options) for end, options in MORE.items()}
+      variants |= {f"{name}.{end}": of.sequential(name, second, **options) for end, options in MORE.items()}
       claims += [(f"{name}.tcp", f"{name}.{end}", "") for end in MORE]
   notes = (smskd_tables.budget_note(args, "CIFAR-100"), *(NOTES if known else ()))
-  return smskd_tables.make(args, variants, control=second, published=published, claims=claims, notes=notes)
+  return smskd_tables.make_study(
+    args, variants, control=second, published=published, claims=claims, notes=notes
+  )

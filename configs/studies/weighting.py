@@ -15,12 +15,12 @@ from smskd_jax.training.weighting import LEARNED, WEIGHTINGS
 
 def get_config(arg=None):
   """The study for a string of arguments."""
-  args = smskd_tables.parse(arg, pair="resnet56-resnet20", methods="at+kd", normalize=False)
-  of, methods = smskd_tables.stages_of(args), smskd.names("methods", args.methods)
+  args = smskd_tables.parse_arguments(arg, pair="resnet56-resnet20", methods="at+kd", normalize=False)
+  of, methods = smskd_tables.make_stage_builder(args), smskd.parse_methods("methods", args.methods)
   variants = {}
   for name in WEIGHTINGS:
     anchor = {"weighting": name, "normalize": args.normalize and name not in ("constant", LEARNED)}
     if name == "constant":
       anchor["tcp_temperature"] = 1.0
-    variants[name] = of.sequence(*methods, **anchor)
-  return smskd_tables.make(args, variants, control="constant")
+    variants[name] = of.sequential(*methods, **anchor)
+  return smskd_tables.make_study(args, variants, control="constant")

@@ -158,14 +158,14 @@ def _unpaired(kind: str, a: Sequence[str], b: Sequence[str]) -> list[Part]:
 def _costs(a: Record, b: Record) -> Table:
   def of(stages: Sequence[Stage]) -> list[int]:
     passes = [stage["forward_passes"] for stage in stages]
-    return [sum(of["learner"] for of in passes), sum(of["teachers"] + of["reference"] for of in passes)]
+    return [sum(of["student"] for of in passes), sum(of["teachers"] + of["reference"] for of in passes)]
 
   rows = [
     [label, *(f"{n:,}" for n in numbers), f"{numbers[1] - numbers[0]:+,}"]
     for label, *numbers in zip(COSTS.values(), of(a.stages), of(b.stages), strict=True)
   ]
   seconds = [sum(stage["seconds"] for stage in record.stages) for record in (a, b)]
-  rows.append(["time", *map(console.duration, seconds), ""])
+  rows.append(["time", *map(console.format_duration, seconds), ""])
   return Table(
     ["cost of all stages", "A", "B", "B - A"], rows, "A gain at another cost is no gain of the method alone."
   )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smskd_jax.runtime.answers import Answers
+from smskd_jax.runtime.eval_outputs import EvalOutputs
 from smskd_jax.training import metrics
 
 COMPONENTS = 2
@@ -43,7 +43,7 @@ class Portrait(NamedTuple):
   pooled: np.ndarray | None  # [m, d], these
 
 
-def portrait(answers: Answers, label: np.ndarray | None, bins: int) -> Portrait:
+def portrait(answers: EvalOutputs, label: np.ndarray | None, bins: int) -> Portrait:
   """What the pictures need of a file of answers; `label` is the test set's [n], None where it is not known."""
   logits = answers["test/logits"]
   calibrated = None if label is None else calibration(logits, label, bins)

@@ -66,7 +66,7 @@ def similarity(panels: Sequence[tuple[str, Mapping[str, Any]]]) -> bytes:
   for i, (one, (title, of)) in enumerate(zip(axes, panels, strict=True)):
     values = np.array(of["cka"], float)  # null becomes NaN
     image = _heat(one, values, "viridis", 1.0)
-    rows, columns = (_spaced(of[side]) for side in ("learner", "other"))
+    rows, columns = (_spaced(of[side]) for side in ("student", "other"))
     one.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     first = i % _columns(axes) == 0
     one.set_yticks(range(len(rows)), rows if first else [""] * len(rows), fontsize=7)

@@ -116,13 +116,13 @@ def _numbers(of: Teaching) -> Iterator[Part]:
 
 def _of_pooled(cka: Mapping[str, Any] | None) -> float | None:
   """The embeddings' value among those of all features, where both sides have one."""
-  if not cka or not "pooled" == cka["learner"][-1] == cka["other"][-1]:
+  if not cka or not "pooled" == cka["student"][-1] == cka["other"][-1]:
     return None
   return cka["cka"][-1][-1]
 
 
 def _reliability(of: Teaching) -> Iterator[Part]:
-  reads = of.last["reads"]
+  reads = of.last["inputs"]
   calibrated = {key: portrait.calibration for key, portrait in of.portraits.items()}
   found = {
     f"after {of.last['name']}": calibrated.get(of.last["key"]),
@@ -193,7 +193,7 @@ def _classes(record: Record, last: Stage) -> Iterator[Part]:
   """Class by class: the numbers that the run itself reported of a network's last stage."""
   of = {role: np.array(values, float) for role, values in last.get("by_class", {}).get("test", {}).items()}
   changes = {role: of[f"{role}_change"] for role in OTHERS if f"{role}_change" in of}
-  if last["reads"]["reference"] == records.chain(record.stages, last)[0]["key"]:
+  if last["inputs"]["reference"] == records.chain(record.stages, last)[0]["key"]:
     changes.pop("earlier_1", None)  # it is the reference, and told of already
   changes = {role: change for role, change in changes.items() if not np.isnan(change).all()}
   if "accuracy" not in of or not changes:

@@ -135,8 +135,8 @@ def _draw_references(axes, own, curves, color) -> None:
   label: str | None = "reference"  # in the legend once
   for stage in own:
     end = start + stage["epochs"]
-    if stage["reads"]["reference"] in by_key:
-      accuracy = 100 * by_key[stage["reads"]["reference"]]["metrics"]["last"]["test/accuracy"]
+    if stage["inputs"]["reference"] in by_key:
+      accuracy = 100 * by_key[stage["inputs"]["reference"]]["metrics"]["last"]["test/accuracy"]
       axes.plot((start, end), (accuracy, accuracy), color=color, linestyle=":", linewidth=1.3, label=label)
       label = None
     start = end

@@ -9,12 +9,12 @@ import numpy as np
 
 from smskd_jax.analysis.stored_files import Lines, Stage, StoredFiles, find
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import answers as answers_lib
-from smskd_jax.runtime import kinds, workdir
-from smskd_jax.runtime.integrity import Damaged
+from smskd_jax.runtime import eval_outputs as answers_lib
+from smskd_jax.runtime import file_kinds, workdir
+from smskd_jax.runtime.integrity import DamagedFileError
 
 # What every version of this package has kept of a stage; all else may be missing.
-NEEDED = "network", "epochs", "steps", "forward_passes", "reads", "seconds"
+NEEDED = "network", "epochs", "steps", "forward_passes", "inputs", "seconds"
 
 
 class Record(NamedTuple):
@@ -60,7 +60,7 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
   """
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
-  kinds.check(field, folder, kinds.RUN, absent=True)
+  file_kinds.check_kind(field, folder, file_kinds.RUN, absent=True)
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is of no run and no study: it has neither config.json nor study.json")
   run = workdir.read_run(field, folder)
@@ -70,7 +70,7 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
       operator.itemgetter(*NEEDED)(stage)
       left.add(stage, find([*workdir.stores(folder), *stores], stage["key"]))
     for one in run.result.get("given", ()):
-      left.add_given(one, workdir.given_answers(folder, one["network"]))
+      left.add_given(one, workdir.pretrained_outputs_path(folder, one["network"]))
     labels = left.read(folder / "labels.npz", lambda: workdir.read_labels(folder)) or {}
     return Record(run, left.curves, left.choices, left.about, labels, left.answers, left.missing)
   except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
     raise UserError(f"{field}: the files of the run in {folder} are damaged: {words}") from None
 
 
-def read_answers(record: Record, key: str) -> answers_lib.Answers:
+def read_answers(record: Record, key: str) -> answers_lib.EvalOutputs:
   """Reads what the network of a key in `record.answers` says of the held-out images.
 
   Raises:
@@ -89,7 +89,7 @@ def read_answers(record: Record, key: str) -> answers_lib.Answers:
   path = record.answers[key]
   try:
     found = answers_lib.read(path)
-  except Damaged as error:
+  except DamagedFileError as error:
     raise UserError(f"WORKDIR: {error}; remove it") from None
   if "test/logits" not in found:
     raise UserError(f"WORKDIR: {path} holds no test/logits; remove it")
@@ -98,7 +98,7 @@ def read_answers(record: Record, key: str) -> answers_lib.Answers:
 
 def teaching(stages: Sequence[Stage]) -> set[str]:
   """The keys of those that others learn from."""
-  return {key for stage in stages for key in stage["reads"]["teachers"]}
+  return {key for stage in stages for key in stage["inputs"]["teachers"]}
 
 
 def by_network(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
@@ -118,7 +118,7 @@ def students(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
 def chosen(stages: Sequence[Stage], network: str) -> Stage:
   """The network's last stage; of several that start afresh, the one best by validation."""
   own = by_network(stages)[network]
-  afresh = [stage for stage in own if stage["reads"]["start"] is None]
+  afresh = [stage for stage in own if stage["inputs"]["init"] is None]
   validated = all("validation/accuracy" in stage["metrics"]["last"] for stage in own)
   if len(afresh) < 2 or not validated:
     return own[-1]
@@ -128,7 +128,7 @@ def chosen(stages: Sequence[Stage], network: str) -> Stage:
 def chain(stages: Sequence[Stage], last: Stage) -> list[Stage]:
   """The stages that one goes on from, the first first, and itself: the i-th is what metrics call 'earlier_i'."""
   by_key, found = {stage["key"]: stage for stage in stages}, [last]
-  while (start := found[0]["reads"]["start"]) in by_key:
+  while (start := found[0]["inputs"]["init"]) in by_key:
     found.insert(0, by_key[start])
   return found
 

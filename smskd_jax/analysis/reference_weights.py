@@ -22,7 +22,7 @@ def of_variant(config: Mapping[str, Any], network: str) -> Variant:
     KeyError, TypeError, IndexError: it is no resolved config with a stage of this network.
   """
   stages = [dict(stage) for stage in config["stages"]]
-  last = [stage for stage in stages if stage["learner"] == network][-1]
+  last = [stage for stage in stages if stage["network"] == network][-1]
   reference = dict(last.pop("reference"))
   del last["name"]
   rest = json.dumps({**config, "stages": stages, "seed": 0}, sort_keys=True)

@@ -10,7 +10,7 @@ from smskd_jax.analysis.stored_files import read_curve
 from smskd_jax.analysis.tables import percent
 from smskd_jax.runtime import console
 from smskd_jax.runtime.integrity import read_json
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.store import StageEntry
 
 Stage = Mapping[str, Any]  # an item of result.json's 'stages'
 
@@ -18,7 +18,7 @@ Stage = Mapping[str, Any]  # an item of result.json's 'stages'
 def write(workdir: Path, store: Path) -> Path:
   """Writes WORKDIR/report.md and WORKDIR/figures; returns the report's path."""
   result = read_json(workdir / "result.json")
-  found = {stage["name"]: read_curve(Entry(store, stage["key"])) for stage in result["stages"]}
+  found = {stage["name"]: read_curve(StageEntry(store, stage["key"])) for stage in result["stages"]}
   curves = {name: lines for name, (lines, _) in found.items()}
   missing = [problem for _, problem in found.values() if problem]
   (workdir / "figures").mkdir(exist_ok=True)
@@ -120,7 +120,7 @@ def _budget_table(stages: Sequence[Stage]) -> str:
     passes = stage["forward_passes"]
     rows.append(
       [stage["name"], " + ".join(stage["methods"]) or "-", str(stage["epochs"]), f"{stage['steps']:,}"]
-      + [f"{passes[who]:,}" if passes[who] else "-" for who in ("learner", "teachers", "reference")]
-      + [console.duration(stage["seconds"]), f"`{stage['key']}`"]
+      + [f"{passes[who]:,}" if passes[who] else "-" for who in ("student", "teachers", "reference")]
+      + [console.format_duration(stage["seconds"]), f"`{stage['key']}`"]
     )
   return markdown_table([*header, "time", "key"], rows)

@@ -23,7 +23,7 @@ FORGOTTEN = (
   "Forgetting on the test set. Above, the share of all test images that an earlier stage got right at its end and "
   "the network now gets wrong, in percent; then, in the same colours, the IoU of the set of images that the earlier "
   "stage got right and of the set that the network now gets right. Then the losses that earlier stages minimised, on "
-  "as many test images as `config.evaluate.earlier_images` says, in proportion to what each was when its stage "
+  "as many test images as `config.evaluate.num_forgetting_images` says, in proportion to what each was when its stage "
   "ended: above 1 it is being given up. Below, how many images get the same answer from the network and from the "
   "frozen reference of its stage, and the mean divergence between their probabilities. A stage without a reference "
   "has a gap."
@@ -149,7 +149,7 @@ def _answers(record: Record, own: Sequence[Stage]) -> Iterator[Part]:
   if not choices:
     return
   # What a stage begins with says something only where it goes on from another.
-  goes_on = {stage["name"] for stage in own if stage["reads"]["start"] is not None}
+  goes_on = {stage["name"] for stage in own if stage["inputs"]["init"] is not None}
   yield tables.answers(choices, goes_on)
   label = record.labels.get("test")
   if label is not None:

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from smskd_jax.runtime import answers as answers_lib
-from smskd_jax.runtime import choices as choices_lib
-from smskd_jax.runtime.integrity import Damaged, read_json
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime import eval_outputs as answers_lib
+from smskd_jax.runtime import predictions as choices_lib
+from smskd_jax.runtime.integrity import DamagedFileError, read_json
+from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import read_metrics
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class StoredFiles:
     self.curves, self.choices, self.about = dict[str, Lines](), dict[str, Any](), dict[str, dict[str, Any]]()
     self.answers, self.missing = dict[str, Path](), list[str]()
 
-  def add(self, stage: Stage, entry: Entry | None) -> None:
+  def add(self, stage: Stage, entry: StageEntry | None) -> None:
     """Reads what lies under the key of a stage."""
     name, key = stage["name"], stage["key"]
     self.curves[name] = [stage["metrics"]["last"]]
@@ -34,11 +34,11 @@ class StoredFiles:
     lines, problem = read_curve(entry)
     self.curves[name] = lines or self.curves[name]
     self.missing += [problem] if problem else []
-    if self._whole(entry, entry.choices):
-      found = self.read(entry.choices, lambda: _predictions(entry.choices))
+    if self._whole(entry, entry.predictions):
+      found = self.read(entry.predictions, lambda: _predictions(entry.predictions))
       self.choices |= {name: found} if found else {}
-    if self._whole(entry, entry.answers) and entry.answers.is_file():
-      self.answers[key] = entry.answers
+    if self._whole(entry, entry.eval_outputs) and entry.eval_outputs.is_file():
+      self.answers[key] = entry.eval_outputs
     about = entry.folder / "stage.json"
     self.about[name] = (self.read(about, lambda: read_json(about)) or {}).get("about", {})
 
@@ -51,13 +51,13 @@ class StoredFiles:
     """Content of a file by a reading function; None, and a line in `missing`, for a damaged or absent file."""
     try:
       if not path.is_file():
-        raise Damaged(path, "is missing")
+        raise DamagedFileError(path, "is missing")
       return make()
-    except Damaged as error:
+    except DamagedFileError as error:
       self.missing.append(f"{error}; left out")
       return None
 
-  def _whole(self, entry: Entry, path: Path) -> bool:
+  def _whole(self, entry: StageEntry, path: Path) -> bool:
     problems = entry.problems(path.name)
     self.missing += [
       line
@@ -70,16 +70,16 @@ class StoredFiles:
 def _predictions(path: Path) -> dict[str, np.ndarray]:
   found = choices_lib.read(path)
   if "test" not in found:
-    raise Damaged(path, "holds no predictions of the test set")
+    raise DamagedFileError(path, "holds no predictions of the test set")
   return found
 
 
-def _of_problem(entry: Entry, file: str, problem: str) -> str:
+def _of_problem(entry: StageEntry, file: str, problem: str) -> str:
   what = "what the stage left is left out" if file == "result.json" else "left out"
   return f"{entry.folder / file} {problem}; {what}"
 
 
-def read_curve(entry: Entry) -> tuple[Lines, str]:
+def read_curve(entry: StageEntry) -> tuple[Lines, str]:
   """The lines of a finished stage's metrics.jsonl, and a line on what of them is missing: '' if nothing is."""
   for file, problem in entry.problems(entry.metrics.name).items():
     return [], _of_problem(entry, file, problem)
@@ -93,7 +93,7 @@ def read_curve(entry: Entry) -> tuple[Lines, str]:
   )
 
 
-def find(roots: Iterable[Path], key: str) -> Entry | None:
+def find(roots: Iterable[Path], key: str) -> StageEntry | None:
   """The key's place in the first store that has it."""
-  found = (Entry(root, key) for root in roots)
+  found = (StageEntry(root, key) for root in roots)
   return next((entry for entry in found if entry.folder.is_dir()), None)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from smskd_jax.analysis import records
 from smskd_jax.analysis.records import Record
 from smskd_jax.errors import UserError
-from smskd_jax.runtime.integrity import Damaged, read_json
+from smskd_jax.runtime.integrity import DamagedFileError, read_json
 
 FILE = "study.json"
 TEACHERS = "teachers"  # the folder of the run that trains them
@@ -74,7 +74,7 @@ def read(field: str, folder: Path) -> StudyRecord:
     again = "run the study's command again, which writes it anew"
     failures = read_json(path, again)["failures"] if path.is_file() else {}
     names, seeds = list(study["variants"]), study["seeds"]
-  except Damaged as error:
+  except DamagedFileError as error:
     raise UserError(f"{field}: {error}") from None
   except (KeyError, TypeError) as error:
     raise UserError(f"{field}: the files of the study in {folder} are damaged: {error}") from None

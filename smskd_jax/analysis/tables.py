@@ -61,7 +61,7 @@ def beside_others(stages: Sequence[Stage]) -> Table | None:
     names |= {
       f"earlier_{i}": f"itself after {earlier['name']}"
       for i, earlier in enumerate(past, start=1)
-      if earlier["key"] != stage["reads"]["reference"]
+      if earlier["key"] != stage["inputs"]["reference"]
     }
     for role, name in names.items():
       values = [last.get(f"test/{role}_{metric}") for metric in ("agreement", "lost", "won")]
@@ -128,14 +128,14 @@ def budget(stages: Sequence[Stage]) -> Table:
   rows = []
   for stage in stages:
     forward, backward = stage["forward_passes"], stage.get("backward_passes")
-    counts = [forward["learner"], backward, forward["teachers"], forward["reference"]]
+    counts = [forward["student"], backward, forward["teachers"], forward["reference"]]
     row = [stage["name"], stage["network"], f"{stage['epochs']:,}", f"{stage['steps']:,}"]
-    rows.append([*row, *map(count, counts), console.duration(stage["seconds"])])
+    rows.append([*row, *map(count, counts), console.format_duration(stage["seconds"])])
   seconds = sum(stage["seconds"] for stage in stages)
-  sums = [sum(s["forward_passes"][who] for s in stages) for who in ("learner", "teachers", "reference")]
+  sums = [sum(s["forward_passes"][who] for s in stages) for who in ("student", "teachers", "reference")]
   backward = sum(stage.get("backward_passes", 0) for stage in stages)
   rows.append(["all", "", "", f"{sum(s['steps'] for s in stages):,}"])
-  rows[-1] += [*map(count, (sums[0], backward, *sums[1:])), console.duration(seconds)]
+  rows[-1] += [*map(count, (sums[0], backward, *sums[1:])), console.format_duration(seconds)]
   header = ["stage", "network", "epochs", "steps", "learner forward", "backward", "teachers forward"]
   caption = (
     "Images that went through each network; an image counts twice where two views are made of it, or two teachers see "
@@ -150,13 +150,15 @@ def ledger(record: Record) -> Table:
   teachers = {entry["name"]: entry.get("teachers", ()) for entry in record.run.config.get("stages", ())}
   for stage in record.stages:
     forward, taught = stage["forward_passes"], teachers.get(stage["name"], ())
-    _add(done, stage["network"], 0, forward["learner"])
+    _add(done, stage["network"], 0, forward["student"])
     _add(done, stage["network"], 1, stage.get("backward_passes", 0))
     for name in taught:
       _add(done, name, 2, forward["teachers"] // len(taught))
     _add(done, stage["network"], 3, forward["reference"])
     _add(done, stage["network"], 4, stage["seconds"])
-  rows = [[name, *map(count, of[:4]), console.duration(of[4]) if of[4] else "-"] for name, of in done.items()]
+  rows = [
+    [name, *map(count, of[:4]), console.format_duration(of[4]) if of[4] else "-"] for name, of in done.items()
+  ]
   header = ["network", "trained, forward", "backward", "as a teacher", "as a reference", "trained for"]
   return Table(header, rows, "The same by network, over all stages.")
 

@@ -60,10 +60,10 @@ def read(record: Record, own: Sequence[Stage]) -> Teaching | None:
   # Every file is read once, and one at a time: answers can be large.
   portraits = {
     key: fidelity.portrait(records.read_answers(record, key), label, bins)
-    for key in dict.fromkeys((*keys, last["reads"]["reference"]))
+    for key in dict.fromkeys((*keys, last["inputs"]["reference"]))
     if key in record.answers
   }
-  teachers = _teachers(record, last["reads"]["teachers"], portraits, label, bins)
+  teachers = _teachers(record, last["inputs"]["teachers"], portraits, label, bins)
   return Teaching(taught, portraits, teachers, label, bins)
 
 
@@ -71,7 +71,7 @@ def pairs(record: Record, own: Sequence[Stage]) -> list[Pair]:
   """Every stage of a network with each of its teachers; titles name the teacher where there are several."""
   given = {one["key"]: one["network"] for one in record.run.result.get("given", ())}
   names = given | {stage["key"]: stage["name"] for stage in record.stages}
-  found = [(stage, i, key) for stage in own for i, key in enumerate(stage["reads"]["teachers"])]
+  found = [(stage, i, key) for stage in own for i, key in enumerate(stage["inputs"]["teachers"])]
   several = len({key for _, _, key in found}) > 1
   beside = lambda key: f"\nbeside {names.get(key, key)}" if several else ""
   return [Pair(stage, i, key, names.get(key, key), stage["name"] + beside(key)) for stage, i, key in found]
@@ -89,17 +89,17 @@ def _teachers(
   if len(keys) == 1:
     return portraits[keys[0]].calibration
   each = [records.read_answers(record, key)["test/logits"] for key in keys]
-  return fidelity.calibration(metrics.ensemble(each), label, bins)
+  return fidelity.calibration(metrics.ensemble_logits(each), label, bins)
 
 
 def cka(pair: Pair) -> Mapping[str, Any] | None:
   """How alike the features of both are, as the run reported it: an item of a stage's 'similarity'."""
   role = "teacher" if pair.place == 0 else f"teacher_{pair.place + 1}"
   found = pair.stage.get("similarity", {}).get(role)
-  return found if found and found["learner"] and found["other"] else None
+  return found if found and found["student"] and found["other"] else None
 
 
 def class_names(record: Record, k: int) -> list[str]:
   """The names of the k classes; their numbers where they have none."""
-  names = record.run.result.get("inputs", {}).get("class_names", ())
+  names = record.run.result.get("image_metadata", {}).get("class_names", ())
   return list(names) if len(names) == k else [str(i) for i in range(k)]

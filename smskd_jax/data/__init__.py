@@ -21,39 +21,39 @@ from smskd_jax.data import (
   cifar,
   cifar_jpeg,
   digits,
-  holdout,
   idx,
   image_folder,
   npz,
   resize,
+  splits,
   tfds,
   tiny_imagenet,
 )
-from smskd_jax.data.dataset import Arrays, Dataset, Split, build
-from smskd_jax.data.photographs import Squares
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.data.dataset import Dataset, RawSplits, Split, validate_and_build
+from smskd_jax.data.lazy_images import CropConfig
+from smskd_jax.errors import UserError, unknown_name_error
 
 __all__ = ["SOURCES", "Dataset", "Split", "load"]
 
 # A reader takes what follows the colon, and data.folder. Names that end in a colon need something after it.
-SOURCES: Mapping[str, Callable[[str, str], Arrays]] = MappingProxyType(
+SOURCES: Mapping[str, Callable[[str, str], RawSplits]] = MappingProxyType(
   {
-    "fashion_mnist_small": npz.fashion_mnist_small,
-    "digits": digits.digits,
-    "fashion_mnist": idx.fashion_mnist,
-    "cifar10": cifar.cifar10,
-    "cifar100": cifar.cifar100,
-    "tiny_imagenet": tiny_imagenet.tiny_imagenet,
+    "fashion_mnist_small": npz.read_fashion_mnist_small,
+    "digits": digits.read_digits,
+    "fashion_mnist": idx.read_fashion_mnist,
+    "cifar10": cifar.read_cifar10,
+    "cifar100": cifar.read_cifar100,
+    "tiny_imagenet": tiny_imagenet.read_tiny_imagenet,
     "cifar10_jpeg": cifar_jpeg.cifar10_jpeg,
-    "npz:": npz.npz,
-    "folder:": image_folder.image_folder,
-    "tfds:": tfds.tfds,
+    "npz:": npz.read_npz,
+    "folder:": image_folder.read_image_folder,
+    "tfds:": tfds.read_tfds,
   }
 )
 
 # Readers of what can be streamed, which are also told how photographs are cut.
-STREAMED: Mapping[str, Callable[[str, str, Squares], Arrays]] = MappingProxyType(
-  {"folder:": image_folder.photographs, "tfds:": tfds.photographs}
+STREAMED_SOURCES: Mapping[str, Callable[[str, str, CropConfig], RawSplits]] = MappingProxyType(
+  {"folder:": image_folder.stream_image_folder, "tfds:": tfds.stream_tfds}
 )
 
 
@@ -66,8 +66,8 @@ def load(
   image_size: int = 0,
   unlabeled: str = "",
   streamed: bool = False,
-  random_crop_area: float = 0.08,
-  central_crop: float = 0.875,
+  min_crop_area: float = 0.08,
+  center_crop_fraction: float = 0.875,
 ) -> Dataset:
   """Reads a data set into memory, or finds out where its images are.
 
@@ -80,8 +80,8 @@ def load(
     unlabeled: another source, in the same folder where it needs one, whose training images come without their labels,
       resized to the shape of the others; "" for none.
     streamed: leave images where they are, and read them when they are asked for, cut to squares of image_size.
-    random_crop_area: of streamed images, the least share of one that is trained on.
-    central_crop: of streamed images, the share of the shorter side that is tested on.
+    min_crop_area: of streamed images, the least share of one that is trained on.
+    center_crop_fraction: of streamed images, the share of the shorter side that is tested on.
 
   Returns:
     The data set. Its mean, std and fingerprint do not depend on what is held out.
@@ -89,39 +89,39 @@ def load(
   Raises:
     UserError: in one line, the field, its value and what to do.
   """
-  holdout.check(validation, split_seed)
+  splits.check_split_options(validation, split_seed)
   if image_size and image_size < 8:
     raise UserError(
       f"data.image_size: {image_size} is too small; the networks need at least 8, or 0 for no change"
     )
   if streamed and not image_size:
     raise UserError("data.image_size: 0, but streamed images are cut to squares of one size; give it, as 224")
-  squares = Squares(image_size, random_crop_area, central_crop) if streamed else None
-  dataset = _read("data.source", source, folder, squares)
+  squares = CropConfig(image_size, min_crop_area, center_crop_fraction) if streamed else None
+  dataset = _load_source("data.source", source, folder, squares)
   if image_size and not streamed:
-    dataset = resize.resize(dataset, image_size)
+    dataset = resize.resize_dataset(dataset, image_size)
   if unlabeled:
-    images = _read("data.unlabeled", unlabeled, folder, squares).train.image
+    images = _load_source("data.unlabeled", unlabeled, folder, squares).train.image
     # Photographs are cut to one shape as they are read.
-    shaped = images if streamed else resize.to_shape(images[:], dataset.image_shape)
+    shaped = images if streamed else resize.resize_images(images[:], dataset.image_shape)
     dataset = dataset._replace(unlabeled=shaped)
-  return holdout.hold_out(dataset, validation, split_seed)
+  return splits.split_validation(dataset, validation, split_seed)
 
 
-def _read(field: str, source: str, folder: str, squares: Squares | None) -> Dataset:
+def _load_source(field: str, source: str, folder: str, crop: CropConfig | None) -> Dataset:
   """A source's data set; what its reader has to say of `data.source` is said of the field."""
   head, colon, argument = source.partition(":")
   if head + colon not in SOURCES:
-    raise unknown(field, source, SOURCES)
+    raise unknown_name_error(field, source, SOURCES)
   if colon and not argument:
     raise UserError(f"{field}: {source!r} lacks what follows the colon; see smskd_jax/data/__init__.py")
-  if squares and head + colon not in STREAMED:
+  if crop and head + colon not in STREAMED_SOURCES:
     raise UserError(
-      f"data.streamed: True, but {field} {source!r} is read into memory; stream one of: {', '.join(STREAMED)}"
+      f"data.streamed: True, but {field} {source!r} is read into memory; stream one of: {', '.join(STREAMED_SOURCES)}"
     )
   try:
-    if squares:
-      return build(source, STREAMED[head + colon](argument, folder, squares))
-    return build(source, SOURCES[head + colon](argument, folder))
+    if crop:
+      return validate_and_build(source, STREAMED_SOURCES[head + colon](argument, folder, crop))
+    return validate_and_build(source, SOURCES[head + colon](argument, folder))
   except UserError as error:
     raise UserError(str(error).replace("data.source", field, 1)) from error

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 
 # Folded into a key, it gives one that no example draws from: an index is below 2**31.
-NO_INDEX = 2**32 - 1
+RNG_SALT = 2**32 - 1
 
 
-def uniform(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
+def uniform_per_example(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
   """Numbers in [0, 1) for each example, of the key and its own index alone: [b] to [b, count]."""
   return jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position), (count,)))(index)
 
 
-def solid(fill: int | Sequence[int]) -> jax.Array:
+def constant_color(fill: int | Sequence[int]) -> jax.Array:
   """One colour, a level or one for each channel, as a uint8 image of one pixel: [1, 1, 1, 1 or c]."""
   return jnp.asarray(fill, jnp.uint8).reshape(1, 1, 1, -1)
 
 
-def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
+def sample_crop_flip(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
   """Where to crop and whether to flip, for each example.
 
   An example's draw depends on the key and on its own index alone: it does not matter which device holds it,
@@ -38,7 +38,7 @@ def draw(key: jax.Array, index: jax.Array, padding: int) -> tuple[jax.Array, jax
     The crop's upper left corner in the padded image, [b, 2], int32, each number in 0..2*padding; and whether
     to flip, [b], bool.
   """
-  three = uniform(key, index, 3)
+  three = uniform_per_example(key, index, 3)
   corner = jnp.floor(three[:, :2] * (2 * padding + 1)).astype(jnp.int32)
   return corner, three[:, 2] < 0.5
 
@@ -58,7 +58,7 @@ def crop_flip(key: jax.Array, image: jax.Array, index: jax.Array, *, padding: in
   """
   chex.assert_rank([image, index], [4, 1])
   chex.assert_equal_shape_prefix([image, index], 1)
-  return crop(image, *draw(key, index, padding), padding=padding, flip=flip)
+  return apply_crop_flip(image, *sample_crop_flip(key, index, padding), padding=padding, flip=flip)
 
 
 def _check_padding(padding: int, shape: Sequence[int]) -> None:
@@ -75,7 +75,9 @@ def _check_padding(padding: int, shape: Sequence[int]) -> None:
     )
 
 
-def crop(image: jax.Array, corner: jax.Array, flipped: jax.Array, *, padding: int, flip: bool) -> jax.Array:
+def apply_crop_flip(
+  image: jax.Array, corner: jax.Array, flipped: jax.Array, *, padding: int, flip: bool
+) -> jax.Array:
   """What `draw` has drawn, done.
 
   Args:

@@ -15,23 +15,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Moments, Split
+from smskd_jax.data.dataset import ChannelStats, RawSplits, Split
 from smskd_jax.errors import UserError
 
-PIXELS = 3 * 32 * 32
+IMAGE_BYTES = 3 * 32 * 32
 
 
 class Archive(NamedTuple):
   """Where things are in one of the two archives."""
 
-  file: str
+  filename: str
   sha256: str  # as TensorFlow Datasets has it on record
   folder: str  # inside the archive, as all that follows
-  train: tuple[str, ...]
-  test: tuple[str, ...]
-  class_names: str
-  labels: int  # bytes of labels before each image; the last one is ours
-  moments: Moments  # the literature's, to four digits; per pixel, not the mean of each image's std
+  train_files: tuple[str, ...]
+  test_files: tuple[str, ...]
+  class_names_file: str
+  label_bytes: int  # bytes of labels before each image; the last one is ours
+  channel_stats: ChannelStats  # the literature's, to four digits; per pixel, not the mean of each image's std
 
 
 ARCHIVES = MappingProxyType(
@@ -44,7 +44,7 @@ ARCHIVES = MappingProxyType(
       ("test_batch.bin",),
       "batches.meta.txt",
       1,
-      Moments((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+      ChannelStats((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ),
     "cifar100": Archive(
       "cifar-100-binary.tar.gz",
@@ -54,43 +54,43 @@ ARCHIVES = MappingProxyType(
       ("test.bin",),
       "fine_label_names.txt",
       2,
-      Moments((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+      ChannelStats((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     ),
   }
 )
 
 
-def cifar10(argument: str, folder: str) -> Arrays:
+def read_cifar10(argument: str, folder: str) -> RawSplits:
   """The 50,000 + 10,000 images of [32, 32, 3] in 10 classes."""
   del argument
-  return _read(ARCHIVES["cifar10"], folder)
+  return _read_archive(ARCHIVES["cifar10"], folder)
 
 
-def cifar100(argument: str, folder: str) -> Arrays:
+def read_cifar100(argument: str, folder: str) -> RawSplits:
   """The 50,000 + 10,000 images of [32, 32, 3], with the 100 fine labels."""
   del argument
-  return _read(ARCHIVES["cifar100"], folder)
+  return _read_archive(ARCHIVES["cifar100"], folder)
 
 
-def _read(archive: Archive, folder: str) -> Arrays:
-  members = _members(_verified(archive, pathlib.Path(folder or "data")))
+def _read_archive(archive: Archive, folder: str) -> RawSplits:
+  members = _read_members(_find_verified(archive, pathlib.Path(folder or "data")))
   train, test = (
-    _split(b"".join(members[f"{archive.folder}/{file}"] for file in files), archive.labels)
-    for files in (archive.train, archive.test)
+    _parse_split(b"".join(members[f"{archive.folder}/{file}"] for file in files), archive.label_bytes)
+    for files in (archive.train_files, archive.test_files)
   )
-  names = members[f"{archive.folder}/{archive.class_names}"].decode().split()
-  return Arrays(train, test, tuple(names), archive.moments)
+  names = members[f"{archive.folder}/{archive.class_names_file}"].decode().split()
+  return RawSplits(train, test, tuple(names), archive.channel_stats)
 
 
-def _verified(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
+def _find_verified(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
   """The archive's path, once its checksum is known to be right."""
   # TensorFlow Datasets looks in downloads/manual of its data_dir, so one copy serves both.
-  candidates = [folder / archive.file, folder / "downloads" / "manual" / archive.file]
+  candidates = [folder / archive.filename, folder / "downloads" / "manual" / archive.filename]
   path = next((candidate for candidate in candidates if candidate.is_file()), None)
-  url = f"https://www.cs.toronto.edu/~kriz/{archive.file}"
+  url = f"https://www.cs.toronto.edu/~kriz/{archive.filename}"
   if path is None:
     raise UserError(
-      f"data.folder: no {archive.file} in {folder} or its downloads/manual; download {url} into it"
+      f"data.folder: no {archive.filename} in {folder} or its downloads/manual; download {url} into it"
     )
   with path.open("rb") as file:
     found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,14 +102,14 @@ def _verified(archive: Archive, folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _members(path: pathlib.Path) -> dict[str, bytes]:
+def _read_members(path: pathlib.Path) -> dict[str, bytes]:
   """The contents of every file in the archive, by name."""
   with tarfile.open(path, "r|gz") as tar:  # a stream: one pass through the compressed bytes
     files = ((member.name, tar.extractfile(member)) for member in tar)
     return {name: file.read() for name, file in files if file is not None}  # None for a folder
 
 
-def _split(raw: bytes, labels: int) -> Split:
-  rows = np.frombuffer(raw, np.uint8).reshape(-1, labels + PIXELS)
-  image = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return Split(np.ascontiguousarray(image), rows[:, labels - 1])
+def _parse_split(raw: bytes, label_bytes: int) -> Split:
+  rows = np.frombuffer(raw, np.uint8).reshape(-1, label_bytes + IMAGE_BYTES)
+  image = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return Split(np.ascontiguousarray(image), rows[:, label_bytes - 1])

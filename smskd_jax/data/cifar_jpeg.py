@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from smskd_jax.data import npz
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import RawSplits, Split
 from smskd_jax.errors import UserError
 
 BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"  # the folder beside the checkout
@@ -19,19 +19,19 @@ BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"  # the 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def cifar10_jpeg(argument: str, folder: str) -> Arrays:
+def cifar10_jpeg(argument: str, folder: str) -> RawSplits:
   """The 50,000 + 10,000 images of [32, 32, 3], from cifar10_jpeg.npz in `folder` or beside the checkout."""
   del argument
   path = pathlib.Path(folder or BESIDE) / "cifar10_jpeg.npz"
   if not path.is_file():
     raise UserError(f"data.folder: no cifar10_jpeg.npz in {path.parent}; name the folder that holds it")
   keys = ("data", "length", "label", "train")
-  data, length, label, train = npz.arrays(path, keys, where="data.folder").values()
+  data, length, label, train = npz.read_arrays(path, keys, where="data.folder").values()
   try:
     image = decode(data.tobytes(), length)
   except (OSError, ValueError) as error:
     raise UserError(f"data.folder: cannot decode the images of {path} ({error}); copy it again") from None
-  return Arrays(Split(image[train], label[train]), Split(image[~train], label[~train]), CLASS_NAMES)
+  return RawSplits(Split(image[train], label[train]), Split(image[~train], label[~train]), CLASS_NAMES)
 
 
 def decode(data: bytes, length: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> 
     image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
-  return _by_pillow(x, through)
+  return _apply_with_pillow(x, through)
 
 
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -98,7 +98,7 @@ def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     small = (int(image.width * share), int(image.height * share))
     return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
 
-  return _by_pillow(x, through)
+  return _apply_with_pillow(x, through)
 
 
 CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
@@ -135,8 +135,8 @@ def corrupt(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np
   return np.concatenate([np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8) for x in corrupted])
 
 
-def _by_pillow(x: np.ndarray, through: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+def _apply_with_pillow(x: np.ndarray, transform: Callable[[Image.Image], Image.Image]) -> np.ndarray:
   bytes_of = np.rint(255 * x).astype(np.uint8)
   squeezed = bytes_of[..., 0] if x.shape[-1] == 1 else bytes_of
-  out = np.stack([np.asarray(through(Image.fromarray(one))) for one in squeezed])
+  out = np.stack([np.asarray(transform(Image.fromarray(one))) for one in squeezed])
   return out.reshape(x.shape) / 255.0

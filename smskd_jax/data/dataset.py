@@ -7,29 +7,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smskd_jax.data.photographs import Photographs
+from smskd_jax.data.lazy_images import LazyImages
 from smskd_jax.errors import UserError
 
-Images = np.ndarray | Photographs  # [n, h, w, c], uint8: in memory, or read when they are asked for
+ImageArray = np.ndarray | LazyImages  # [n, h, w, c], uint8: in memory, or read when they are asked for
 
 
 class Split(NamedTuple):
   """Images and their labels."""
 
-  image: Images
+  image: ImageArray
   label: np.ndarray  # [n], int32
 
-  def only(self, rows: np.ndarray) -> "Split":
+  def take(self, indices: np.ndarray) -> "Split":
     """Some of them, by their places or a mask."""
-    return Split(only(self.image, rows), self.label[rows])
+    return Split(take(self.image, indices), self.label[indices])
 
 
-def only(image: Images, rows: np.ndarray) -> Images:
+def take(image: ImageArray, indices: np.ndarray) -> ImageArray:
   """Some images, by their places or a mask; photographs stay where they are."""
-  return image.only(rows) if isinstance(image, Photographs) else image[rows]
+  return image.take(indices) if isinstance(image, LazyImages) else image[indices]
 
 
-class Moments(NamedTuple):
+class ChannelStats(NamedTuple):
   """Mean and standard deviation over all pixels of the training images, per channel, where white is 1."""
 
   mean: tuple[float, ...]
@@ -37,16 +37,16 @@ class Moments(NamedTuple):
 
 
 # ImageNet's, as torchvision has them: photographs are normalized by them, as published networks for photographs expect.
-OF_PHOTOGRAPHS = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_STATS = ChannelStats((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class Arrays(NamedTuple):
+class RawSplits(NamedTuple):
   """What a reader finds in its files, as yet unchecked: `load` makes a Dataset of it."""
 
   train: Split  # images may lack the channel, labels may be any integers
   test: Split
   class_names: tuple[str, ...] = ()  # none: the labels' numbers serve as names
-  moments: Moments | None = None  # none: measured on all training images
+  channel_stats: ChannelStats | None = None  # none: measured on all training images
 
 
 class Dataset(NamedTuple):
@@ -60,12 +60,12 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str  # of the source's arrays, before validation was held out
-  unlabeled: Images | None = None  # [m, h, w, c]: images of another source, without their labels
+  unlabeled: ImageArray | None = None  # [m, h, w, c]: images of another source, without their labels
 
   @property
-  def moments(self) -> Moments:
+  def channel_stats(self) -> ChannelStats:
     """Mean and standard deviation by which images are normalised."""
-    return Moments(self.mean, self.std)
+    return ChannelStats(self.mean, self.std)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -74,15 +74,15 @@ class Dataset(NamedTuple):
     return height, width, channels
 
 
-def build(name: str, arrays: Arrays) -> Dataset:
+def validate_and_build(name: str, raw: RawSplits) -> Dataset:
   """Checks the arrays and measures what belongs to them; a mistake in them names `data.source`."""
   where = f"data.source: {name!r}"
   train, test = (
-    _check_split(where, split, part) for split, part in (("train", arrays.train), ("test", arrays.test))
+    _check_split(where, split, part) for split, part in (("train", raw.train), ("test", raw.test))
   )
-  names = arrays.class_names or _numbers(where, train.label)
+  names = raw.class_names or _default_class_names(where, train.label)
   _check_agreement(where, train, test, names)
-  mean, std = arrays.moments or _moments(where, train.image[:])
+  mean, std = raw.channel_stats or _measure_channel_stats(where, train.image[:])
   return Dataset(name, train, None, test, names, mean, std, fingerprint(train, test, names))
 
 
@@ -91,14 +91,14 @@ def fingerprint(train: Split, test: Split, class_names: tuple[str, ...]) -> str:
   shapes = [train.image.shape, test.image.shape]
   found = hashlib.sha256(json.dumps([shapes, class_names]).encode())
   for split in (train, test):
-    found.update(content(split.image))
+    found.update(content_bytes(split.image))
     found.update(split.label.astype("<i4").tobytes())  # the same bytes on every machine
   return found.hexdigest()
 
 
-def content(image: Images) -> bytes:
+def content_bytes(image: ImageArray) -> bytes:
   """Every pixel; of photographs, which are too many for that, what stands for their files and how they are cut."""
-  return image.fingerprint.encode() if isinstance(image, Photographs) else image.tobytes()
+  return image.fingerprint.encode() if isinstance(image, LazyImages) else image.tobytes()
 
 
 def _check_split(where: str, name: str, split: Split) -> Split:
@@ -135,7 +135,7 @@ def _check_size(where: str, name: str, shape: tuple[int, ...]) -> None:
     raise UserError(f"{where}: {name} images are {size}; the networks need at least 8x8, enlarge them")
 
 
-def _numbers(where: str, label: np.ndarray) -> tuple[str, ...]:
+def _default_class_names(where: str, label: np.ndarray) -> tuple[str, ...]:
   """The numbers of the classes, as their names."""
   classes = int(label.max()) + 1
   if classes > len(label):  # identifiers of some kind, most likely: a classifier of that size would not fit
@@ -166,7 +166,7 @@ def _check_agreement(where: str, train: Split, test: Split, class_names: tuple[s
     )
 
 
-def _moments(where: str, image: np.ndarray) -> Moments:
+def _measure_channel_stats(where: str, image: np.ndarray) -> ChannelStats:
   """Mean and standard deviation of each channel of [n, h, w, c] images.
 
   The sums are taken in whole numbers, so every machine finds the same floats, to the last bit.
@@ -181,7 +181,7 @@ def _moments(where: str, image: np.ndarray) -> Moments:
     std.append(math.sqrt(n * squares - total * total) / (255 * n))
   if 0 in std:
     raise UserError(f"{where}: channel {std.index(0)} is the same in every pixel of train; check the images")
-  return Moments(tuple(mean), tuple(std))
+  return ChannelStats(tuple(mean), tuple(std))
 
 
 def _histogram(channel: np.ndarray) -> list[int]:

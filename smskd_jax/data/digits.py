@@ -9,11 +9,11 @@ fifth of each class for testing, drawn with a fixed seed.
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Split
-from smskd_jax.data.holdout import stratified
+from smskd_jax.data.dataset import RawSplits, Split
+from smskd_jax.data.splits import stratified_mask
 
 
-def digits(argument: str, folder: str) -> Arrays:
+def read_digits(argument: str, folder: str) -> RawSplits:
   """Images of [8, 8]; their 17 shades are spread over 0..255."""
   del argument, folder
   from sklearn.datasets import load_digits
@@ -21,6 +21,6 @@ def digits(argument: str, folder: str) -> Arrays:
   bunch = load_digits()
   image = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
   label = bunch.target
-  test = stratified(label, 0.2, seed=0)
+  test = stratified_mask(label, 0.2, seed=0)
   names = tuple(str(name) for name in bunch.target_names)
-  return Arrays(Split(image[~test], label[~test]), Split(image[test], label[test]), names)
+  return RawSplits(Split(image[~test], label[~test]), Split(image[test], label[test]), names)

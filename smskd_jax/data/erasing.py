@@ -10,9 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.data.augment import NO_INDEX, solid, uniform
+from smskd_jax.data.augment import RNG_SALT, constant_color, uniform_per_example
 
-ATTEMPTS = 10  # of random erasing to find a rectangle that fits; each of them does in 19 of 20 cases
+MAX_ATTEMPTS = 10  # of random erasing to find a rectangle that fits; each of them does in 19 of 20 cases
 
 
 def cutout(
@@ -35,9 +35,9 @@ def cutout(
   """
   if size < 1:
     raise ValueError(f"cutout: size must be at least 1, got {size!r}")
-  middle = jnp.floor(uniform(key, index, 2) * _sides(image))
+  middle = jnp.floor(uniform_per_example(key, index, 2) * _height_width(image))
   first = middle - size // 2
-  return jnp.where(inside(first, first + size, image), solid(fill), image)
+  return jnp.where(rectangle_mask(first, first + size, image), constant_color(fill), image)
 
 
 def random_erasing(
@@ -77,11 +77,13 @@ def random_erasing(
     )
   if not 0 < min_aspect <= 1:
     raise ValueError(f"random_erasing: min_aspect must be above 0 and at most 1, got {min_aspect!r}")
-  drawn = uniform(key, index, 3 + 2 * ATTEMPTS)
-  height, width = _rectangle(drawn[:, 3:], image, (min_area, max_area), (min_aspect, 1 / min_aspect))
+  drawn = uniform_per_example(key, index, 3 + 2 * MAX_ATTEMPTS)
+  height, width = _sample_rectangle_size(
+    drawn[:, 3:], image, (min_area, max_area), (min_aspect, 1 / min_aspect)
+  )
   size = jnp.where(drawn[:, :1] < probability, jnp.stack([height, width], axis=1), 0.0)
-  first = jnp.floor(drawn[:, 1:3] * (_sides(image) + 1 - size))
-  return jnp.where(inside(first, first + size, image), _filling(key, image, index, fill), image)
+  first = jnp.floor(drawn[:, 1:3] * (_height_width(image) + 1 - size))
+  return jnp.where(rectangle_mask(first, first + size, image), _fill_values(key, image, index, fill), image)
 
 
 def random_square(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
@@ -90,26 +92,28 @@ def random_square(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Arr
   The square is cut off at the left and at the top without becoming smaller, and has its last row and column.
   """
   w, c = image.shape[2:]
-  drawn = uniform(key, index, 3)
+  drawn = uniform_per_example(key, index, 3)
   side = 0.5 * w * drawn[:, :1]
-  first = jnp.floor(jnp.maximum(drawn[:, 1:] * _sides(image) - side / 2, 0))
+  first = jnp.floor(jnp.maximum(drawn[:, 1:] * _height_width(image) - side / 2, 0))
   last = jnp.where(side > 0, jnp.floor(first + side) + 1, first)
-  return jnp.where(inside(first, last, image), solid((125, 123, 114) if c == 3 else 123), image)
+  return jnp.where(
+    rectangle_mask(first, last, image), constant_color((125, 123, 114) if c == 3 else 123), image
+  )
 
 
-def inside(first: jax.Array, last: jax.Array, image: jax.Array) -> jax.Array:
+def rectangle_mask(start: jax.Array, stop: jax.Array, image: jax.Array) -> jax.Array:
   """Where rectangles are: of first (row, column) [b, 2] and the ones after their last, to [b, h, w, 1], bool."""
-  rows, columns = (jnp.arange(n, dtype=first.dtype)[None] for n in image.shape[1:3])
-  within = lambda place, axis: (place >= first[:, axis, None]) & (place < last[:, axis, None])
+  rows, columns = (jnp.arange(n, dtype=start.dtype)[None] for n in image.shape[1:3])
+  within = lambda place, axis: (place >= start[:, axis, None]) & (place < stop[:, axis, None])
   return within(rows, 0)[:, :, None, None] & within(columns, 1)[:, None, :, None]
 
 
-def _rectangle(drawn, image, areas, aspects):
+def _sample_rectangle_size(uniforms, image, areas, aspects):
   """Height and width, [b], whole numbers, of the first attempt that fits; 0 where none does. drawn: [b, 2 attempts]."""
   h, w = image.shape[1:3]
   between = lambda ends, x: ends[0] + (ends[1] - ends[0]) * x
-  area = between(areas, drawn[:, ::2]) * h * w
-  aspect = between(aspects, drawn[:, 1::2])
+  area = between(areas, uniforms[:, ::2]) * h * w
+  aspect = between(aspects, uniforms[:, 1::2])
   height, width = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
   fits = (height < h) & (width < w)
   first = jnp.argmax(fits, axis=1, keepdims=True)
@@ -117,17 +121,17 @@ def _rectangle(drawn, image, areas, aspects):
   return of_first(height), of_first(width)
 
 
-def _filling(key, image, index, fill):
+def _fill_values(key, image, index, fill):
   if fill != "random":
-    return solid(fill)
+    return constant_color(fill)
   # Not the numbers that have placed the rectangle. Four levels of each number of 32 bits.
-  key, shape = jax.random.fold_in(key, NO_INDEX), image.shape[1:]
+  key, shape = jax.random.fold_in(key, RNG_SALT), image.shape[1:]
   count = -(-math.prod(shape) // 4)
   bits = jax.vmap(lambda position: jax.random.bits(jax.random.fold_in(key, position), (count,)))(index)
   levels = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(len(index), -1)
   return levels[:, : math.prod(shape)].reshape(image.shape)
 
 
-def _sides(image):
+def _height_width(image):
   """Height and width, [1, 2], float32."""
   return jnp.array([image.shape[1:3]], jnp.float32)

@@ -13,36 +13,38 @@ import numpy as np
 
 from smskd_jax.data import corruptions, resize
 from smskd_jax.data.dataset import Dataset, Split
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.errors import UserError, unknown_name_error
 
 _CIFAR_10_1 = "cifar10.1"
-_ALL = "corruptions"
+_ALL_CORRUPTIONS = "corruptions"
 
 
-def names(field: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+def expand_names(field: str, requested: tuple[str, ...]) -> tuple[str, ...]:
   """The sets that are asked for, one by one, each once.
 
   Raises:
     UserError: there is none of a name.
   """
-  return tuple(dict.fromkeys(name for one in asked for name in _expanded(field, one)))
+  return tuple(dict.fromkeys(name for one in requested for name in _expand_name(field, one)))
 
 
-def _expanded(field: str, one: str) -> Iterator[str]:
-  head, _, severity = str(one).partition(":")
-  if one == _CIFAR_10_1:
-    yield one
+def _expand_name(field: str, name: str) -> Iterator[str]:
+  head, _, severity = str(name).partition(":")
+  if name == _CIFAR_10_1:
+    yield name
     return
-  if head not in (_ALL, *corruptions.CORRUPTIONS):
-    raise unknown(field, one, (_CIFAR_10_1, f"{_ALL}:SEVERITY", *corruptions.CORRUPTIONS))
+  if head not in (_ALL_CORRUPTIONS, *corruptions.CORRUPTIONS):
+    raise unknown_name_error(
+      field, name, (_CIFAR_10_1, f"{_ALL_CORRUPTIONS}:SEVERITY", *corruptions.CORRUPTIONS)
+    )
   if severity not in ("", *map(str, corruptions.SEVERITIES)):
-    raise UserError(f"{field}: {one!r} has no severity from 1 to 5 behind its colon")
-  for name in corruptions.CORRUPTIONS if head == _ALL else (head,):
+    raise UserError(f"{field}: {name!r} has no severity from 1 to 5 behind its colon")
+  for name in corruptions.CORRUPTIONS if head == _ALL_CORRUPTIONS else (head,):
     for each in [severity] if severity else corruptions.SEVERITIES:
       yield f"{name}:{each}"
 
 
-def load(field: str, name: str, dataset: Dataset, folder: str) -> Split:
+def load_test_set(field: str, name: str, dataset: Dataset, folder: str) -> Split:
   """One set of `names`.
 
   Args:
@@ -60,8 +62,8 @@ def load(field: str, name: str, dataset: Dataset, folder: str) -> Split:
   return dataset.test._replace(image=corruptions.corrupt(dataset.test.image[:], corruption, int(severity)))
 
 
-def prepare(
-  field: str, asked: tuple[str, ...], dataset: Dataset, folder: str
+def lazy_test_sets(
+  field: str, requested: tuple[str, ...], dataset: Dataset, folder: str
 ) -> Mapping[str, Callable[[], Split]]:
   """The sets by name, each to be made when it is needed. Files are read once now, so that a mistake shows at once.
 
@@ -69,8 +71,8 @@ def prepare(
     UserError: as `names` and `load`.
   """
   sets: dict[str, Callable[[], Split]] = {}
-  for name in names(field, asked):
-    sets[name] = functools.partial(load, field, name, dataset, folder)
+  for name in expand_names(field, requested):
+    sets[name] = functools.partial(load_test_set, field, name, dataset, folder)
     if name == _CIFAR_10_1:
       sets[name]()
   return sets
@@ -104,4 +106,4 @@ def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
     raise UserError(
       f"{field}: {folder} holds other arrays than CIFAR-10.1's {image.shape} {label.shape}; get them again"
     )
-  return Split(resize.to_shape(image, dataset.image_shape), label.astype(np.int32))
+  return Split(resize.resize_images(image, dataset.image_shape), label.astype(np.int32))

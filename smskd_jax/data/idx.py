@@ -12,35 +12,37 @@ import zlib
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import RawSplits, Split
 from smskd_jax.errors import UserError
 
-DEBIAN = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
+DEBIAN_FOLDER = (
+  "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts the files
+)
 
 CLASS_NAMES = (
   "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
 
-def fashion_mnist(argument: str, folder: str) -> Arrays:
+def read_fashion_mnist(argument: str, folder: str) -> RawSplits:
   """The 60,000 + 10,000 images of [28, 28], from `folder` or, where it is empty, from Debian's package."""
   del argument
-  path = pathlib.Path(folder or DEBIAN)
-  return Arrays(_split(path, "train"), _split(path, "t10k"), CLASS_NAMES)
+  path = pathlib.Path(folder or DEBIAN_FOLDER)
+  return RawSplits(_read_split(path, "train"), _read_split(path, "t10k"), CLASS_NAMES)
 
 
-def _split(folder: pathlib.Path, stem: str) -> Split:
-  image, label = (read(folder / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+def _read_split(folder: pathlib.Path, stem: str) -> Split:
+  image, label = (read_idx(folder / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
   return Split(image, label)
 
 
-def read(path: pathlib.Path) -> np.ndarray:
+def read_idx(path: pathlib.Path) -> np.ndarray:
   """The array of unsigned bytes in a gzipped IDX file.
 
   The format: two zero bytes, a type code (8 for unsigned bytes), the number of dimensions, each dimension as
   a big-endian uint32, the values.
   """
-  raw = _unzip(path)
+  raw = _decompress(path)
   rank = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else -1
   start = 4 + 4 * rank
   if rank < 1 or len(raw) < start:
@@ -53,7 +55,7 @@ def read(path: pathlib.Path) -> np.ndarray:
   return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def _unzip(path: pathlib.Path) -> bytes:
+def _decompress(path: pathlib.Path) -> bytes:
   try:
     with gzip.open(path, "rb") as file:
       return file.read()

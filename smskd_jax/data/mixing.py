@@ -32,9 +32,9 @@ def mixup(
   Returns:
     Image, of its own type where that is a float, else float32; and target.
   """
-  check("mixup", alpha=alpha)
-  share = _share(key, alpha)
-  other_image, other_target = _partners(jax.random.fold_in(key, 1), image, target, axis_name)
+  check_options("mixup", alpha=alpha)
+  share = _sample_mixing_weight(key, alpha)
+  other_image, other_target = _shuffled_batch(jax.random.fold_in(key, 1), image, target, axis_name)
   wide = lambda x: x.astype(jnp.float32)
   mix = lambda own, other: share * wide(own) + (1 - share) * wide(other)
   dtype = image.dtype if jnp.issubdtype(image.dtype, jnp.floating) else jnp.float32
@@ -67,20 +67,20 @@ def cutmix(
   Returns:
     Image and target, of their own types.
   """
-  check("cutmix", alpha=alpha, probability=probability)
+  check_options("cutmix", alpha=alpha, probability=probability)
   h, w = image.shape[1:3]
-  share = _share(key, alpha)
-  other_image, other_target = _partners(jax.random.fold_in(key, 1), image, target, axis_name)
+  share = _sample_mixing_weight(key, alpha)
+  other_image, other_target = _shuffled_batch(jax.random.fold_in(key, 1), image, target, axis_name)
   *middle, mixed = jax.random.uniform(jax.random.fold_in(key, 2), (3,))
   side = jnp.where(mixed < probability, jnp.sqrt(1 - share), 0)
-  rows, columns = (_stretch(n, at, side) for n, at in zip((h, w), middle, strict=True))
+  rows, columns = (_interval_mask(n, at, side) for n, at in zip((h, w), middle, strict=True))
   image = jnp.where(rows[None, :, None, None] & columns[None, None, :, None], other_image, image)
   of_partner = jnp.mean(rows) * jnp.mean(columns)
   own, other = (x.astype(jnp.float32) for x in (target, other_target))
   return image, (own + of_partner * (other - own)).astype(target.dtype)
 
 
-def check(name: str, *, alpha: float = 1.0, probability: float = 1.0) -> None:
+def check_options(name: str, *, alpha: float = 1.0, probability: float = 1.0) -> None:
   """Checks the options of a mixture.
 
   Raises:
@@ -92,20 +92,20 @@ def check(name: str, *, alpha: float = 1.0, probability: float = 1.0) -> None:
     raise ValueError(f"{name}: probability must be a number from 0 to 1, got {probability!r}")
 
 
-def _share(key, alpha):
+def _sample_mixing_weight(key, alpha):
   key = jax.random.fold_in(key, 0)
   # Beta(1, 1), which is the rule, is uniform: seconds less to compile.
   return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
 
 
-def _stretch(n, middle, side):
+def _interval_mask(n, center, fraction):
   """Which of n pixels lie in a stretch of `side` of them about the middle, both in [0, 1): [n], bool."""
-  pixel, center = jnp.arange(n, dtype=jnp.float32), jnp.floor(middle * n)
-  half = jnp.floor(jnp.floor(n * side) / 2)
+  pixel, center = jnp.arange(n, dtype=jnp.float32), jnp.floor(center * n)
+  half = jnp.floor(jnp.floor(n * fraction) / 2)
   return (pixel >= center - half) & (pixel < center + half)
 
 
-def _partners(key, image, target, axis_name):
+def _shuffled_batch(key, image, target, axis_name):
   """The global batch's images and targets in a drawn order: of it, this device's rows."""
   image, target = jnp.asarray(image), jnp.asarray(target)
   b = len(image)
@@ -118,7 +118,7 @@ def _partners(key, image, target, axis_name):
   return image[order], target[order]
 
 
-def none(
+def identity(
   key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """No mixture."""
@@ -127,5 +127,5 @@ def none(
 
 
 MIXES: Mapping[str, Callable[..., tuple[jax.Array, jax.Array]]] = MappingProxyType(
-  {"none": none, "mixup": mixup, "cutmix": cutmix}
+  {"none": identity, "mixup": mixup, "cutmix": cutmix}
 )

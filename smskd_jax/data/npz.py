@@ -7,36 +7,36 @@ import zlib
 
 import numpy as np
 
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import RawSplits, Split
 from smskd_jax.errors import UserError
 
-FASHION_MNIST_SMALL = pathlib.Path(__file__).with_name("fashion_mnist_small.npz")
+FASHION_MNIST_SMALL_FILE = pathlib.Path(__file__).with_name("fashion_mnist_small.npz")
 
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+REQUIRED_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def fashion_mnist_small(argument: str, folder: str) -> Arrays:
+def read_fashion_mnist_small(argument: str, folder: str) -> RawSplits:
   """600 + 200 images of each class of Fashion-MNIST: see make_fashion_mnist_small.py, which drew them."""
   del argument, folder
-  return _read(FASHION_MNIST_SMALL, "data.source: 'fashion_mnist_small'")
+  return _read_splits(FASHION_MNIST_SMALL_FILE, "data.source: 'fashion_mnist_small'")
 
 
-def npz(argument: str, folder: str) -> Arrays:
+def read_npz(argument: str, folder: str) -> RawSplits:
   """A user's images: the arrays of `KEYS`, and class_names where the file has them."""
   del folder
-  return _read(pathlib.Path(argument), f"data.source: 'npz:{argument}'")
+  return _read_splits(pathlib.Path(argument), f"data.source: 'npz:{argument}'")
 
 
-def _read(path: pathlib.Path, where: str) -> Arrays:
-  found = arrays(path, KEYS, where=where, optional=("class_names",))
+def _read_splits(path: pathlib.Path, where: str) -> RawSplits:
+  found = read_arrays(path, REQUIRED_KEYS, where=where, optional=("class_names",))
   names = found.get("class_names", np.array([], str))
   if names.dtype.kind != "U":
     raise UserError(f"{where}: class_names are {names.dtype}; store them as strings, numpy.array([...], str)")
   train, test = (Split(found[f"{part}_images"], found[f"{part}_labels"]) for part in ("train", "test"))
-  return Arrays(train, test, tuple(names.ravel().tolist()))
+  return RawSplits(train, test, tuple(names.ravel().tolist()))
 
 
-def arrays(
+def read_arrays(
   path: pathlib.Path, keys: Iterable[str], *, where: str, optional: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
   """Reads arrays from an .npz file, in the order of the keys.
@@ -63,10 +63,10 @@ def arrays(
       raise UserError(
         f"{where}: {path} lacks {', '.join(missing)} (it holds {', '.join(file) or 'nothing'}); add them"
       )
-    return {key: _array(file, key, where) for key in (*keys, *(key for key in optional if key in file))}
+    return {key: _read_array(file, key, where) for key in (*keys, *(key for key in optional if key in file))}
 
 
-def _array(file: np.lib.npyio.NpzFile, key: str, where: str) -> np.ndarray:
+def _read_array(file: np.lib.npyio.NpzFile, key: str, where: str) -> np.ndarray:
   fix = "store plain numbers or strings with numpy.savez"
   try:
     array = file[key]

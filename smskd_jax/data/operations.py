@@ -22,14 +22,25 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.data import blends, lookups, warps
+from smskd_jax.data import enhance_ops, geometric_ops, lut_ops
 
 IDENTITY = "identity"
-OPERATIONS: tuple[str, ...] = (IDENTITY, *warps.MAPS, *warps.CUBIC, *lookups.TABLES, *blends.DEGENERATES)
+OP_NAMES: tuple[str, ...] = (
+  IDENTITY,
+  *geometric_ops.AFFINE_OPS,
+  *geometric_ops.CUBIC_OPS,
+  *lut_ops.LUT_OPS,
+  *enhance_ops.ENHANCE_OPS,
+)
 
 
-def apply(
-  image: jax.Array, choice: jax.Array, magnitude: jax.Array, *, names: Sequence[str], fill: warps.Fill = 0
+def apply_ops(
+  image: jax.Array,
+  op_index: jax.Array,
+  magnitude: jax.Array,
+  *,
+  op_names: Sequence[str],
+  fill: geometric_ops.Fill = 0,
 ) -> jax.Array:
   """Applies to each image the operation chosen for it.
 
@@ -46,73 +57,77 @@ def apply(
   Raises:
     ValueError: an unknown name.
   """
-  chex.assert_rank([image, choice, magnitude], [4, 1, 1])
-  chex.assert_equal_shape_prefix([image, choice, magnitude], 1)
-  if unknown := set(names) - set(OPERATIONS):
-    raise ValueError(f"unknown operations {sorted(unknown)}; known: {', '.join(OPERATIONS)}")
+  chex.assert_rank([image, op_index, magnitude], [4, 1, 1])
+  chex.assert_equal_shape_prefix([image, op_index, magnitude], 1)
+  if unknown := set(op_names) - set(OP_NAMES):
+    raise ValueError(f"unknown operations {sorted(unknown)}; known: {', '.join(OP_NAMES)}")
   magnitude = magnitude.astype(jnp.float32)
-  chosen = {name: choice == i for i, name in enumerate(names)}
-  image = _warp(image, chosen, magnitude, fill)
-  image = _look_up(image, chosen, magnitude)
-  return _blend(image, chosen, magnitude)
+  chosen = {name: op_index == i for i, name in enumerate(op_names)}
+  image = _apply_geometric(image, chosen, magnitude, fill)
+  image = _apply_luts(image, chosen, magnitude)
+  return _apply_enhance(image, chosen, magnitude)
 
 
-Chosen = Mapping[str, jax.Array]  # by name: for which images, [b], bool
+OpMasks = Mapping[str, jax.Array]  # by name: for which images, [b], bool
 
 
-def _among(group: Mapping[str, Callable], chosen: Chosen) -> Chosen:
-  return {name: mask for name, mask in chosen.items() if name in group}
+def _select_group(group: Mapping[str, Callable], masks: OpMasks) -> OpMasks:
+  return {name: mask for name, mask in masks.items() if name in group}
 
 
-def _warp(image: jax.Array, chosen: Chosen, magnitude: jax.Array, fill: warps.Fill) -> jax.Array:
+def _apply_geometric(
+  image: jax.Array, masks: OpMasks, magnitude: jax.Array, fill: geometric_ops.Fill
+) -> jax.Array:
   h, w = image.shape[1:3]
-  if chosen_maps := _among(warps.MAPS, chosen):
-    affine = warps.identity(magnitude)
+  if chosen_maps := _select_group(geometric_ops.AFFINE_OPS, masks):
+    affine = geometric_ops.identity_affine(magnitude)
     for name, mask in chosen_maps.items():
-      affine = jnp.where(mask[:, None], warps.MAPS[name](magnitude, h, w), affine)
-    image = _apart(_any(chosen_maps), lambda image: warps.nearest(image, affine, fill), image)
-  for name, mask in _among(warps.CUBIC, chosen).items():
-    make = lambda image, name=name, mask=mask: jnp.where(
-      mask[:, None, None, None], warps.CUBIC[name](image, magnitude, fill), image
+      affine = jnp.where(mask[:, None], geometric_ops.AFFINE_OPS[name](magnitude, h, w), affine)
+    image = _fusion_barrier(
+      _any_selected(chosen_maps), lambda image: geometric_ops.warp_nearest(image, affine, fill), image
     )
-    image = _apart(mask, make, image)
+  for name, mask in _select_group(geometric_ops.CUBIC_OPS, masks).items():
+    make = lambda image, name=name, mask=mask: jnp.where(
+      mask[:, None, None, None], geometric_ops.CUBIC_OPS[name](image, magnitude, fill), image
+    )
+    image = _fusion_barrier(mask, make, image)
   return image
 
 
-def _look_up(image: jax.Array, chosen: Chosen, magnitude: jax.Array) -> jax.Array:
-  chosen = _among(lookups.TABLES, chosen)
-  if not chosen:
+def _apply_luts(image: jax.Array, masks: OpMasks, magnitude: jax.Array) -> jax.Array:
+  masks = _select_group(lut_ops.LUT_OPS, masks)
+  if not masks:
     return image
-  table = jnp.broadcast_to(lookups.LEVELS, (image.shape[0], image.shape[-1], 256))
-  for name, mask in chosen.items():
+  table = jnp.broadcast_to(lut_ops.GREY_LEVELS, (image.shape[0], image.shape[-1], 256))
+  for name, mask in masks.items():
     make = lambda table, name=name, mask=mask: jnp.where(
-      mask[:, None, None], lookups.TABLES[name](image, magnitude), table
+      mask[:, None, None], lut_ops.LUT_OPS[name](image, magnitude), table
     )
-    table = _apart(mask, make, table)
-  return _apart(_any(chosen), lambda image: lookups.look_up(image, table), image)
+    table = _fusion_barrier(mask, make, table)
+  return _fusion_barrier(_any_selected(masks), lambda image: lut_ops.apply_lut(image, table), image)
 
 
-def _blend(image: jax.Array, chosen: Chosen, magnitude: jax.Array) -> jax.Array:
-  chosen = _among(blends.DEGENERATES, chosen)
-  if not chosen:
+def _apply_enhance(image: jax.Array, masks: OpMasks, magnitude: jax.Array) -> jax.Array:
+  masks = _select_group(enhance_ops.ENHANCE_OPS, masks)
+  if not masks:
     return image
 
   def make(image):
     degenerate, factor = jnp.zeros((1, 1, 1, 1), jnp.int32), jnp.ones_like(magnitude)
-    for name, mask in chosen.items():
-      degenerate = jnp.where(mask[:, None, None, None], blends.DEGENERATES[name](image), degenerate)
+    for name, mask in masks.items():
+      degenerate = jnp.where(mask[:, None, None, None], enhance_ops.ENHANCE_OPS[name](image), degenerate)
       factor = jnp.where(mask, magnitude, factor)
-    return blends.blend(degenerate, image, factor)
+    return enhance_ops.blend(degenerate, image, factor)
 
-  return _apart(_any(chosen), make, image)
+  return _fusion_barrier(_any_selected(masks), make, image)
 
 
-def _any(chosen: Chosen) -> jax.Array:
+def _any_selected(masks: OpMasks) -> jax.Array:
   """For which images any of the operations has been chosen, [b], bool."""
-  return functools.reduce(jnp.logical_or, chosen.values())
+  return functools.reduce(jnp.logical_or, masks.values())
 
 
-def _apart(mask: jax.Array, make: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def _fusion_barrier(mask: jax.Array, fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
   """make(x), where any image is in the mask, else x, which is then the same: as a computation apart.
 
   On a CPU, XLA else fuses `make` with what reads its result, and does all of it again for every pixel that is read:
@@ -121,6 +136,6 @@ def _apart(mask: jax.Array, make: Callable[[jax.Array], jax.Array], x: jax.Array
   """
   return jax.lax.platform_dependent(
     x,
-    cpu=lambda x: jax.lax.cond(jnp.any(mask), make, lambda x: x, x),
-    default=lambda x: jax.lax.optimization_barrier(make(x)),
+    cpu=lambda x: jax.lax.cond(jnp.any(mask), fn, lambda x: x, x),
+    default=lambda x: jax.lax.optimization_barrier(fn(x)),
   )

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.data import blends, erasing, operations, warps
-from smskd_jax.data.augment import NO_INDEX, uniform
+from smskd_jax.data import enhance_ops, erasing, geometric_ops, operations
+from smskd_jax.data.augment import RNG_SALT, uniform_per_example
 
 # What AutoAugment found for CIFAR-10: (operation, probability, level) twice. Cubic shears are the survey's.
-CIFAR_POLICY = (
+AUTOAUGMENT_CIFAR10 = (
   (("invert", 0.1, 7), ("contrast", 0.2, 6)),
   (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
   (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
@@ -44,7 +44,7 @@ CIFAR_POLICY = (
 )
 
 # The fourteen of RandAugment and TrivialAugment: AutoAugment's without invert, and with doing nothing.
-FOURTEEN = (
+RANDAUGMENT_OPS = (
   "identity",
   "shear_x",
   "shear_y",
@@ -62,7 +62,7 @@ FOURTEEN = (
 )
 
 
-class Draw(NamedTuple):
+class SampledOps(NamedTuple):
   """What each image gets, as `operations.apply` takes it, one operation after the other.
 
   names: the operations to choose from.
@@ -70,12 +70,14 @@ class Draw(NamedTuple):
   magnitude: [b, n], float32.
   """
 
-  names: Sequence[str]
-  choice: jax.Array
+  op_names: Sequence[str]
+  op_index: jax.Array
   magnitude: jax.Array
 
 
-def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 128) -> jax.Array:
+def autoaugment(
+  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 128
+) -> jax.Array:
   """The CIFAR-10 policy: one of 25 pairs of operations, each applied with its own probability.
 
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", CVPR 2019, https://arxiv.org/abs/1805.09501.
@@ -83,7 +85,7 @@ def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: war
   Classification", https://arxiv.org/abs/1912.10850: shears are cubic, other warps nearest; rotations have no random
   sign, all other warps and the blends do; solarize has thresholds from 256.
   """
-  return _apply(image, draw_autoaugment(key, index, image.shape[1], image.shape[2]), fill)
+  return _apply_sequence(image, sample_autoaugment(key, index, image.shape[1], image.shape[2]), fill)
 
 
 def randaugment(
@@ -93,7 +95,7 @@ def randaugment(
   *,
   num_ops: int = 2,
   magnitude: int = 9,
-  fill: warps.Fill = 0,
+  fill: geometric_ops.Fill = 0,
 ) -> jax.Array:
   """A number of operations, drawn from fourteen with replacement, of one magnitude from 0 to 30.
 
@@ -105,124 +107,136 @@ def randaugment(
     raise ValueError(f"randaugment: num_ops must be at least 1, got {num_ops!r}")
   if magnitude not in range(31):
     raise ValueError(f"randaugment: magnitude must be a whole number from 0 to 30, got {magnitude!r}")
-  draw = draw_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)
-  return _apply(image, draw, fill)
+  draw = sample_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)
+  return _apply_sequence(image, draw, fill)
 
 
-def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
+def trivialaugment(
+  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 0
+) -> jax.Array:
   """One operation, of a magnitude drawn from 31, of the wide space.
 
   Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
   https://arxiv.org/abs/2103.10158. The space is that of torchvision's `TrivialAugmentWide`. The authors' code cuts
   off fractions of degrees and of bits, and has blends by 0.01 to 2, which is 1 +- 0.99 in other steps.
   """
-  return _apply(image, draw_trivialaugment(key, index), fill)
+  return _apply_sequence(image, sample_trivialaugment(key, index), fill)
 
 
-def fixmatch(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: warps.Fill = 0) -> jax.Array:
+def fixmatch(
+  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 0
+) -> jax.Array:
   """Two operations of random magnitude, then a random square in one colour.
 
   Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
   https://arxiv.org/abs/2001.07685, appendix; in the form of the code of Jin, Wang and Lin, "Multi-Level Logit
   Distillation", CVPR 2023, whose strong view it is after crop and flip. Blends are by 0.05 to 0.95 only.
   """
-  image = _apply(image, draw_fixmatch(key, index, image.shape[1], image.shape[2]), fill)
-  return erasing.random_square(jax.random.fold_in(key, NO_INDEX), image, index)
+  image = _apply_sequence(image, sample_fixmatch(key, index, image.shape[1], image.shape[2]), fill)
+  return erasing.random_square(jax.random.fold_in(key, RNG_SALT), image, index)
 
 
-def draw_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
+def sample_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> SampledOps:
   """Draws a pair, whether to apply each of its two, and two signs."""
-  space = _space(_ranges(10, h, w) | {"solarize": np.linspace(256, 0, 10)})
+  space = _signed_magnitudes(_autoaugment_ranges(10, h, w) | {"solarize": np.linspace(256, 0, 10)})
   space["rotate"][:, 0] = space["rotate"][:, 1]  # no sign
   space["cubic_shear_y"] = space["shear_y"]
-  names = ("identity", *dict.fromkeys(name for pair in CIFAR_POLICY for name, _, _ in pair))
-  choice = np.array([[names.index(name) for name, _, _ in pair] for pair in CIFAR_POLICY], np.int32)
-  probability = np.array([[p for _, p, _ in pair] for pair in CIFAR_POLICY], np.float32)
-  magnitude = np.array([[space[name][level] for name, _, level in pair] for pair in CIFAR_POLICY], np.float32)
-  drawn = uniform(key, index, 5)
-  pair = _floor(drawn[:, 0], len(CIFAR_POLICY))
+  names = ("identity", *dict.fromkeys(name for pair in AUTOAUGMENT_CIFAR10 for name, _, _ in pair))
+  choice = np.array([[names.index(name) for name, _, _ in pair] for pair in AUTOAUGMENT_CIFAR10], np.int32)
+  probability = np.array([[p for _, p, _ in pair] for pair in AUTOAUGMENT_CIFAR10], np.float32)
+  magnitude = np.array(
+    [[space[name][level] for name, _, level in pair] for pair in AUTOAUGMENT_CIFAR10], np.float32
+  )
+  drawn = uniform_per_example(key, index, 5)
+  pair = _to_index(drawn[:, 0], len(AUTOAUGMENT_CIFAR10))
   applied = drawn[:, 1:3] < jnp.asarray(probability)[pair]
-  sign = _floor(drawn[:, 3:], 2)
+  sign = _to_index(drawn[:, 3:], 2)
   signed = jnp.take_along_axis(jnp.asarray(magnitude)[pair], sign[..., None], axis=-1)[..., 0]
-  return Draw(names, jnp.where(applied, jnp.asarray(choice)[pair], 0), signed)
+  return SampledOps(names, jnp.where(applied, jnp.asarray(choice)[pair], 0), signed)
 
 
-def draw_randaugment(key: jax.Array, index: jax.Array, h: int, w: int, num_ops: int, magnitude: int) -> Draw:
+def sample_randaugment(
+  key: jax.Array, index: jax.Array, h: int, w: int, num_ops: int, magnitude: int
+) -> SampledOps:
   """Draws operations and signs."""
-  table = _table(_space(_whole_pixels(_ranges(31, h, w))))[:, magnitude]
-  drawn = uniform(key, index, 2 * num_ops)
-  choice, sign = _floor(drawn[:, :num_ops], len(FOURTEEN)), _floor(drawn[:, num_ops:], 2)
-  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, sign])
+  table = _magnitude_table(_signed_magnitudes(_round_translation(_autoaugment_ranges(31, h, w))))[
+    :, magnitude
+  ]
+  drawn = uniform_per_example(key, index, 2 * num_ops)
+  choice, sign = _to_index(drawn[:, :num_ops], len(RANDAUGMENT_OPS)), _to_index(drawn[:, num_ops:], 2)
+  return SampledOps(RANDAUGMENT_OPS, choice, jnp.asarray(table)[choice, sign])
 
 
-def draw_trivialaugment(key: jax.Array, index: jax.Array) -> Draw:
+def sample_trivialaugment(key: jax.Array, index: jax.Array) -> SampledOps:
   """Draws an operation, a level and a sign."""
-  table = _table(_space(_whole_pixels(_wide_ranges())))
-  drawn = uniform(key, index, 3)
-  choice, level, sign = (_floor(drawn[:, i : i + 1], n) for i, n in enumerate(table.shape))
-  return Draw(FOURTEEN, choice, jnp.asarray(table)[choice, level, sign])
+  table = _magnitude_table(_signed_magnitudes(_round_translation(_wide_ranges())))
+  drawn = uniform_per_example(key, index, 3)
+  choice, level, sign = (_to_index(drawn[:, i : i + 1], n) for i, n in enumerate(table.shape))
+  return SampledOps(RANDAUGMENT_OPS, choice, jnp.asarray(table)[choice, level, sign])
 
 
-def draw_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> Draw:
+def sample_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> SampledOps:
   """Draws two operations and their magnitudes."""
   ends: dict[str, tuple[float, float]] = {"posterize": (4, 8), "solarize": (0, 256), "rotate": (-30, 30)}
   ends |= {"shear_x": (-0.3, 0.3), "shear_y": (-0.3, 0.3)}
   ends |= {"translate_x": (-0.3 * w, 0.3 * w), "translate_y": (-0.3 * h, 0.3 * h)}
-  ends |= dict.fromkeys(blends.DEGENERATES, (0.05, 0.95))
-  table = np.array([ends.get(name, (0, 0)) for name in FOURTEEN], np.float32)
-  drawn = uniform(key, index, 4)
-  choice = _floor(drawn[:, :2], len(FOURTEEN))
+  ends |= dict.fromkeys(enhance_ops.ENHANCE_OPS, (0.05, 0.95))
+  table = np.array([ends.get(name, (0, 0)) for name in RANDAUGMENT_OPS], np.float32)
+  drawn = uniform_per_example(key, index, 4)
+  choice = _to_index(drawn[:, :2], len(RANDAUGMENT_OPS))
   low, high = jnp.moveaxis(jnp.asarray(table)[choice], -1, 0)
-  return Draw(FOURTEEN, choice, low + (high - low) * drawn[:, 2:])
+  return SampledOps(RANDAUGMENT_OPS, choice, low + (high - low) * drawn[:, 2:])
 
 
-def _apply(image: jax.Array, draw: Draw, fill: warps.Fill) -> jax.Array:
+def _apply_sequence(image: jax.Array, sampled: SampledOps, fill: geometric_ops.Fill) -> jax.Array:
   def one(image, drawn):
-    return operations.apply(image, *drawn, names=draw.names, fill=fill), None
+    return operations.apply_ops(image, *drawn, op_names=sampled.op_names, fill=fill), None
 
   # A loop, so that the operations are compiled once.
-  return jax.lax.scan(one, image, (draw.choice.T, draw.magnitude.T))[0]
+  return jax.lax.scan(one, image, (sampled.op_index.T, sampled.magnitude.T))[0]
 
 
-def _floor(drawn: jax.Array, count: int) -> jax.Array:
+def _to_index(uniforms: jax.Array, count: int) -> jax.Array:
   """Whole numbers below count, of numbers in [0, 1)."""
-  return jnp.floor(drawn * count).astype(jnp.int32)
+  return jnp.floor(uniforms * count).astype(jnp.int32)
 
 
-Ranges = dict[str, np.ndarray]
+MagnitudeRanges = dict[str, np.ndarray]
 
 
-def _ranges(levels: int, h: int, w: int) -> Ranges:
+def _autoaugment_ranges(num_levels: int, h: int, w: int) -> MagnitudeRanges:
   """How strong each operation is at each level, [levels]: AutoAugment's, whose images have 331 pixels."""
-  shear, enhance, move = (np.linspace(0, end, levels) for end in (0.3, 0.9, 150 / 331))
+  shear, enhance, move = (np.linspace(0, end, num_levels) for end in (0.3, 0.9, 150 / 331))
   strength = {"shear_x": shear, "shear_y": shear, "translate_x": move * w, "translate_y": move * h}
-  strength |= {"rotate": np.linspace(0, 30, levels), "posterize": np.round(np.linspace(8, 4, levels))}
-  return strength | {"solarize": np.linspace(255, 0, levels)} | dict.fromkeys(blends.DEGENERATES, enhance)
+  strength |= {"rotate": np.linspace(0, 30, num_levels), "posterize": np.round(np.linspace(8, 4, num_levels))}
+  return (
+    strength | {"solarize": np.linspace(255, 0, num_levels)} | dict.fromkeys(enhance_ops.ENHANCE_OPS, enhance)
+  )
 
 
-def _wide_ranges() -> Ranges:
+def _wide_ranges() -> MagnitudeRanges:
   shear, enhance, move = (np.linspace(0, end, 31) for end in (0.99, 0.99, 32))
   strength = {"shear_x": shear, "shear_y": shear, "translate_x": move, "translate_y": move}
   strength |= {"rotate": np.linspace(0, 135, 31), "posterize": np.round(np.linspace(8, 2, 31))}
-  return strength | {"solarize": np.linspace(255, 0, 31)} | dict.fromkeys(blends.DEGENERATES, enhance)
+  return strength | {"solarize": np.linspace(255, 0, 31)} | dict.fromkeys(enhance_ops.ENHANCE_OPS, enhance)
 
 
-def _whole_pixels(strength: Ranges) -> Ranges:
-  cut = {name: np.trunc(strength[name].round(6)) for name in ("translate_x", "translate_y")}
-  return {**strength, **cut}
+def _round_translation(ranges: MagnitudeRanges) -> MagnitudeRanges:
+  cut = {name: np.trunc(ranges[name].round(6)) for name in ("translate_x", "translate_y")}
+  return {**ranges, **cut}
 
 
-def _space(strength: Ranges) -> dict[str, np.ndarray]:
+def _signed_magnitudes(ranges: MagnitudeRanges) -> dict[str, np.ndarray]:
   """Magnitudes as `operations.apply` takes them, [levels, 2]: with either sign, where the operation has one."""
   space = {}
-  for name, level in strength.items():
-    middle = 1.0 if name in blends.DEGENERATES else 0.0
+  for name, level in ranges.items():
+    middle = 1.0 if name in enhance_ops.ENHANCE_OPS else 0.0
     both = (level, level) if name in ("posterize", "solarize") else (middle - level, middle + level)
     space[name] = np.stack(both, axis=1)
   levels = len(space["rotate"])
-  return space | {name: np.zeros((levels, 2)) for name in operations.OPERATIONS if name not in space}
+  return space | {name: np.zeros((levels, 2)) for name in operations.OP_NAMES if name not in space}
 
 
-def _table(space: Mapping[str, np.ndarray]) -> np.ndarray:
+def _magnitude_table(magnitudes: Mapping[str, np.ndarray]) -> np.ndarray:
   """The magnitudes of the fourteen, [14, levels, 2]."""
-  return np.array([space[name] for name in FOURTEEN], np.float32)
+  return np.array([magnitudes[name] for name in RANDAUGMENT_OPS], np.float32)

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smskd_jax.data.dataset import OF_PHOTOGRAPHS, Arrays, Split
-from smskd_jax.data.photographs import Photographs, Squares
+from smskd_jax.data.dataset import IMAGENET_STATS, RawSplits, Split
+from smskd_jax.data.lazy_images import CropConfig, LazyImages
 from smskd_jax.errors import UserError
 
-BLOCK = 1024  # examples decoded in one call
+READ_BATCH = 1024  # examples decoded in one call
 
 
-def tfds(argument: str, folder: str) -> Arrays:
+def read_tfds(argument: str, folder: str) -> RawSplits:
   """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`, by default TFDS's own.
 
   It must be prepared as array_record and have the features image and label. The split to test on is the one
@@ -34,14 +34,14 @@ def tfds(argument: str, folder: str) -> Arrays:
   Under `tfds.testing.mock_data` nothing needs to be prepared.
   """
   where = f"data.source: 'tfds:{argument}'"
-  if _mocked():
+  if _is_mocked():
     import tensorflow_datasets
 
-    return of_builder(tensorflow_datasets.builder(argument), where)
-  return of_builder(_builder(_prepared(argument, folder, where), where), where)
+    return read_builder(tensorflow_datasets.builder(argument), where)
+  return read_builder(_open_builder(_find_prepared(argument, folder, where), where), where)
 
 
-class Examples(NamedTuple):
+class TfdsRecords(NamedTuple):
   """A split's encoded images, as records."""
 
   source: Any  # TFDS's, which does not decode
@@ -56,22 +56,22 @@ class Examples(NamedTuple):
     try:
       return self.source[i]["image"]
     except Exception as error:  # TFDS lets through whatever its parsers raise
-      raise ValueError(f"cannot read {self.name(i)} ({_line(error)}); prepare it again") from None
+      raise ValueError(f"cannot read {self.name(i)} ({_first_line(error)}); prepare it again") from None
 
   def name(self, i: int) -> str:
     """Where the i-th is."""
     return f"example {i} of split {self.split}"
 
 
-def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
+def stream_tfds(argument: str, folder: str, crop: CropConfig) -> RawSplits:
   """The same examples, of any sizes, in their records until they are asked for.
 
   Their fingerprint is of TFDS's description and of the names and sizes of the files. Labels are in the records too: the
   first time all of them are read for it, and the labels are kept in the user's cache folder.
   """
   where = f"data.source: 'tfds:{argument}'"
-  path = _prepared(argument, folder, where)
-  builder = _builder(path, where)
+  path = _find_prepared(argument, folder, where)
+  builder = _open_builder(path, where)
   _check_features(builder, where)
   from tensorflow_datasets import decode
 
@@ -79,16 +79,16 @@ def photographs(argument: str, folder: str, squares: Squares) -> Arrays:
   digest = hashlib.sha256(repr((listed, (path / "dataset_info.json").read_text())).encode()).hexdigest()
 
   def split(name: str) -> Split:
-    source = _source(builder, name, where, decoders={"image": decode.SkipDecoding()})
-    label = _labels(source, name, digest, where)
+    source = _open_source(builder, name, where, decoders={"image": decode.SkipDecoding()})
+    label = _read_labels(source, name, digest, where)
     return Split(
-      Photographs(Examples(source, name), np.arange(len(label)), squares, f"{digest} {name}"), label
+      LazyImages(TfdsRecords(source, name), np.arange(len(label)), crop, f"{digest} {name}"), label
     )
 
-  return Arrays(split("train"), split(_test_split(builder, where)), _class_names(builder), OF_PHOTOGRAPHS)
+  return RawSplits(split("train"), split(_test_split(builder, where)), _class_names(builder), IMAGENET_STATS)
 
 
-def _labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
+def _read_labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
   """[n], int32: from the cache folder, or read of every example."""
   cache = (
     pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "smskd_jax" / "labels"
@@ -96,7 +96,7 @@ def _labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
   file = cache / f"{digest[:32]}-{split}.npy"
   with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged: then it is made again
     return np.load(file, allow_pickle=False)
-  label = np.array([example["label"] for example in _in_blocks(source, split, where)], np.int32)
+  label = np.array([example["label"] for example in _iterate_in_batches(source, split, where)], np.int32)
   with contextlib.suppress(OSError):  # without a cache, they are read again the next time
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as written:
@@ -105,7 +105,7 @@ def _labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
   return label
 
 
-def _mocked() -> bool:
+def _is_mocked() -> bool:
   """Whether `tfds.testing.mock_data` is in force, which answers for every data set with random examples."""
   if sys.modules.get("tensorflow_datasets") is None:
     return False
@@ -114,7 +114,7 @@ def _mocked() -> bool:
   return tensorflow_datasets.core.DatasetBuilder.download_and_prepare.__module__.endswith("testing.mocking")
 
 
-def _prepared(argument: str, folder: str, where: str) -> pathlib.Path:
+def _find_prepared(argument: str, folder: str, where: str) -> pathlib.Path:
   """The folder that holds the newest version asked for."""
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise UserError(f"{where} needs TensorFlow Datasets; pip install tensorflow-datasets")
@@ -129,7 +129,7 @@ def _prepared(argument: str, folder: str, where: str) -> pathlib.Path:
   chosen = [path for path in versions if version in (None, path.name)]
   if chosen:
     return max(chosen, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
-  found = sorted({path.parents[1].relative_to(root).as_posix() for path in _infos(root)})
+  found = sorted({path.parents[1].relative_to(root).as_posix() for path in _list_prepared(root)})
   nearest = difflib.get_close_matches(argument, found, n=1)
   hint = f"did you mean {nearest[0]!r}? " if nearest else ""
   raise UserError(
@@ -139,13 +139,13 @@ def _prepared(argument: str, folder: str, where: str) -> pathlib.Path:
   )
 
 
-def _infos(root: pathlib.Path) -> list[pathlib.Path]:
+def _list_prepared(root: pathlib.Path) -> list[pathlib.Path]:
   """The dataset_info.json of all that is prepared, with and without configs."""
   # No deeper: a data_dir may also hold the millions of files that were once extracted there.
   return [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*.*.*/dataset_info.json")]
 
 
-def _builder(path: pathlib.Path, where: str) -> Any:
+def _open_builder(path: pathlib.Path, where: str) -> Any:
   """TFDS's reader of a prepared folder."""
   fix = "prepare it again, with file_format='array_record', in another data_dir"
   try:
@@ -158,14 +158,14 @@ def _builder(path: pathlib.Path, where: str) -> Any:
   except UserError:
     raise
   except Exception as error:  # TFDS lets through whatever its parsers raise
-    raise UserError(f"{where}: cannot read {path} ({_line(error)}); {fix}") from None
+    raise UserError(f"{where}: cannot read {path} ({_first_line(error)}); {fix}") from None
 
 
-def of_builder(builder: Any, where: str) -> Arrays:
+def read_builder(builder: Any, where: str) -> RawSplits:
   """Reads the two splits of a TFDS builder whose data are prepared, or mocked."""
   _check_features(builder, where)
-  train, test = (_split(builder, name, where) for name in ("train", _test_split(builder, where)))
-  return Arrays(train, test, _class_names(builder))
+  train, test = (_read_split(builder, name, where) for name in ("train", _test_split(builder, where)))
+  return RawSplits(train, test, _class_names(builder))
 
 
 def _check_features(builder: Any, where: str) -> None:
@@ -191,10 +191,10 @@ def _test_split(builder: Any, where: str) -> str:
   raise UserError(f"{where} has the splits {', '.join(names)}; it must have train, and test or validation")
 
 
-def _split(builder: Any, name: str, where: str) -> Split:
+def _read_split(builder: Any, name: str, where: str) -> Split:
   images: list[np.ndarray] = []
   labels: list[int] = []
-  for example in _examples(builder, name, where):
+  for example in _iterate_examples(builder, name, where):
     images.append(example["image"])
     labels.append(example["label"])
     if images[-1].shape != images[0].shape:  # said at once: not after all of ImageNet has been read
@@ -205,35 +205,35 @@ def _split(builder: Any, name: str, where: str) -> Split:
   return Split(np.array(images), np.array(labels))
 
 
-def _examples(builder: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
+def _iterate_examples(builder: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
   """All examples of a split."""
-  yield from _in_blocks(_source(builder, name, where), name, where)
+  yield from _iterate_in_batches(_open_source(builder, name, where), name, where)
 
 
-def _source(builder: Any, name: str, where: str, **options: Any) -> Any:
+def _open_source(builder: Any, name: str, where: str, **options: Any) -> Any:
   """TFDS's reader of a split."""
   try:
     return builder.as_data_source(split=name, **options)
   except Exception as error:  # TFDS lets through whatever its readers raise
-    raise _unreadable(error, name, where) from None
+    raise _read_error(error, name, where) from None
 
 
-def _in_blocks(source: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
+def _iterate_in_batches(source: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
   """All examples, read many at a time, which is several times faster than one by one."""
   try:
-    if _mocked():  # mocked sources cannot read in bulk
+    if _is_mocked():  # mocked sources cannot read in bulk
       yield from (source[i] for i in range(len(source)))
       return
-    for first in range(0, len(source), BLOCK):
-      yield from source.__getitems__(list(range(first, min(first + BLOCK, len(source)))))
+    for first in range(0, len(source), READ_BATCH):
+      yield from source.__getitems__(list(range(first, min(first + READ_BATCH, len(source)))))
   except Exception as error:  # TFDS lets through whatever its decoders raise
-    raise _unreadable(error, name, where) from None
+    raise _read_error(error, name, where) from None
 
 
-def _unreadable(error: Exception, name: str, where: str) -> UserError:
-  return UserError(f"{where}: cannot read split {name} ({_line(error)}); prepare it again")
+def _read_error(error: Exception, name: str, where: str) -> UserError:
+  return UserError(f"{where}: cannot read split {name} ({_first_line(error)}); prepare it again")
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
   """The first line of what a library says."""
   return str(error).strip().split("\n")[0] or type(error).__name__

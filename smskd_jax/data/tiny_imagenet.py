@@ -14,48 +14,50 @@ import pathlib
 import numpy as np
 
 from smskd_jax.data import image_folder
-from smskd_jax.data.dataset import Arrays, Split
+from smskd_jax.data.dataset import RawSplits, Split
 from smskd_jax.errors import UserError
 
-NAME = "tiny-imagenet-200"
-WHERE = "data.source: 'tiny_imagenet'"
+FOLDER_NAME = "tiny-imagenet-200"
+ERROR_PREFIX = "data.source: 'tiny_imagenet'"
 
 
-def tiny_imagenet(argument: str, folder: str) -> Arrays:
+def read_tiny_imagenet(argument: str, folder: str) -> RawSplits:
   """All images of both parts, in RGB; the sorted names of the folders in train are the classes."""
   del argument
-  root = pathlib.Path(folder or "data") / NAME
+  root = pathlib.Path(folder or "data") / FOLDER_NAME
   if not (root / "train").is_dir():
     raise UserError(
-      f"{WHERE}: no folder {root / 'train'}; unpack tiny-imagenet-200.zip in data.folder, {root.parent}"
+      f"{ERROR_PREFIX}: no folder {root / 'train'}; unpack tiny-imagenet-200.zip in data.folder, {root.parent}"
     )
   class_names = tuple(sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir()))
   number = {name: k for k, name in enumerate(class_names)}
   train = [
     (path, number[name]) for name in class_names for path in sorted((root / "train" / name).rglob("*.JPEG"))
   ]
-  test = [(root / "val" / "images" / file, number[name]) for file, name in _annotations(root, number)]
+  test = [(root / "val" / "images" / file, number[name]) for file, name in _read_annotations(root, number)]
   for part, found in (("train", train), ("val", test)):
     if not found:
-      raise UserError(f"{WHERE}: no image in {root / part}; unpack the archive again")
+      raise UserError(f"{ERROR_PREFIX}: no image in {root / part}; unpack the archive again")
   paths, label = zip(*train, *test, strict=True)
-  image, at = image_folder.stack(list(paths), WHERE), len(train)
-  return Arrays(Split(image[:at], np.array(label[:at])), Split(image[at:], np.array(label[at:])), class_names)
+  image, at = image_folder.read_images(list(paths), ERROR_PREFIX), len(train)
+  return RawSplits(
+    Split(image[:at], np.array(label[:at])), Split(image[at:], np.array(label[at:])), class_names
+  )
 
 
-def _annotations(root: pathlib.Path, known: dict[str, int]) -> list[tuple[str, str]]:
+def _read_annotations(root: pathlib.Path, known: dict[str, int]) -> list[tuple[str, str]]:
   """File and class of every validation image, in the order of the file names."""
   path = root / "val" / "val_annotations.txt"
   if not path.is_file():
     raise UserError(
-      f"{WHERE}: no file {path}, which has the classes of the test images; unpack the archive again"
+      f"{ERROR_PREFIX}: no file {path}, which has the classes of the test images; unpack the archive again"
     )
   found = []
   for i, line in enumerate(path.read_text().splitlines(), start=1):
     parts = line.split("\t")
     if len(parts) < 2 or parts[1] not in known:
       raise UserError(
-        f"{WHERE}: line {i} of {path} is not FILE, tab, CLASS, with a class of train: {line[:40]!r}"
+        f"{ERROR_PREFIX}: line {i} of {path} is not FILE, tab, CLASS, with a class of train: {line[:40]!r}"
       )
     found.append((parts[0], parts[1]))
   return sorted(found)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.data import augment, erasing, finite, policies
+from smskd_jax.data import augment, enumerable_views, erasing, policies
 
 # (key, image [b, h, w, c], uint8, index [b], integers) -> [b, h, w, c], uint8; or float32, normalized already.
 View = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -40,13 +40,13 @@ def crop_flip(
   *,
   padding: int = 4,
   flip: bool = True,
-  views: int = 0,
+  num_views: int = 0,
 ) -> jax.Array:
   """`augment.crop_flip`, with the usual options for CIFAR; with `views` only so many of each image, see `finite`."""
-  if not views:
+  if not num_views:
     return augment.crop_flip(key, image, index, padding=padding, flip=flip)
-  of = finite.crop_flip(padding=padding, flip=flip, views=views)
-  return of.show(image, index, of.number(key, index))
+  of = enumerable_views.crop_flip(padding=padding, flip=flip, num_views=num_views)
+  return of.render(image, index, of.sample_index(key, index))
 
 
 def noise(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def make_view(name: str, options: Mapping[str, Mapping[str, Any]] = MappingProxy
   def view(key, image, index):
     for place, (part, chosen) in enumerate(parts):
       as_it_is = place == 0 and part == "crop_flip"
-      part_key = key if as_it_is else jax.random.fold_in(key, augment.NO_INDEX - place)
+      part_key = key if as_it_is else jax.random.fold_in(key, augment.RNG_SALT - place)
       image = VIEWS[part](part_key, image, index, **chosen)
     return image
 
@@ -123,9 +123,9 @@ def view_options(name: str) -> dict[str, dict[str, Any]]:
       raise ValueError(f"view {name!r}: unknown part {part!r}; known: {', '.join(VIEWS)}")
   if "noise" in parts and len(parts) > 1:
     raise ValueError(f"view {name!r}: 'noise' leaves nothing of the image for other parts; use it alone")
-  return {part: _defaults(part) for part in parts}
+  return {part: _default_options(part) for part in parts}
 
 
-def _defaults(part: str) -> dict[str, Any]:
+def _default_options(part: str) -> dict[str, Any]:
   parameters = inspect.signature(VIEWS[part]).parameters.values()
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 import math
 
-from smskd_jax.data.dataset import Moments
+from smskd_jax.data.dataset import ChannelStats
 from smskd_jax.errors import UserError
 
 
-def parse(mean: str | None, std: str | None) -> Moments | None:
+def parse(mean: str | None, std: str | None) -> ChannelStats | None:
   """The flags --mean and --std, numbers joined by commas; None where neither is given.
 
   Raises:
@@ -19,7 +19,7 @@ def parse(mean: str | None, std: str | None) -> Moments | None:
     if given is None:
       raise UserError(f"{flag}: missing; --mean and --std go together")
   assert mean is not None and std is not None
-  found = Moments(_numbers("--mean", mean), _numbers("--std", std))
+  found = ChannelStats(_numbers("--mean", mean), _numbers("--std", std))
   for value in found.mean:
     if not 0 <= value <= 1:
       raise UserError(
@@ -41,13 +41,13 @@ def _numbers(flag: str, text: str) -> tuple[float, ...]:
   return values
 
 
-def of_channels(stated: Moments, channels: int) -> Moments:
+def of_channels(stated: ChannelStats, channels: int) -> ChannelStats:
   """The normalisation with one value for each channel: of a single one, that for all.
 
   Raises:
     UserError: another number of values.
   """
-  return Moments(
+  return ChannelStats(
     *(_of_channels(flag, of, channels) for flag, of in zip(("--mean", "--std"), stated, strict=True))
   )
 

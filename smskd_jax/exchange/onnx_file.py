@@ -11,10 +11,10 @@ from jax import export
 import jax.numpy as jnp
 
 from smskd_jax.errors import UserError
-from smskd_jax.exchange.trained import Trained
+from smskd_jax.exchange.exported_network import ExportedNetwork
 
 
-def write(trained: Trained, path: Path) -> None:
+def write(trained: ExportedNetwork, path: Path) -> None:
   """Writes `images` [b, h, w, c] uint8 -> `logits` [b, k], b free; classes and all else in its metadata.
 
   Raises:

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smskd_jax import filling
-from smskd_jax.data.dataset import Moments
+from smskd_jax.config import merge
+from smskd_jax.data.dataset import ChannelStats
 from smskd_jax.errors import UserError
-from smskd_jax.exchange import runs, safetensors_file, torch_import, variables
-from smskd_jax.exchange.trained import Trained
+from smskd_jax.exchange import run_networks, safetensors_file, torch_import, variables
+from smskd_jax.exchange.exported_network import ExportedNetwork
 from smskd_jax.runtime import workdir
 from smskd_jax.runtime.integrity import read_json
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime.store import StageEntry
 
 _OURS = (
   "model",
@@ -19,7 +19,7 @@ _OURS = (
 )  # fields of a network's description that are not options of its model
 
 
-class Pretrained(NamedTuple):
+class LoadedNetwork(NamedTuple):
   """A network, its variables and the images that it is for, as far as its place states them."""
 
   model: str  # a name of smskd_jax.models.MODELS, or custom:package.module:Class
@@ -27,15 +27,15 @@ class Pretrained(NamedTuple):
   variables: Any  # host arrays
   num_classes: int | None
   channels: int | None  # of its images
-  normalization: Moments | None  # of its images; None: that of the data
+  normalization: ChannelStats | None  # of its images; None: that of the data
 
   @property
   def architecture(self) -> str:
     """The model with its options, as --network takes it."""
-    return filling.written(self.model, self.options)
+    return merge.format_options(self.model, self.options)
 
 
-def read(field: str, path: Path, network: str | None = None) -> Pretrained:
+def read(field: str, path: Path, network: str | None = None) -> LoadedNetwork:
   """Reads a trained network.
 
   Args:
@@ -54,7 +54,7 @@ def read(field: str, path: Path, network: str | None = None) -> Pretrained:
     raise UserError(f"{field}: {path} is a file; import PyTorch's by python -m smskd_jax.import_torch first")
   if (path / "config.json").is_file():
     run = workdir.read_run(field, path)
-    return _of_trained(runs.network(field, run, network or _only(field, run)).trained)
+    return _of_trained(run_networks.network(field, run, network or _only(field, run)).trained)
   if path.suffix == ".safetensors" and safetensors_file.description(path) is not None:
     _check_none(network, path)
     return _of_trained(safetensors_file.read(path))
@@ -68,7 +68,7 @@ def read(field: str, path: Path, network: str | None = None) -> Pretrained:
   else:
     _check_none(network, path)
   model, options, num_classes, channels = found
-  return Pretrained(model, options, given.variables, num_classes, channels, given.normalization)
+  return LoadedNetwork(model, options, given.variables, num_classes, channels, given.normalization)
 
 
 def _final(field: str, path: Path) -> Path:
@@ -89,8 +89,8 @@ def _stated(path: Path, entry: Path) -> tuple[str, dict[str, Any], int | None, i
   described = stage.get("hashed", {}).get("network")
   if described is None:
     return None
-  about = Entry(entry.parent, entry.name).about()
-  options = filling.plain(filling.options(described, *_OURS))
+  about = StageEntry(entry.parent, entry.name).metadata()
+  options = merge.to_plain(merge.drop_keys(described, *_OURS))
   return described["model"], options, about.get("num_classes"), _channels(about)
 
 
@@ -98,15 +98,15 @@ def _channels(about: dict[str, Any]) -> int | None:
   return about["image_shape"][2] if "image_shape" in about else None
 
 
-def _of_trained(trained: Trained) -> Pretrained:
-  normalization = Moments(tuple(trained.mean), tuple(trained.std))
+def _of_trained(trained: ExportedNetwork) -> LoadedNetwork:
+  normalization = ChannelStats(tuple(trained.mean), tuple(trained.std))
   count, channels = len(trained.class_names), trained.image_shape[2]
-  return Pretrained(trained.model, trained.options, trained.variables, count, channels, normalization)
+  return LoadedNetwork(trained.model, trained.options, trained.variables, count, channels, normalization)
 
 
 def _only(field: str, run: workdir.Run) -> str:
   """The only network that a run trained, or its student."""
-  names = run.trained()
+  names = run.trained_networks()
   if len(names) > 1 and "student" not in names:
     raise UserError(f"--network: missing; the run in {run.folder} trained {', '.join(names)}")
   return "student" if "student" in names else names[0]

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from smskd_jax.errors import UserError
-from smskd_jax.exchange import trained as trained_lib
-from smskd_jax.exchange.trained import Trained
+from smskd_jax.exchange import exported_network as trained_lib
+from smskd_jax.exchange.exported_network import ExportedNetwork
 
 _DESCRIPTION = "network"  # the key of the file's header under which the description is
 
@@ -30,7 +30,7 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     raise UserError(f"{path}: broken or not a safetensors file ({error})") from error
 
 
-def write(trained: Trained, path: Path) -> None:
+def write(trained: ExportedNetwork, path: Path) -> None:
   """Writes variables under their paths ('params/layer1_0/conv1/kernel') and what they are, as JSON in the header."""
   flat = traverse_util.flatten_dict(trained.variables, sep="/")
   arrays = {name: np.ascontiguousarray(x) for name, x in flat.items()}
@@ -43,7 +43,7 @@ def variables(path: Path) -> dict[str, Any]:
   return traverse_util.unflatten_dict(tensors(path), sep="/")
 
 
-def read(path: str | Path) -> Trained:
+def read(path: str | Path) -> ExportedNetwork:
   """The network in a file that `write` has written: `.network`, `.variables`, `.program()`.
 
   Raises:

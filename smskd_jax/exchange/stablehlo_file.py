@@ -10,12 +10,12 @@ import jax
 from jax import export
 import jax.numpy as jnp
 
-from smskd_jax.exchange.trained import Trained
+from smskd_jax.exchange.exported_network import ExportedNetwork
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(trained: Trained, path: Path) -> None:
+def write(trained: ExportedNetwork, path: Path) -> None:
   """Writes images [b, h, w, c] uint8 -> logits [b, k] as serialised StableHLO, b free, for all platforms."""
   (batch,) = export.symbolic_shape("b")
   images = jax.ShapeDtypeStruct((batch, *trained.image_shape), jnp.uint8)

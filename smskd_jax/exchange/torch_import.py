@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smskd_jax import filling
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.config import merge
+from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.exchange import safetensors_file, torch_reader
 from smskd_jax.models import NETWORKS, torch_weights
-from smskd_jax.models.spec import ImageShape
+from smskd_jax.models.introspection import ImageShape
 
 
 class Imported(NamedTuple):
@@ -44,8 +44,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
   """
   name, _, given = text.partition(":")
   if name not in NETWORKS:
-    raise unknown("--network", name, NETWORKS)
-  found = filling.parse_items("--network: option", given, filling.keywords(NETWORKS[name]))
+    raise unknown_name_error("--network", name, NETWORKS)
+  found = merge.parse_items("--network: option", given, merge.default_kwargs(NETWORKS[name]))
   try:
     NETWORKS[name](num_classes=2, **found)
   except ValueError as error:
@@ -82,7 +82,8 @@ def network(file: Path, name: str, given: Mapping[str, Any], image_size: int | N
     if others:
       which = " or of ".join(others)
       raise UserError(
-        f"{file}: these are the weights of {which}, not of {filling.written(name, given)}; give --network={others[0]}"
+        f"{file}: these are the weights of {which}, not of {merge.format_options(name, given)}; give "
+        f"--network={others[0]}"
       ) from error
     raise UserError(f"{file}: {error}") from error
 
@@ -92,7 +93,7 @@ def _num_classes(
 ) -> int:
   """The rows of the classifier, the one matrix whose shape depends on them; 0 where the checkpoint has none."""
   shapes = torch_weights.torch_shapes(NETWORKS[name](num_classes=1, **given), shape)
-  head = torch_weights.rename(shapes, found).get(_classifier(shapes))
+  head = torch_weights.match_names(shapes, found).get(_classifier(shapes))
   return 0 if head is None or head.ndim != 2 else head.shape[0]
 
 
@@ -105,11 +106,11 @@ def _classifier(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def _fitting(found: Mapping[str, np.ndarray], given: Mapping[str, Any], shape: ImageShape) -> Iterator[str]:
   """Names of networks, with options, of which a checkpoint has exactly the tensors."""
   for name in filter(functools.partial(_is_near, found), NETWORKS):
-    known = filling.keywords(NETWORKS[name])
+    known = merge.default_kwargs(NETWORKS[name])
     own = {option: value for option, value in given.items() if option in known and option != "shortcut"}
     for more in ({"shortcut": "A"}, {}) if "shortcut" in known else ({},):
       if _fits(name, own | more, found, shape):
-        yield filling.written(name, own | more)
+        yield merge.format_options(name, own | more)
 
 
 def _is_near(found: Mapping[str, np.ndarray], name: str) -> bool:
@@ -130,7 +131,7 @@ def _fits(name: str, given: Mapping[str, Any], found: Mapping[str, np.ndarray], 
     expected = torch_weights.torch_shapes(NETWORKS[name](num_classes=1, **given), shape)
   except ValueError:
     return False
-  renamed = torch_weights.rename(expected, found)
+  renamed = torch_weights.match_names(expected, found)
   shapes = {key: x.shape for key, x in renamed.items()}
   weight = _classifier(expected)
   bias, rows = weight.replace("weight", "bias"), shapes.get(weight, (0,))[:1]

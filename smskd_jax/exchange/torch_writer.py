@@ -14,8 +14,8 @@ import numpy as np
 
 from smskd_jax import models
 from smskd_jax.errors import UserError
+from smskd_jax.exchange.exported_network import ExportedNetwork
 from smskd_jax.exchange.torch_pickle import STORAGES
-from smskd_jax.exchange.trained import Trained
 from smskd_jax.models import torch_weights
 
 _STORAGE_OF = {np.dtype(dtype): name for name, dtype in STORAGES.items()}
@@ -85,7 +85,7 @@ def _global(module: str, name: str) -> bytes:
   return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def write_trained(trained: Trained, path: Any) -> None:
+def write_trained(trained: ExportedNetwork, path: Any) -> None:
   """Writes {'model': state_dict, 'class_names': ..., 'mean': ..., 'std': ...}; nothing normalises but the reader.
 
   Raises:

@@ -8,25 +8,25 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from smskd_jax import filling
-from smskd_jax.data.dataset import Moments
+from smskd_jax.config import merge
+from smskd_jax.data.dataset import ChannelStats
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file
-from smskd_jax.models import spec
-from smskd_jax.runtime import checkpoint, kinds, workdir
+from smskd_jax.models import introspection
+from smskd_jax.runtime import checkpoint, file_kinds, workdir
 from smskd_jax.runtime.integrity import read_json
-from smskd_jax.runtime.store import Entry, key_of, write_checked
+from smskd_jax.runtime.store import StageEntry, key_of, write_json_with_checksum
 
 _VARIABLES, _ABOUT = "variables", "network.json"
 
 
-class Given(NamedTuple):
+class Pretrained(NamedTuple):
   """Variables that no stage of the experiment has trained."""
 
   variables: Any
   fingerprint: str  # of every byte, with its name and shape
   source: str  # the folder that they were read from
-  normalization: Moments | None = None  # of the images that they were trained on; None: the data's
+  normalization: ChannelStats | None = None  # of the images that they were trained on; None: the data's
   network: str = ""  # their architecture, where the folder states it: NAME or NAME:option=value,...
 
   @property
@@ -36,20 +36,20 @@ class Given(NamedTuple):
       return self.fingerprint[:16]
     return key_of({"fingerprint": self.fingerprint, **self.normalization._asdict()})
 
-  def on(self, moments: Moments) -> "Given":
+  def on(self, moments: ChannelStats) -> "Pretrained":
     """For data of a normalisation: where it is theirs, they need none of their own."""
     return self._replace(normalization=None) if self.normalization == moments else self
 
 
 def save(folder: Path, variables: Any, about: dict[str, Any]) -> str:
   """Writes an imported network: its variables, and in network.json what they are. Returns their fingerprint."""
-  fingerprint = checkpoint.digest(variables)
+  fingerprint = checkpoint.tree_digest(variables)
   checkpoint.save_variables(folder / _VARIABLES, variables)
-  write_checked(folder / _ABOUT, about | {"fingerprint": fingerprint})
+  write_json_with_checksum(folder / _ABOUT, about | {"fingerprint": fingerprint})
   return fingerprint
 
 
-def load(field: str, folder: str, network: str) -> Given:
+def load(field: str, folder: str, network: str) -> Pretrained:
   """The variables in a folder.
 
   Args:
@@ -66,13 +66,13 @@ def load(field: str, folder: str, network: str) -> Given:
   if not isinstance(variables, dict) or "params" not in variables:
     raise UserError(f"{field}: {path} holds no variables of a network: it has no params")
   check_finite(field, variables)
-  fingerprint = checkpoint.digest(variables)
+  fingerprint = checkpoint.tree_digest(variables)
   about = path.parent / _ABOUT  # of an imported network
   if path.name == _VARIABLES and about.is_file() and read_json(about).get("fingerprint") != fingerprint:
     raise UserError(
       f"{field}: {path} is damaged (its fingerprint is not the one in {_ABOUT}); import it again"
     )
-  return Given(variables, fingerprint, str(path), stated, architecture)
+  return Pretrained(variables, fingerprint, str(path), stated, architecture)
 
 
 def _read(field: str, path: Path) -> Any:
@@ -88,7 +88,7 @@ def _read(field: str, path: Path) -> Any:
     raise UserError(f"{field}: {path} is no checkpoint of variables, or a damaged one ({first})") from error
 
 
-def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None, str]:
+def _find(field: str, folder: Path, network: str) -> tuple[Path, ChannelStats | None, str]:
   """Folder of the variables, with the normalisation and the architecture that are stored beside them."""
   if folder.suffix == ".safetensors":
     return folder, _in_header(field, folder), ""
@@ -96,18 +96,18 @@ def _find(field: str, folder: Path, network: str) -> tuple[Path, Moments | None,
     raise UserError(f"{field}: there is no folder {folder}")
   if (folder / _ABOUT).is_file():
     about = _about(field, folder)
-    architecture = filling.written(about["network"], about["options"]) if "network" in about else ""
+    architecture = merge.format_options(about["network"], about["options"]) if "network" in about else ""
     return folder / _VARIABLES, of_json(about.get("normalization")), architecture
-  if kinds.of(folder) in (kinds.STUDY, kinds.STORE, kinds.STAGE):
+  if file_kinds.folder_kind(folder) in (file_kinds.STUDY, file_kinds.STORE, file_kinds.STAGE):
     raise UserError(
-      f"{field}: {folder} is {kinds.of(folder)}; name the workdir of a run, or the final/ of a stage"
+      f"{field}: {folder} is {file_kinds.folder_kind(folder)}; name the workdir of a run, or the final/ of a stage"
     )
   if (folder.parent / "stage.json").is_file():
-    Entry(folder.parent.parent, folder.parent.name).checked(folder)
+    StageEntry(folder.parent.parent, folder.parent.name).verified(folder)
   if not (folder / "config.json").is_file():
     return folder, beside(folder), ""
   run = workdir.read_run(field, folder)
-  trained = run.trained()
+  trained = run.trained_networks()
   name = trained[0] if len(trained) == 1 else network
   if name not in trained:
     raise UserError(
@@ -127,17 +127,17 @@ def _about(field: str, folder: Path) -> dict[str, Any]:
   return about
 
 
-def beside(final: Path) -> Moments | None:
+def beside(final: Path) -> ChannelStats | None:
   """The normalisation that a store's entry states of its variables, by their folder; None where it states none."""
-  return of_json(Entry(final.parent.parent, final.parent.name).about().get("normalization"))
+  return of_json(StageEntry(final.parent.parent, final.parent.name).metadata().get("normalization"))
 
 
-def of_json(stated: Mapping[str, Any] | None) -> Moments | None:
+def of_json(stated: Mapping[str, Any] | None) -> ChannelStats | None:
   """The normalisation of {'mean': [c numbers], 'std': [c numbers]}."""
-  return None if stated is None else Moments(tuple(stated["mean"]), tuple(stated["std"]))
+  return None if stated is None else ChannelStats(tuple(stated["mean"]), tuple(stated["std"]))
 
 
-def _in_header(field: str, path: Path) -> Moments | None:
+def _in_header(field: str, path: Path) -> ChannelStats | None:
   try:
     described = safetensors_file.description(path)
   except UserError as error:
@@ -166,12 +166,12 @@ def check_fits(field: str, variables: Any, expected: Any, architecture: str = ""
     {".".join(path): tuple(x.shape) for path, x in traverse_util.flatten_dict(tree).items()}
     for tree in (expected, variables)
   )
-  problems = spec.misfits(ours, theirs)
+  problems = introspection.shape_mismatches(ours, theirs)
   if problems:
     whose = f" but of {architecture}" if architecture else ""
     raise UserError(f"{field}: not of this network{whose}: {'; '.join(problems)}")
 
 
-def as_host(variables: Any) -> Any:
+def to_numpy(variables: Any) -> Any:
   """The variables as float32 arrays of this machine."""
   return jax.tree.map(lambda x: np.asarray(x, np.float32), variables)

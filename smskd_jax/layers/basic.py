@@ -41,7 +41,7 @@ def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def conv(
   channels: int,
-  size: int,
+  kernel_size: int,
   *,
   stride: int = 1,
   groups: int = 1,
@@ -54,10 +54,10 @@ def conv(
 
   The padding is written out because with stride 2 "SAME" pads an even map on one side, PyTorch on both.
   """
-  pad = (size // 2, size // 2)
+  pad = (kernel_size // 2, kernel_size // 2)
   return nn.Conv(
     channels,
-    (size, size),
+    (kernel_size, kernel_size),
     strides=stride,
     padding=(pad, pad),
     feature_group_count=groups,
@@ -74,14 +74,14 @@ def norm(*, train: bool, axis_name: str | None, dtype: Any = None, name: str | N
   return BatchNorm(train=train, axis_name=axis_name, dtype=dtype, name=name)
 
 
-def linear(features: int, inputs: int, *, kernel_init: Any = None, name: str | None = None) -> nn.Dense:
+def linear(features: int, in_features: int, *, kernel_init: Any = None, name: str | None = None) -> nn.Dense:
   """A linear layer; weights and biases start uniform between -+1/sqrt(inputs), as PyTorch's do.
 
   With `kernel_init` weights start as it says, and biases at zero.
   """
   if kernel_init is not None:
     return nn.Dense(features, kernel_init=kernel_init, name=name)
-  bound = 1.0 / math.sqrt(inputs)
+  bound = 1.0 / math.sqrt(in_features)
 
   def bias(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -89,7 +89,7 @@ def linear(features: int, inputs: int, *, kernel_init: Any = None, name: str | N
   return nn.Dense(features, kernel_init=uniform, bias_init=bias, name=name)
 
 
-def shuffle(x: jax.Array, groups: int) -> jax.Array:
+def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
   """[..., c] with the channels of its groups in turn: the first of each, then the second of each, and so on."""
   *shape, channels = x.shape
   return x.reshape(*shape, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
@@ -102,9 +102,9 @@ class Layers(NamedTuple):
   axis_name: str | None  # the axis of devices that these span
   dtype: Any = None  # what is computed in; None: the common type of inputs and parameters
 
-  def conv(self, channels: int, size: int, *, name: str, **options: Any) -> nn.Conv:
+  def conv(self, channels: int, kernel_size: int, *, name: str, **options: Any) -> nn.Conv:
     """As the function of this name."""
-    return conv(channels, size, dtype=self.dtype, name=name, **options)
+    return conv(channels, kernel_size, dtype=self.dtype, name=name, **options)
 
   def norm(self, name: str) -> BatchNorm:
     """As the function of this name."""

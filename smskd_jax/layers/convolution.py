@@ -20,24 +20,24 @@ import numpy as np
 from smskd_jax.layers import winograd
 
 WINOGRAD_CHANNELS = 128  # on both sides; with fewer the sums around the products cost more than they save
-PIECES_KERNEL = 32 * 64  # channels in times out; below, one gradient over the whole batch is as fast
-PIECE = 4096  # positions of all images of a piece
+MIN_CHUNKED_KERNEL = 32 * 64  # channels in times out; below, one gradient over the whole batch is as fast
+CHUNK_POSITIONS = 4096  # positions of all images of a piece
 
-_as_written: contextvars.ContextVar[bool] = contextvars.ContextVar("as_written", default=False)
+_use_xla: contextvars.ContextVar[bool] = contextvars.ContextVar("as_written", default=False)
 
 
 @contextlib.contextmanager
-def as_written() -> Iterator[None]:
+def use_xla_convolution() -> Iterator[None]:
   """What is traced within has convolutions as they are written, on CPUs too: for other software, or to be counted."""
-  token = _as_written.set(True)
+  token = _use_xla.set(True)
   try:
     yield
   finally:
-    _as_written.reset(token)
+    _use_xla.reset(token)
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **how: Any
+  x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated`, in the form that is fastest on the platform that it is compiled for.
 
@@ -48,21 +48,21 @@ def convolve(
     padding: before and after each axis.
     **how: dilations, groups and the like.
   """
-  dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in how[name])
-  written = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, **how)
-  if dilated or how["feature_group_count"] != 1:
+  dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in options[name])
+  written = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, **options)
+  if dilated or options["feature_group_count"] != 1:
     return written(x, kernel)
   if kernel.shape[:2] == (1, 1) and not np.any(padding):
     x = x[:, :: strides[0], :: strides[1]]
-    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=how["precision"])
+    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=options["precision"])
     return y.reshape(*x.shape[:-1], y.shape[-1])
-  filtered = _filters(x, kernel, tuple(strides), padding)
-  if _as_written.get() or not (filtered or _in_pieces(x, kernel)):
+  filtered = _use_winograd(x, kernel, tuple(strides), padding)
+  if _use_xla.get() or not (filtered or _use_chunks(x, kernel)):
     return written(x, kernel)
-  return _for_cpus(written, filtered, x, kernel)
+  return _cpu_conv(written, filtered, x, kernel)
 
 
-def _filters(x, kernel, strides, padding) -> bool:
+def _use_winograd(x, kernel, strides, padding) -> bool:
   """Whether Winograd's filtering is defined here, and worth it."""
   even = not (x.shape[1] % 2 or x.shape[2] % 2)
   square = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(tuple(p) == (1, 1) for p in padding)
@@ -70,38 +70,40 @@ def _filters(x, kernel, strides, padding) -> bool:
   return even and square and wide and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS
 
 
-def _in_pieces(x, kernel) -> bool:
-  return kernel.shape[2] * kernel.shape[3] >= PIECES_KERNEL and _pieces(x) > 1
+def _use_chunks(x, kernel) -> bool:
+  return kernel.shape[2] * kernel.shape[3] >= MIN_CHUNKED_KERNEL and _num_chunks(x) > 1
 
 
-def _pieces(x) -> int:
+def _num_chunks(x) -> int:
   """How many: as few as make them small enough, if the batch divides by them."""
   images, positions = x.shape[0], x.shape[1] * x.shape[2]
-  enough = (n for n in range(1, images + 1) if images % n == 0 and images // n * positions <= PIECE)
+  enough = (n for n in range(1, images + 1) if images % n == 0 and images // n * positions <= CHUNK_POSITIONS)
   return next(enough, images)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _for_cpus(written: Callable, filtered: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _cpu_conv(xla_conv: Callable, use_winograd: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution `written`, of which a CPU gets another form; `filtered`: whether Winograd's."""
-  return lax.platform_dependent(x, kernel, cpu=winograd.convolve if filtered else written, default=written)
+  return lax.platform_dependent(
+    x, kernel, cpu=winograd.convolve if use_winograd else xla_conv, default=xla_conv
+  )
 
 
-def _forward(written, filtered, x, kernel):
-  return _for_cpus(written, filtered, x, kernel), (x, kernel)
+def _forward(xla_conv, use_winograd, x, kernel):
+  return _cpu_conv(xla_conv, use_winograd, x, kernel), (x, kernel)
 
 
-def _backward(written, filtered, residuals, gradient):
-  of_x = lambda x, kernel, gradient: jax.vjp(lambda x: written(x, kernel), x)[1](gradient)[0]
-  of_kernel = lambda x, kernel, gradient: jax.vjp(lambda k: written(x, k), kernel)[1](gradient)[0]
+def _backward(xla_conv, use_winograd, residuals, gradient):
+  of_x = lambda x, kernel, gradient: jax.vjp(lambda x: xla_conv(x, kernel), x)[1](gradient)[0]
+  of_kernel = lambda x, kernel, gradient: jax.vjp(lambda k: xla_conv(x, k), kernel)[1](gradient)[0]
 
   def piece_by_piece(x, kernel, gradient):
-    count = _pieces(x)
+    count = _num_chunks(x)
     parts = zip(jnp.split(x, count), jnp.split(gradient, count), strict=True)
     return sum(of_kernel(of_images, kernel, of_outputs) for of_images, of_outputs in parts)
 
   def cpu(x, kernel, gradient):
-    if filtered:
+    if use_winograd:
       return winograd.input_gradient(gradient, kernel), winograd.kernel_gradient(x, gradient)
     return of_x(x, kernel, gradient), piece_by_piece(x, kernel, gradient)
 
@@ -111,4 +113,4 @@ def _backward(written, filtered, residuals, gradient):
   return lax.platform_dependent(*residuals, gradient, cpu=cpu, default=default)
 
 
-_for_cpus.defvjp(_forward, _backward)
+_cpu_conv.defvjp(_forward, _backward)

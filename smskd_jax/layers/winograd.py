@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 # What a kernel of three becomes. Halves are exact.
-G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-Numbers = list[jax.Array]  # 16, of each tile: [tiles, channels]
+KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+TileElements = list[jax.Array]  # 16, of each tile: [tiles, channels]
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution of x, [b, h, w, i] with even h and w, with a kernel [3, 3, i, o]: [b, h, w, o]."""
-  of_kernel = _of_kernel(kernel)
-  products = [number @ of_kernel[t] for t, number in enumerate(_of_inputs(x))]
-  return _to_outputs(products, (*x.shape[:-1], kernel.shape[-1]))
+  of_kernel = _transform_kernel(kernel)
+  products = [number @ of_kernel[t] for t, number in enumerate(_transform_inputs(x))]
+  return _inverse_transform(products, (*x.shape[:-1], kernel.shape[-1]))
 
 
 def input_gradient(gradient: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -31,19 +31,19 @@ def input_gradient(gradient: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   """What a gradient of the outputs, [b, h, w, o], says of the kernel, [3, 3, i, o]."""
-  pairs = zip(_of_inputs(x), _of_gradient(gradient), strict=True)
+  pairs = zip(_transform_inputs(x), _transform_gradient(gradient), strict=True)
   products = jnp.stack([number.T @ other for number, other in pairs])
-  to_kernel = G.astype(x.dtype)
+  to_kernel = KERNEL_TRANSFORM.astype(x.dtype)
   return jnp.einsum("sp,tq,stio->pqio", to_kernel, to_kernel, products.reshape(4, 4, *products.shape[1:]))
 
 
-def _of_kernel(kernel: jax.Array) -> jax.Array:
+def _transform_kernel(kernel: jax.Array) -> jax.Array:
   """[16, i, o]: G k G^T."""
-  of_kernel = G.astype(kernel.dtype)
+  of_kernel = KERNEL_TRANSFORM.astype(kernel.dtype)
   return jnp.einsum("sp,tq,pqio->stio", of_kernel, of_kernel, kernel).reshape(16, *kernel.shape[2:])
 
 
-def _of_inputs(x: jax.Array) -> Numbers:
+def _transform_inputs(x: jax.Array) -> TileElements:
   """B^T d B of each tile d, 4x4 inputs of which neighbours share two rows or columns."""
   _, h, w, channels = x.shape
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -53,7 +53,7 @@ def _of_inputs(x: jax.Array) -> Numbers:
   return [number.reshape(-1, channels) for of_row in both for number in of_row]
 
 
-def _to_outputs(products: Numbers, shape: tuple[int, ...]) -> jax.Array:
+def _inverse_transform(products: TileElements, shape: tuple[int, ...]) -> jax.Array:
   """A^T m A of each tile: its 2x2 outputs."""
   b, h, w, channels = shape
   combine = lambda m: (m[0] + m[1] + m[2], m[1] - m[2] - m[3])
@@ -63,7 +63,7 @@ def _to_outputs(products: Numbers, shape: tuple[int, ...]) -> jax.Array:
   return jnp.stack([jnp.stack(of_row, axis=3) for of_row in each], axis=2).reshape(shape)
 
 
-def _of_gradient(gradient: jax.Array) -> Numbers:
+def _transform_gradient(gradient: jax.Array) -> TileElements:
   """A g A^T of each tile g, 2x2: `_to_outputs`, transposed."""
   combine = lambda g: (g[0], g[0] + g[1], g[0] - g[1], -g[1])
   rows = combine([gradient[:, p::2] for p in range(2)])

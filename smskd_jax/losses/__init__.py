@@ -11,13 +11,12 @@ from smskd_jax.losses import (
   catkd,
   cc,
   crd,
-  crd_in_batch,
+  crd_infonce,
   ctkd,
   dist,
   dkd,
   dml,
   embedding_mse,
-  every_teacher,
   fitnet,
   fsp,
   ft,
@@ -30,6 +29,7 @@ from smskd_jax.losses import (
   logits_cosine,
   logits_mse,
   mlkd,
+  multi_teacher,
   nkd,
   nst,
   ofd,
@@ -58,10 +58,10 @@ _MODULES: Mapping[str, tuple[types.ModuleType, ...]] = {
   "feature": (
     fitnet, at, nst, ab, ft, fsp, vid, ofd, reviewkd, kdsvd, sfd, pkd, simkd, catkd, srrl, afd, embedding_mse,
   ),
-  "relation": (rkd, sp, cc, pkt, crd, crd_in_batch, irg, ickd),
+  "relation": (rkd, sp, cc, pkt, crd, crd_infonce, irg, ickd),
   "online": (dml,),
 }  # fmt: skip
-_PLUGINS = (ctkd, every_teacher, logit_standardization)
+_PLUGINS = (ctkd, multi_teacher, logit_standardization)
 
 
 def _name(module: types.ModuleType) -> str:

@@ -63,25 +63,25 @@ class Connectors(nn.Module):
     def connect(i, x, shape):
       if x.shape[1:] == shape:
         return x
-      x = maps.pool(x, maps.smaller(x.shape, (1, *shape)))
+      x = maps.adaptive_avg_pool(x, maps.common_size(x.shape, (1, *shape)))
       return adapters.ConvNorm(shape[-1], name=f"connector_{i}")(x, axis_name)
 
     return tuple(connect(i, x, s) for i, (x, s) in enumerate(zip(features, self.shapes, strict=True)))
 
 
 def method(
-  *, margin: float = 1.0, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+  *, margin: float = 1.0, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
   """AB between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
 
   The connectors learn with the student. They normalise by the global batch, and store running statistics.
   """
   checks.positive("ab", "margin", margin)
-  maps.check_layers("ab", student_taps, teacher_taps)
+  maps.check_layers("ab", student_layers, teacher_layers)
 
   def of_pairs(student, teachers):
     teacher = checks.one_teacher("ab", teachers)
-    pairs = maps.pair_layers("ab", student, teacher, student_taps, teacher_taps)
+    pairs = maps.pair_layers("ab", student, teacher, student_layers, teacher_layers)
     students = tuple(student.preactivations[s] for s, _ in pairs)
     targets = tuple(teacher.preactivations[t] for _, t in pairs)
     return Connectors(tuple(t.shape[1:] for t in targets)), students, targets
@@ -95,7 +95,8 @@ def method(
     connectors, students, targets = of_pairs(student, teachers)
     connected, state = adapters.apply(connectors, params, state, students, axis_name=context.axis_name)
     targets = tuple(
-      maps.pool(numerics.upcast(t), s.shape[1:3]) for s, t in zip(connected, targets, strict=True)
+      maps.adaptive_avg_pool(numerics.upcast(t), s.shape[1:3])
+      for s, t in zip(connected, targets, strict=True)
     )
     return loss(connected, targets, margin=margin), state
 

@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.state import Aux
+from smskd_jax.types import MethodVariables
 
 
 class ConvNorm(nn.Module):
   """Convolution without bias, batch norm and optionally ReLU: a connector of maps of different channels."""
 
   channels: int
-  size: int = 1
+  kernel_size: int = 1
   relu: bool = False
   kernel_init: Any = basic.uniform
 
   @nn.compact
   def __call__(self, x: jax.Array, axis_name: str | None = None) -> jax.Array:
     """The map [b, h, w, channels]."""
-    x = basic.conv(self.channels, self.size, kernel_init=self.kernel_init, name="conv")(x)
+    x = basic.conv(self.channels, self.kernel_size, kernel_init=self.kernel_init, name="conv")(x)
     x = basic.norm(train=True, axis_name=axis_name, name="norm")(x)
     return nn.relu(x) if self.relu else x
 
@@ -41,7 +41,7 @@ class Projections(nn.Module):
     return tuple(x if x.shape[-1] == c else project(i, c)(x) for i, (x, c) in pairs)
 
 
-def init(module: nn.Module, key: jax.Array, *inputs: Any) -> Aux:
+def init(module: nn.Module, key: jax.Array, *inputs: Any) -> MethodVariables:
   """Fresh parameters of a module, and its running statistics as state.
 
   Args:
@@ -55,7 +55,7 @@ def init(module: nn.Module, key: jax.Array, *inputs: Any) -> Aux:
   variables = _init(module, key, *examples)
   wide = jnp.promote_types(jnp.result_type(*jax.tree.leaves(examples)), jnp.float32)
   variables = jax.tree.map(lambda x: x.astype(wide), variables)
-  return Aux(params=variables.get("params", {}), state=variables.get("batch_stats", {}))
+  return MethodVariables(params=variables.get("params", {}), state=variables.get("batch_stats", {}))
 
 
 @functools.partial(jax.jit, static_argnums=0)

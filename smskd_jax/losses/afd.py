@@ -42,7 +42,7 @@ class Attention(nn.Module):
     return jax.nn.softmax(jax.nn.log_sigmoid(logits))
 
 
-class Parts(nn.Module):
+class AfdModules(nn.Module):
   """Trained modules of AFD: projections of the student's maps and an attention for each of the teacher's."""
 
   hidden: tuple[int, ...]  # of each attention
@@ -58,7 +58,7 @@ class Parts(nn.Module):
     return projections(students), tuple(Attention(h, name=f"attention{i}")(x) for i, (h, x) in pairs)
 
 
-def _normalized(x: jax.Array, eps: float) -> jax.Array:
+def _normalize_channels(x: jax.Array, eps: float) -> jax.Array:
   """Each channel of a map [b, h, w, c] over its norm, as [b, c, h w]."""
   x = jnp.swapaxes(numerics.upcast(x).reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
   return x / (numerics.safe_norm(x) + eps)[:, :, None]
@@ -81,7 +81,7 @@ def loss(
   chex.assert_rank([student_feature, teacher_feature], 4)
   chex.assert_equal_shape([student_feature, teacher_feature])
   chex.assert_shape(attention, teacher_feature.shape[::3])
-  square = jnp.square(_normalized(student_feature, eps) - _normalized(teacher_feature, eps))
+  square = jnp.square(_normalize_channels(student_feature, eps) - _normalize_channels(teacher_feature, eps))
   return jnp.sum(numerics.upcast(attention) * jnp.mean(square, axis=-1), axis=-1)
 
 
@@ -89,8 +89,8 @@ def method(
   *,
   hidden_ratio: float = 1.0,
   eps: float = 1e-6,
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """AFD at all stages, or at the given taps.
 
@@ -98,13 +98,13 @@ def method(
   """
   checks.positive("afd", "hidden_ratio", hidden_ratio)
   checks.positive("afd", "eps", eps)
-  maps.check_layers("afd", student_taps, teacher_taps)
+  maps.check_layers("afd", student_layers, teacher_layers)
 
   def matched(student, teacher):
-    return maps.match_layers("afd", student, teacher, student_taps, teacher_taps)
+    return maps.match_layers("afd", student, teacher, student_layers, teacher_layers)
 
   def parts(teacher_maps):
-    return Parts(tuple(max(1, int(hidden_ratio * x.shape[-1])) for x in teacher_maps))
+    return AfdModules(tuple(max(1, int(hidden_ratio * x.shape[-1])) for x in teacher_maps))
 
   def init(key, student, teachers, labels):
     del labels

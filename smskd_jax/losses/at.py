@@ -66,14 +66,14 @@ def loss(
 
 
 def method(
-  *, p: int = 2, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+  *, p: int = 2, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
   """AT between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
   checks.at_least("at", "p", p, 1)
-  maps.check_layers("at", student_taps, teacher_taps)
+  maps.check_layers("at", student_layers, teacher_layers)
 
   def pairs(student, teachers):
-    return maps.pair_layers("at", student, checks.one_teacher("at", teachers), student_taps, teacher_taps)
+    return maps.pair_layers("at", student, checks.one_teacher("at", teachers), student_layers, teacher_layers)
 
   def loss_fn(student, teachers, context):
     del context

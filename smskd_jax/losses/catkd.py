@@ -22,18 +22,18 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.losses import checks, contract, maps, numerics
-from smskd_jax.state import Head
+from smskd_jax.types import Head
 
 
-def class_activation_maps(unpooled: jax.Array, head: Head) -> jax.Array:
+def class_activation_maps(final_map: jax.Array, head: Head) -> jax.Array:
   """The classifier at every position, [b, h, w, k]; its mean over positions are the logits.
 
   Args:
-    unpooled: [b, h, w, d].
+    final_map: [b, h, w, d].
     head: the linear classifier of [b, d].
   """
-  unpooled, kernel, bias = map(numerics.upcast, (unpooled, head.kernel, head.bias))
-  return jnp.tensordot(unpooled, kernel, 1, precision="highest") + bias[None, None, None]
+  final_map, kernel, bias = map(numerics.upcast, (final_map, head.kernel, head.bias))
+  return jnp.tensordot(final_map, kernel, 1, precision="highest") + bias[None, None, None]
 
 
 def loss(
@@ -55,7 +55,7 @@ def loss(
 
   def transferred(cam):
     b, _, _, k = cam.shape
-    rows = maps.pool(numerics.upcast(cam), (size, size)).reshape(b, size**2, k).swapaxes(1, 2)
+    rows = maps.adaptive_avg_pool(numerics.upcast(cam), (size, size)).reshape(b, size**2, k).swapaxes(1, 2)
     return numerics.safe_divide(rows, numerics.safe_norm(rows)[:, :, None]) if normalize else rows
 
   return jnp.mean(jnp.square(transferred(student_cam) - transferred(teacher_cam)), axis=(1, 2))
@@ -69,7 +69,7 @@ def method(*, size: int = 2, normalize: bool = False) -> contract.Method:
   def check(student, teachers):
     teacher = checks.one_teacher("catkd", teachers)
     for who, outputs in (("student", student), ("teacher", teacher)):
-      checks.has("catkd", "unpooled", who, outputs)
+      checks.has("catkd", "final_map", who, outputs)
       checks.has("catkd", "head", who, outputs)
     checks.same_classes("catkd", student, teacher)
 
@@ -77,7 +77,7 @@ def method(*, size: int = 2, normalize: bool = False) -> contract.Method:
     del context
     # Averaged before the classifier: it is linear, so the maps are the same, and there are fewer positions.
     student, teacher = (
-      class_activation_maps(maps.pool(outputs.unpooled, (size, size)), outputs.head)
+      class_activation_maps(maps.adaptive_avg_pool(outputs.final_map, (size, size)), outputs.head)
       for outputs in (student, *teachers)
     )
     return loss(student, teacher, size=size, normalize=normalize)

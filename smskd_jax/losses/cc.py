@@ -73,11 +73,11 @@ def method(*, dimension: int = 128) -> contract.Method:
 
   def init(key, student, teachers, labels):
     del labels
-    return adapters.init(embeddings, key, student.pooled, checks.one_teacher("cc", teachers).pooled)
+    return adapters.init(embeddings, key, student.embedding, checks.one_teacher("cc", teachers).embedding)
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    inputs = student.pooled, teacher.pooled
+    inputs = student.embedding, teacher.embedding
     embedded, state = adapters.apply(embeddings, params, state, *inputs, axis_name=context.axis_name)
     return loss(*embedded, axis_name=context.axis_name), state
 

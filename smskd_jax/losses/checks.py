@@ -4,7 +4,7 @@ from collections.abc import Collection
 import math
 import numbers
 
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 def _finite(value: object) -> bool:
@@ -32,7 +32,7 @@ def non_negative(method: str, name: str, value: float) -> None:
 def one_teacher(method: str, teachers: tuple[Outputs, ...]) -> Outputs:
   """The teacher, where there is exactly one."""
   if len(teachers) != 1:
-    fix = "name it in the stage's teachers" if not teachers else "or wrap it in the plug-in every_teacher"
+    fix = "name it in the stage's teachers" if not teachers else "or wrap it in the plug-in multi_teacher"
     raise ValueError(f"{method}: needs exactly one teacher, got {len(teachers)}; {fix}")
   return teachers[0]
 

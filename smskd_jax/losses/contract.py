@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.state import Aux, Batch, Outputs
+from smskd_jax.types import Batch, MethodVariables, Outputs
 
 # Output that a method may declare to read -> field of `Outputs`.
 OUTPUTS = {
   "logits": "logits",
-  "embedding": "pooled",
+  "embedding": "embedding",
   "features": "features",
   "preactivations": "preactivations",
-  "final_map": "unpooled",
+  "final_map": "final_map",
   "head": "head",
   "norms": "norms",
-  "peer_outputs": "peers",
+  "peer_outputs": "peer_outputs",
 }
 CACHEABLE = frozenset({"logits", "embedding"})  # what a teacher cache stores of a network
 
@@ -39,9 +39,9 @@ class Context(NamedTuple):
 class Method(NamedTuple):
   """A distillation loss and its traits; build one with `make` or `stateless`.
 
-  init: (key, student, teachers, labels) -> Aux. `student` and `teachers` are `Outputs` of shapes, as `jax.eval_shape`
-    returns them; `labels` is [n], int32, of the whole training set. Raises ValueError if the method is not defined for
-    these networks.
+  init: (key, student, teachers, labels) -> MethodVariables. `student` and `teachers` are `Outputs` of shapes, as
+    `jax.eval_shape` returns them; `labels` is [n], int32, of the whole training set. Raises ValueError
+    if the method is not defined for these networks.
   apply: (params, state, student, teachers, context) -> (loss [b], new state). The mean of the loss over the global
     batch is the paper's loss: no outer weight, no cross-entropy. No gradient reaches the teachers, unless a plug-in
     that trains a transformation of their outputs asks for it by `stop_teacher_gradient=False`.
@@ -52,13 +52,13 @@ class Method(NamedTuple):
   needs_labels: True if every image must have a label.
   per_example_memory: True if the method stores something for every training example, and so is not defined for others.
   multi_view: True if a stage of several views calls `apply` once, with the first view's outputs and those of the other
-    views in `Outputs.other_views`; otherwise `apply` is called for each view, and the mean is taken.
+    views in `Outputs.view_outputs`; otherwise `apply` is called for each view, and the mean is taken.
   min_views: smallest number of views of a stage.
   transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
   learns: parameters and memory of the method, in words for the documentation; '' if it has none.
   """
 
-  init: Callable[[jax.Array, Outputs, tuple[Outputs, ...], Any], Aux]
+  init: Callable[[jax.Array, Outputs, tuple[Outputs, ...], Any], MethodVariables]
   apply: Callable[..., tuple[jax.Array, Any]]
   init_student: Callable[[Any, tuple[Outputs, ...]], Any] | None = None
   reads: frozenset[str] = frozenset()
@@ -82,7 +82,7 @@ class Method(NamedTuple):
 
 
 def make(
-  init: Callable[..., Aux],
+  init: Callable[..., MethodVariables],
   apply: Callable[[Any, Any, Outputs, tuple[Outputs, ...], Context], tuple[jax.Array, Any]],
   *,
   reads: Iterable[str],
@@ -139,7 +139,7 @@ def stateless(
   def init(key, student, teachers, labels):
     del key, labels
     check(student, teachers)
-    return Aux()
+    return MethodVariables()
 
   def apply(params, state, student, teachers, context):
     del params
@@ -149,7 +149,12 @@ def stateless(
 
 
 def wrap(
-  wrapped: Method, init: Callable[..., Aux], apply: Callable[..., Any], *, learns: str = "", **traits: Any
+  wrapped: Method,
+  init: Callable[..., MethodVariables],
+  apply: Callable[..., Any],
+  *,
+  learns: str = "",
+  **traits: Any,
 ) -> Method:
   """Builds a plug-in's method: the traits are the wrapped method's unless given.
 
@@ -186,8 +191,8 @@ def transform_logits(f: Callable[[jax.Array], jax.Array], networks: Iterable[Out
   """Networks' outputs with f applied to the logits, also to those of the other views."""
 
   def transform(network: Outputs) -> Outputs:
-    views = tuple(map(transform, network.other_views))
-    return network._replace(logits=f(network.logits), other_views=views)
+    views = tuple(map(transform, network.view_outputs))
+    return network._replace(logits=f(network.logits), view_outputs=views)
 
   return tuple(map(transform, networks))
 

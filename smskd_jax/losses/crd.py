@@ -40,16 +40,16 @@ import numpy as np
 
 from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, checks, contract, memory_bank, numerics
-from smskd_jax.state import Aux, Batch
+from smskd_jax.types import Batch, MethodVariables
 
 
-class State(NamedTuple):
+class CrdState(NamedTuple):
   """Memory of CRD, equal on all devices."""
 
   memory_student: jax.Array  # [n, d]
   memory_teacher: jax.Array  # [n, d]
   log_normalizers: jax.Array  # [2], log Z_s and log Z_t; the logarithm of 0, -inf, before the first batch
-  classes: memory_bank.Classes
+  classes: memory_bank.ClassIndex
 
 
 class Embeddings(nn.Module):
@@ -110,7 +110,7 @@ def loss(
     student_embedding, teacher_embedding, memory_student, memory_teacher, index, temperature=temperature
   )
   log_normalizers = (jnp.log(normalizer_student), jnp.log(normalizer_teacher))
-  return _contrast(scores, log_normalizers, memory_student.shape[0], eps)
+  return _nce_loss(scores, log_normalizers, memory_student.shape[0], eps)
 
 
 def _scores(student, teacher, memory_student, memory_teacher, index, *, temperature):
@@ -123,7 +123,7 @@ def _scores(student, teacher, memory_student, memory_teacher, index, *, temperat
   return of_student / temperature, of_teacher / temperature
 
 
-def _contrast(scores, log_normalizers, n, eps=1e-7):
+def _nce_loss(scores, log_normalizers, n, eps=1e-7):
   """Equation 18 of both directions, [b], from their scores, the positive first, and log Z."""
   total = 0.0
   for x, log_normalizer in zip(scores, log_normalizers, strict=True):
@@ -144,7 +144,9 @@ def _log_normalizers(scores, n, axis_name):
   return jax.nn.logsumexp(log_sums, axis=0) + math.log(n / count)
 
 
-def update(bank: jax.Array, index: jax.Array, embedding: jax.Array, *, momentum: float = 0.5) -> jax.Array:
+def update_bank(
+  bank: jax.Array, index: jax.Array, embedding: jax.Array, *, momentum: float = 0.5
+) -> jax.Array:
   """Bank after a batch.
 
   Args:
@@ -161,11 +163,11 @@ def update(bank: jax.Array, index: jax.Array, embedding: jax.Array, *, momentum:
   return bank.at[index].set(rows.astype(bank.dtype))
 
 
-def draw(
-  classes: memory_bank.Classes, batch: Batch, key: jax.Array, *, num_negatives: int, positives: str
+def sample_indices(
+  classes: memory_bank.ClassIndex, batch: Batch, key: jax.Array, *, num_negatives: int, positives: str
 ) -> jax.Array:
   """Rows of the banks for each example, [b, 1 + K]: the positive, then the negatives."""
-  words = memory_bank.random_words(key, batch.index, 1 + num_negatives)
+  words = memory_bank.random_bits(key, batch.index, 1 + num_negatives)
   positive = batch.index[:, None]
   if positives == "relaxed":
     positive = memory_bank.sample_positives(classes, batch.label, words[:, :1])
@@ -183,7 +185,9 @@ def _initial_state(key, labels, dimension, dtype):
     jax.random.uniform(k, (n * dimension,), dtype, -bound, bound).reshape(n, dimension)
     for k in jax.random.split(key)
   )
-  return State(memory_student, memory_teacher, jnp.full((2,), -jnp.inf, dtype), memory_bank.by_class(labels))
+  return CrdState(
+    memory_student, memory_teacher, jnp.full((2,), -jnp.inf, dtype), memory_bank.make_class_index(labels)
+  )
 
 
 def method(
@@ -209,16 +213,18 @@ def method(
   def init(key, student, teachers, labels):
     teacher = checks.one_teacher("crd", teachers)
     params_key, state_key = jax.random.split(key)
-    params = adapters.init(embeddings, params_key, student.pooled, teacher.pooled).params
-    dtype = jnp.promote_types(jnp.result_type(student.pooled, teacher.pooled), jnp.float32)
-    return Aux(params, _initial_state(state_key, labels, dimension, dtype))
+    params = adapters.init(embeddings, params_key, student.embedding, teacher.embedding).params
+    dtype = jnp.promote_types(jnp.result_type(student.embedding, teacher.embedding), jnp.float32)
+    return MethodVariables(params, _initial_state(state_key, labels, dimension, dtype))
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    pooled = (numerics.upcast(student.pooled), numerics.upcast(teacher.pooled))
+    pooled = (numerics.upcast(student.embedding), numerics.upcast(teacher.embedding))
     embedded, _ = adapters.apply(embeddings, params, {}, *pooled)
     memories = (state.memory_student, state.memory_teacher)
-    index = draw(state.classes, context.batch, context.key, num_negatives=num_negatives, positives=positives)
+    index = sample_indices(
+      state.classes, context.batch, context.key, num_negatives=num_negatives, positives=positives
+    )
     scores = _scores(*embedded, *memories, index, temperature=temperature)
     n = len(state.memory_student)
     log_normalizers = jax.lax.cond(
@@ -228,11 +234,11 @@ def method(
     )
     rows = contract.gather(context.batch.index, context.axis_name)
     memory_student, memory_teacher = (
-      update(bank, rows, contract.gather(x, context.axis_name), momentum=momentum)
+      update_bank(bank, rows, contract.gather(x, context.axis_name), momentum=momentum)
       for bank, x in zip(memories, jax.lax.stop_gradient(embedded), strict=True)
     )
-    state = State(memory_student, memory_teacher, log_normalizers, state.classes)
-    return _contrast(scores, log_normalizers, n), state
+    state = CrdState(memory_student, memory_teacher, log_normalizers, state.classes)
+    return _nce_loss(scores, log_normalizers, n), state
 
   learns = "embeddings of both networks; two memory banks"
   return contract.make(

@@ -15,7 +15,7 @@ loss. A method with a temperature t of its own works at t T: set it to 1 inside 
 
 The wrapped method should compute its loss from logits alone, as response methods do: what it computes from features
 or from peers is multiplied by T^2 and does not depend on T. Several teachers share T. Beside the plug-in
-logit_standardization this one has to be the inner one; inside every_teacher each teacher has a theta of its own.
+logit_standardization this one has to be the inner one; inside multi_teacher each teacher has a theta of its own.
 
 With `per_instance` every example has its own theta, from a network of two linear layers on the logits of the student
 and the teacher (of several teachers their mean): the paper's instance-wise temperature.
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 
 from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, checks, contract, numerics
-from smskd_jax.state import Aux, Outputs
+from smskd_jax.types import MethodVariables, Outputs
 
 
 class TemperatureNet(nn.Module):
@@ -97,8 +97,8 @@ def _logits(student: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array,
   return jax.lax.stop_gradient(numerics.upcast(student.logits)), of_teachers
 
 
-def _divided(networks: tuple[Outputs, ...], by: jax.Array | float) -> tuple[Outputs, ...]:
-  return contract.transform_logits(lambda logits: numerics.upcast(logits) / by, networks)
+def _divide_logits(networks: tuple[Outputs, ...], temperature: jax.Array | float) -> tuple[Outputs, ...]:
+  return contract.transform_logits(lambda logits: numerics.upcast(logits) / temperature, networks)
 
 
 def method(
@@ -110,7 +110,7 @@ def method(
   curriculum_epochs: float = 10.0,
   per_instance: bool = False,
 ) -> contract.Method:
-  """The wrapped method at a learned temperature; its Aux holds theta and the wrapped method's parameters."""
+  """The wrapped method at a learned temperature; its variables are theta and those of the wrapped method."""
   checks.positive("ctkd", "start", start)
   checks.non_negative("ctkd", "end", end)
   checks.positive("ctkd", "curriculum_epochs", curriculum_epochs)
@@ -124,9 +124,9 @@ def method(
       theta = adapters.init(TemperatureNet(), theta_key, *jax.eval_shape(_logits, student, teachers)).params
     else:
       theta = jnp.ones((), jnp.promote_types(student.logits.dtype, jnp.float32))
-    student, *teachers = jax.eval_shape(lambda x: _divided(x, 1.0), (student, *teachers))
+    student, *teachers = jax.eval_shape(lambda x: _divide_logits(x, 1.0), (student, *teachers))
     aux = wrapped.init(method_key, student, tuple(teachers), labels)
-    return Aux(params={"theta": theta, "method": aux.params}, state=aux.state)
+    return MethodVariables(params={"theta": theta, "method": aux.params}, state=aux.state)
 
   def apply(params, state, student, teachers, context):
     theta = params["theta"]
@@ -136,7 +136,7 @@ def method(
       )
     theta = reverse_gradient(theta, curriculum(context.epoch, epochs=curriculum_epochs))
     t = temperature(theta, start=start, end=end)
-    student, *teachers = _divided((student, *teachers), t)
+    student, *teachers = _divide_logits((student, *teachers), t)
     loss, state = wrapped.apply(
       params["method"], state, student, tuple(teachers), context, stop_teacher_gradient=False
     )

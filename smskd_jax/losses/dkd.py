@@ -62,7 +62,7 @@ def loss(
     _log_label_or_other(teacher, labels), _log_label_or_other(student, labels)
   )
   among_others = numerics.kl_divergence(
-    numerics.log_softmax_of_others(teacher, labels), numerics.log_softmax_of_others(student, labels)
+    numerics.log_softmax_without_label(teacher, labels), numerics.log_softmax_without_label(student, labels)
   )
   return temperature**2 * (alpha * on_label + beta * among_others)
 

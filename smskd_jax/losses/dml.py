@@ -43,14 +43,14 @@ def method(*, temperature: float = 1.0) -> contract.Method:
 
   def check(student, teachers):
     del teachers
-    if not student.peers:
+    if not student.peer_outputs:
       raise ValueError("dml: the student has no peers; make it network('cohort', first=..., peer=...)")
-    classes = [member.logits.shape[-1] for member in (student, *student.peers)]
+    classes = [member.logits.shape[-1] for member in (student, *student.peer_outputs)]
     if len(set(classes)) > 1:
       raise ValueError(f"dml: the members of the cohort must have the same classes, got {classes}")
 
   def loss_fn(student, teachers, context):
     del teachers, context
-    return loss([member.logits for member in (student, *student.peers)], temperature=temperature)
+    return loss([member.logits for member in (student, *student.peer_outputs)], temperature=temperature)
 
   return contract.stateless(loss_fn, check, reads=(), student_reads=("logits", "peer_outputs"))

@@ -37,7 +37,7 @@ def describe(name: str) -> MethodDoc:
   family = next((family for family, names in FAMILIES.items() if name in names), "plug-in")
   if name in METHODS:
     method = METHODS[name]()
-    reads, learns = _reads(method), method.learns
+    reads, learns = _format_reads(method), method.learns
   else:
     method = PLUGINS[name](METHODS["kd"]())
     reads = "logits" if method.transforms_logits else "as the wrapped method"
@@ -51,7 +51,7 @@ def describe_all() -> tuple[MethodDoc, ...]:
   return tuple(describe(name) for name in (*names, *PLUGINS))
 
 
-def _reads(method: Method) -> str:
+def _format_reads(method: Method) -> str:
   """Inputs of a method, in words."""
   words = lambda reads: ", ".join(name.replace("_", " ") for name in OUTPUTS if name in reads)
   student, teacher = words(method.student_reads), words(method.reads)
@@ -81,7 +81,7 @@ def _defaults(factory: Callable) -> dict[str, object]:
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def table() -> str:
+def format_table() -> str:
   """Table of all methods, in plain text."""
   rows = [(c.name, c.family, c.cite, c.reads, c.learns or "-") for c in describe_all()]
   rows.insert(0, ("name", "family", "paper", "reads", "learns"))
@@ -89,7 +89,7 @@ def table() -> str:
   return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def explain(doc: MethodDoc) -> str:
+def format_method(doc: MethodDoc) -> str:
   """Documentation of one method, in plain text."""
   defaults = ", ".join(f"{name}={value!r}" for name, value in doc.defaults.items()) or "none"
   facts = (
@@ -109,7 +109,7 @@ def explain(doc: MethodDoc) -> str:
   return "\n\n".join(filter(None, parts))
 
 
-def markdown() -> str:
+def format_markdown() -> str:
   """The page docs/methods.md."""
   lines = [
     "# Methods",

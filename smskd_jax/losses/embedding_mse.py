@@ -56,12 +56,12 @@ def method() -> contract.Method:
   def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("embedding_mse", teachers)
-    return adapters.init(Projection(teacher.pooled.shape[-1]), key, student.pooled)
+    return adapters.init(Projection(teacher.embedding.shape[-1]), key, student.embedding)
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    projection, student = Projection(teacher.pooled.shape[-1]), numerics.upcast(student.pooled)
+    projection, student = Projection(teacher.embedding.shape[-1]), numerics.upcast(student.embedding)
     student, state = adapters.apply(projection, params, state, student, axis_name=context.axis_name)
-    return loss(student, teacher.pooled), state
+    return loss(student, teacher.embedding), state
 
   return contract.make(init, apply, reads=("embedding",), learns="a projection where widths differ")

@@ -35,7 +35,7 @@ def make_method(entry: Mapping[str, Any]) -> contract.Method:
   return method
 
 
-def label(name: str) -> str:
+def metric_name(name: str) -> str:
   """Short name of a method, for metrics: of a user's own one that of its factory, or of its file.
 
   'total_variation' of 'custom:my_methods:total_variation' and of 'custom:papers.total_variation:method'.

@@ -20,7 +20,7 @@ from smskd_jax.layers import basic, convolution
 from smskd_jax.losses import adapters, checks, contract, numerics
 
 
-def _geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
+def _conv_geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
   """One axis: the size to resample the student's map to; the convolution's size, stride, dilation, padding.
 
   The dilation is the input's: the transposed convolution of size 4, stride 2 and padding 1 is the convolution
@@ -51,7 +51,9 @@ class Regressor(nn.Module):
     """The student's map [b, h, w, c] in the teacher's shape; updates the collection `batch_stats`."""
     *teacher_size, channels = self.shape
     b, *student_size, c = feature.shape
-    size, kernel, stride, dilation, padding = zip(*map(_geometry, student_size, teacher_size), strict=True)
+    size, kernel, stride, dilation, padding = zip(
+      *map(_conv_geometry, student_size, teacher_size), strict=True
+    )
     x = jax.image.resize(feature, (b, *size, c), "linear")
     x = nn.Conv(
       channels,
@@ -83,29 +85,29 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
 
-def method(*, student_tap: int = 2, teacher_tap: int = 2) -> contract.Method:
+def method(*, student_layer: int = 2, teacher_layer: int = 2) -> contract.Method:
   """Hints at one tap of each network (0: the stem, -1: the last map), through a regressor that learns along.
 
   The regressor always normalises by the statistics of the global batch; their running averages are kept in
   the state, for whoever wants to use the regressor afterwards.
   """
-  checks.integer("fitnet", "student_tap", student_tap)
-  checks.integer("fitnet", "teacher_tap", teacher_tap)
+  checks.integer("fitnet", "student_layer", student_layer)
+  checks.integer("fitnet", "teacher_layer", teacher_layer)
 
   def regressor(teacher):
-    return Regressor(teacher.features[teacher_tap].shape[1:])
+    return Regressor(teacher.features[teacher_layer].shape[1:])
 
   def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("fitnet", teachers)
-    checks.has_tap("fitnet", student_tap, "student", student)
-    checks.has_tap("fitnet", teacher_tap, "teacher", teacher)
-    return adapters.init(regressor(teacher), key, student.features[student_tap])
+    checks.has_tap("fitnet", student_layer, "student", student)
+    checks.has_tap("fitnet", teacher_layer, "teacher", teacher)
+    return adapters.init(regressor(teacher), key, student.features[student_layer])
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    feature = student.features[student_tap]
+    feature = student.features[student_layer]
     hint, state = adapters.apply(regressor(teacher), params, state, feature, axis_name=context.axis_name)
-    return loss(hint, teacher.features[teacher_tap]), state
+    return loss(hint, teacher.features[teacher_layer]), state
 
   return contract.make(init, apply, reads=("features",), learns="a regressor")

@@ -27,7 +27,7 @@ from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, checks, contract, maps, numerics
 
 
-class Projectors(nn.Module):
+class Projections(nn.Module):
   """1x1 convolutions to the teacher's channels; a map that has as many stays as it is."""
 
   channels: tuple[int, ...]  # of the teacher's maps
@@ -69,13 +69,13 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
   return sum(of_two(s, t) for s, t in zip(student, teacher, strict=True))
 
 
-def between_maps(
+def make_multi_layer_method(
   name: str,
   loss: Callable[[tuple[jax.Array, ...], tuple[jax.Array, ...]], jax.Array],
-  student_taps: tuple[int, ...],
-  teacher_taps: tuple[int, ...],
+  student_layers: tuple[int, ...],
+  teacher_layers: tuple[int, ...],
   *,
-  first: int,
+  first_layer: int,
   project: bool,
 ) -> contract.Method:
   """A method whose loss relates two maps or more of the student to as many, of the same channels, of the teacher.
@@ -83,17 +83,17 @@ def between_maps(
   Args:
     name: its name, for errors.
     loss: (student_features, teacher_features) -> [b].
-    student_taps: as of `maps.pair_layers`.
-    teacher_taps: as of `maps.pair_layers`.
+    student_layers: as of `maps.pair_layers`.
+    teacher_layers: as of `maps.pair_layers`.
     first: as of `maps.pair_layers`.
     project: whether student's maps of other channels are projected, or else refused.
   """
-  maps.check_layers(name, student_taps, teacher_taps)
+  maps.check_layers(name, student_layers, teacher_layers)
   checks.flag(name, "project", project)
 
   def of_pairs(student, teachers):
     teacher = checks.one_teacher(name, teachers)
-    pairs = maps.pair_layers(name, student, teacher, student_taps, teacher_taps, first=first)
+    pairs = maps.pair_layers(name, student, teacher, student_layers, teacher_layers, first_layer=first_layer)
     if len(pairs) < 2:
       raise ValueError(f"{name}: needs two feature maps or more of each network, got the taps {pairs}")
     for s, t in pairs:
@@ -104,7 +104,7 @@ def between_maps(
           "take maps of as many channels, or project = True"
         )
     students, targets = zip(*((student.features[s], teacher.features[t]) for s, t in pairs), strict=True)
-    return Projectors(tuple(x.shape[-1] for x in targets)), students, targets
+    return Projections(tuple(x.shape[-1] for x in targets)), students, targets
 
   def init(key, student, teachers, labels):
     del labels
@@ -120,13 +120,13 @@ def between_maps(
 
 
 def method(
-  *, project: bool = True, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+  *, project: bool = True, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
   """FSP between consecutive taps of the student and of a single teacher; without taps, all of them, stem first.
 
   Args:
     project: whether student's maps of other channels than the teacher's are projected, or else refused.
-    student_taps: taps of the student, shallow first; 0 is the stem.
-    teacher_taps: as many taps of the teacher.
+    student_layers: taps of the student, shallow first; 0 is the stem.
+    teacher_layers: as many taps of the teacher.
   """
-  return between_maps("fsp", loss, student_taps, teacher_taps, first=0, project=project)
+  return make_multi_layer_method("fsp", loss, student_layers, teacher_layers, first_layer=0, project=project)

@@ -30,21 +30,21 @@ import jax.numpy as jnp
 
 from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, at, checks, contract, maps, numerics
-from smskd_jax.state import Aux
+from smskd_jax.types import MethodVariables
 
 
 class Coder(nn.Module):
   """Three 3x3 convolutions, each followed by batch norm if chosen, and a leaky ReLU of slope 0.1."""
 
   channels: tuple[int, int, int]
-  normalise: bool = False
+  use_batch_norm: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, axis_name: str | None = None) -> jax.Array:
     """[b, h, w, c] to [b, h, w, the last of channels]."""
     for i, c in enumerate(self.channels):
-      x = basic.conv(c, 3, use_bias=not self.normalise, kernel_init=basic.uniform, name=f"conv_{i}")(x)
-      x = basic.norm(train=True, axis_name=axis_name, name=f"norm_{i}")(x) if self.normalise else x
+      x = basic.conv(c, 3, use_bias=not self.use_batch_norm, kernel_init=basic.uniform, name=f"conv_{i}")(x)
+      x = basic.norm(train=True, axis_name=axis_name, name=f"norm_{i}")(x) if self.use_batch_norm else x
       x = nn.leaky_relu(x, 0.1)
     return x
 
@@ -62,7 +62,7 @@ class Paraphraser(nn.Module):
     return factor, Coder((f, c, c), name="decoder")(factor)
 
 
-class Parts(nn.Module):
+class FtModules(nn.Module):
   """Paraphraser of the teacher's map and translator of the student's."""
 
   factor_channels: int
@@ -73,7 +73,7 @@ class Parts(nn.Module):
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(the student's factor, the teacher's factor, the teacher's reconstruction) of two maps [b, h, w, c]."""
     channels = (student.shape[-1], self.factor_channels, self.factor_channels)
-    student_factor = Coder(channels, normalise=True, name="translator")(student, axis_name)
+    student_factor = Coder(channels, use_batch_norm=True, name="translator")(student, axis_name)
     return student_factor, *Paraphraser(self.factor_channels, name="paraphraser")(teacher)
 
 
@@ -107,8 +107,8 @@ def method(
   p2: int = 1,
   reconstruction_weight: float = 0.001,
   paraphraser_epochs: float = 0.0,
-  student_tap: int = -1,
-  teacher_tap: int = -1,
+  student_layer: int = -1,
+  teacher_layer: int = -1,
 ) -> contract.Method:
   """FT between one map of the student and one of a single teacher (0 is the stem, -1 the last).
 
@@ -118,29 +118,29 @@ def method(
     p2: the power of the differences.
     reconstruction_weight: w.
     paraphraser_epochs: for how long only the paraphraser learns, before it is frozen; 0 for all along.
-    student_tap: the student's map.
-    teacher_tap: the teacher's map.
+    student_layer: the student's map.
+    teacher_layer: the teacher's map.
   """
   for name, value in (("rate", rate), ("reconstruction_weight", reconstruction_weight)):
     checks.positive("ft", name, value)
   checks.non_negative("ft", "paraphraser_epochs", paraphraser_epochs)
   for name, power in (("p1", p1), ("p2", p2)):
     checks.at_least("ft", name, power, 1)
-  checks.integer("ft", "student_tap", student_tap)
-  checks.integer("ft", "teacher_tap", teacher_tap)
+  checks.integer("ft", "student_layer", student_layer)
+  checks.integer("ft", "teacher_layer", teacher_layer)
 
   def of_pair(student, teachers):
-    teacher = teachers[0].features[teacher_tap]
-    return Parts(max(1, int(rate * teacher.shape[-1]))), student.features[student_tap], teacher
+    teacher = teachers[0].features[teacher_layer]
+    return FtModules(max(1, int(rate * teacher.shape[-1]))), student.features[student_layer], teacher
 
   def init(key, student, teachers, labels):
     del labels
-    checks.has_tap("ft", student_tap, "student", student)
-    checks.has_tap("ft", teacher_tap, "teacher", checks.one_teacher("ft", teachers))
+    checks.has_tap("ft", student_layer, "student", student)
+    checks.has_tap("ft", teacher_layer, "teacher", checks.one_teacher("ft", teachers))
     module, student, teacher = of_pair(student, teachers)
     params, statistics = adapters.init(module, key, student, teacher)
     frozen = params["paraphraser"] if paraphraser_epochs else ()
-    return Aux(params, {"statistics": statistics, "frozen": frozen})
+    return MethodVariables(params, {"statistics": statistics, "frozen": frozen})
 
   def apply(params, state, student, teachers, context):
     module, *features = of_pair(student, teachers)

@@ -47,25 +47,25 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   return jnp.mean(jnp.sum(jnp.square(difference), axis=2), axis=1)
 
 
-def method(*, student_tap: int = -1, teacher_tap: int = -1) -> contract.Method:
+def method(*, student_layer: int = -1, teacher_layer: int = -1) -> contract.Method:
   """ICKD at one tap of each network (0 is the stem, -1 the last map), through a connector that learns."""
-  checks.integer("ickd", "student_tap", student_tap)
-  checks.integer("ickd", "teacher_tap", teacher_tap)
+  checks.integer("ickd", "student_layer", student_layer)
+  checks.integer("ickd", "teacher_layer", teacher_layer)
 
   def connector(teacher):
-    return adapters.ConvNorm(teacher.features[teacher_tap].shape[-1])
+    return adapters.ConvNorm(teacher.features[teacher_layer].shape[-1])
 
   def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("ickd", teachers)
-    checks.has_tap("ickd", student_tap, "student", student)
-    checks.has_tap("ickd", teacher_tap, "teacher", teacher)
-    return adapters.init(connector(teacher), key, student.features[student_tap])
+    checks.has_tap("ickd", student_layer, "student", student)
+    checks.has_tap("ickd", teacher_layer, "teacher", teacher)
+    return adapters.init(connector(teacher), key, student.features[student_layer])
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    feature = student.features[student_tap]
+    feature = student.features[student_layer]
     connected, state = adapters.apply(connector(teacher), params, state, feature, axis_name=context.axis_name)
-    return loss(connected, teacher.features[teacher_tap]), state
+    return loss(connected, teacher.features[teacher_layer]), state
 
   return contract.make(init, apply, reads=("features",), learns="a connector")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from smskd_jax.losses import checks, contract, maps, numerics
 
 
-def _over_largest(distance: jax.Array, axis_name: str | None) -> jax.Array:
+def _divide_by_max(distance: jax.Array, axis_name: str | None) -> jax.Array:
   """Distances over the largest one of all devices."""
   # Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
   own = distance.reshape(-1)[jnp.argmax(distance)]
@@ -48,7 +48,7 @@ def edges(feature: jax.Array, axis_name: str | None = None) -> jax.Array:
   rows, everyone = rows - origin, everyone - origin
   squares = lambda x: jnp.sum(jnp.square(x), axis=1)
   products = jnp.matmul(rows, everyone.T, precision="highest")
-  return _over_largest(squares(rows)[:, None] + squares(everyone)[None, :] - 2 * products, axis_name)
+  return _divide_by_max(squares(rows)[:, None] + squares(everyone)[None, :] - 2 * products, axis_name)
 
 
 def transformation(first: jax.Array, second: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -56,9 +56,9 @@ def transformation(first: jax.Array, second: jax.Array, axis_name: str | None = 
   first, second = maps.match_spatial_size(numerics.upcast(first), numerics.upcast(second))
   channels = min(first.shape[-1], second.shape[-1])
   flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1], 1)
-  one_size = lambda x: maps.pool(flat(x), (x.shape[1] * x.shape[2], channels))
+  one_size = lambda x: maps.adaptive_avg_pool(flat(x), (x.shape[1] * x.shape[2], channels))
   distance = jnp.sum(jnp.square(one_size(first) - one_size(second)), axis=(1, 2, 3))
-  return _over_largest(distance, axis_name)
+  return _divide_by_max(distance, axis_name)
 
 
 def loss(
@@ -119,14 +119,14 @@ def loss(
 
 def method(
   *,
-  student_taps: tuple[int, ...] = (-2, -1),
-  teacher_taps: tuple[int, ...] = (-2, -1),
+  student_layers: tuple[int, ...] = (-2, -1),
+  teacher_layers: tuple[int, ...] = (-2, -1),
   vertex_weight: float = 0.1,
   edge_weight: float = 5.0,
   transformation_weight: float = 5.0,
 ) -> contract.Method:
   """IRG on logits, pooled embeddings and maps at two or more taps (0 is the stem, -1 the last); empty: all stages."""
-  maps.check_layers("irg", student_taps, teacher_taps)
+  maps.check_layers("irg", student_layers, teacher_layers)
   weights = {
     "vertex_weight": vertex_weight,
     "edge_weight": edge_weight,
@@ -136,14 +136,14 @@ def method(
     checks.non_negative("irg", name, weight)
 
   def pairs(student, teacher):
-    return maps.pair_layers("irg", student, teacher, student_taps, teacher_taps)
+    return maps.pair_layers("irg", student, teacher, student_layers, teacher_layers)
 
   def check(student, teachers):
     teacher = checks.one_teacher("irg", teachers)
     checks.same_classes("irg", student, teacher)
     if len(pairs(student, teacher)) < 2:
       raise ValueError(
-        "irg: needs two taps or more of each network, got one pair; set student_taps and teacher_taps"
+        "irg: needs two taps or more of each network, got one pair; set student_layers and teacher_layers"
       )
 
   def loss_fn(student, teachers, context):
@@ -152,8 +152,8 @@ def method(
     return loss(
       student.logits,
       teacher.logits,
-      student.pooled,
-      teacher.pooled,
+      student.embedding,
+      teacher.embedding,
       tuple(student.features[tap] for tap in of_student),
       tuple(teacher.features[tap] for tap in of_teacher),
       axis_name=context.axis_name,

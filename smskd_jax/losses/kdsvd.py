@@ -40,7 +40,7 @@ from smskd_jax.losses import checks, contract, fsp, numerics
 _RESOLUTION = 1e-6
 
 
-def _one_by_one(decompose, matrices: jax.Array):
+def _map_matrices(decompose, matrices: jax.Array):
   """A decomposition of each matrix [b, m, n]; on a CPU one after the other.
 
   There a batch is shared out to threads, and two batches at once (of two maps, or of two devices) can take all threads
@@ -54,7 +54,7 @@ def _one_by_one(decompose, matrices: jax.Array):
 @jax.custom_jvp
 def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(eigenvalues [b, n], largest first, eigenvectors in the columns of [b, n, n]), with a derivative that is finite."""
-  values, vectors = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), matrix)
+  values, vectors = _map_matrices(lambda x: tuple(jnp.linalg.eigh(x)), matrix)
   return values[:, ::-1], vectors[:, :, ::-1]
 
 
@@ -103,7 +103,7 @@ def _svd_signs(vectors: jax.Array, feature: jax.Array) -> jax.Array:
     # PyTorch, only from a far larger ratio on. Rows of zeros put it off and change nothing else.
     rows = max(h * w, min(-(-6 * (c + 1) // 11), c - 1))
     x = jnp.pad(x, ((0, 0), (0, rows - h * w), (0, 0)))
-  right = _one_by_one(lambda x: jnp.linalg.svd(x, full_matrices=False)[2], x)
+  right = _map_matrices(lambda x: jnp.linalg.svd(x, full_matrices=False)[2], x)
   return jnp.sum(vectors * right[:, : vectors.shape[1]], axis=-1)
 
 
@@ -168,8 +168,8 @@ def method(
   k: int = 1,
   signs: str = "sum",
   project: bool = True,
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """KD-SVD between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
 
@@ -177,10 +177,12 @@ def method(
     k: how many of the teacher's singular vectors.
     signs: of the teacher's vectors, 'sum' or 'svd'; see the module.
     project: whether student's maps of other channels than the teacher's are projected, or else refused.
-    student_taps: taps of the student, shallow first.
-    teacher_taps: as many taps of the teacher.
+    student_layers: taps of the student, shallow first.
+    teacher_layers: as many taps of the teacher.
   """
   checks.at_least("kdsvd", "k", k, 1)
   checks.one_of("kdsvd", "signs", signs, ("sum", "svd"))
   of_maps = functools.partial(loss, k=k, signs=signs)
-  return fsp.between_maps("kdsvd", of_maps, student_taps, teacher_taps, first=1, project=project)
+  return fsp.make_multi_layer_method(
+    "kdsvd", of_maps, student_layers, teacher_layers, first_layer=1, project=project
+  )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.losses import checks, contract, numerics
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 def standardize(logits: jax.Array, *, ddof: int = 1, eps: float = 1e-7) -> jax.Array:

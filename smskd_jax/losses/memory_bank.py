@@ -7,35 +7,35 @@ import jax.numpy as jnp
 
 # `similarities` multiplies by the whole bank if it has at most this many times the rows asked for. That is faster than
 # to gather rows, but takes memory for all products: 128 MiB a direction for 8 x 16384 rows and a batch of 256.
-WHOLE_BANK_UP_TO = 8
+MAX_DENSE_RATIO = 8
 
 
-class Classes(NamedTuple):
+class ClassIndex(NamedTuple):
   """The training set sorted by class, in which each class is a range."""
 
-  label: jax.Array  # [n], int32, ascending
-  example: jax.Array  # [n], int32, the place of each of them in the training set
+  labels: jax.Array  # [n], int32, ascending
+  indices: jax.Array  # [n], int32, the place of each of them in the training set
 
 
-def by_class(labels: jax.Array) -> Classes:
+def make_class_index(labels: jax.Array) -> ClassIndex:
   """The training set of these labels, [n], sorted by class."""
   labels = jnp.asarray(labels, jnp.int32)
   example = jnp.argsort(labels, stable=True).astype(jnp.int32)
-  return Classes(labels[example], example)
+  return ClassIndex(labels[example], example)
 
 
-def _range(classes: Classes, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _class_ranges(classes: ClassIndex, label: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Start and number of examples of the classes of `label`, [b]: [b, 1] each."""
-  start, end = (jnp.searchsorted(classes.label, label, side=side) for side in ("left", "right"))
+  start, end = (jnp.searchsorted(classes.labels, label, side=side) for side in ("left", "right"))
   return start.astype(jnp.int32)[:, None], (end - start).astype(jnp.int32)[:, None]
 
 
-def _below(words: jax.Array, bound: jax.Array) -> jax.Array:
+def _random_below(bits: jax.Array, bound: jax.Array) -> jax.Array:
   """Random 32-bit words as integers from 0 to bound - 1 (0 if there is none)."""
-  return (words % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)
+  return (bits % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)
 
 
-def random_words(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
+def random_bits(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
   """`count` random 32-bit words for each example, whatever its place in the batch and its device.
 
   Args:
@@ -50,7 +50,7 @@ def random_words(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
   return jax.vmap(words)(index)
 
 
-def sample_negatives(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+def sample_negatives(classes: ClassIndex, label: jax.Array, bits: jax.Array) -> jax.Array:
   """Examples of other classes than `label`, uniformly and with replacement.
 
   What is drawn is a place among the sorted examples, those of the class itself left out, so that nothing has to be
@@ -64,15 +64,15 @@ def sample_negatives(classes: Classes, label: jax.Array, words: jax.Array) -> ja
   Returns:
     [b, m], int32, places in the training set.
   """
-  start, count = _range(classes, label)
-  place = _below(words, classes.label.size - count)
-  return classes.example[jnp.where(place < start, place, place + count)]
+  start, count = _class_ranges(classes, label)
+  place = _random_below(bits, classes.labels.size - count)
+  return classes.indices[jnp.where(place < start, place, place + count)]
 
 
-def sample_positives(classes: Classes, label: jax.Array, words: jax.Array) -> jax.Array:
+def sample_positives(classes: ClassIndex, label: jax.Array, bits: jax.Array) -> jax.Array:
   """Examples of the class `label`, uniformly and with replacement; arguments and result as in `sample_negatives`."""
-  start, count = _range(classes, label)
-  return classes.example[start + _below(words, count)]
+  start, count = _class_ranges(classes, label)
+  return classes.indices[start + _random_below(bits, count)]
 
 
 def similarities(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def similarities(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax
     [b, m].
   """
   bank = jax.lax.stop_gradient(bank)
-  if bank.shape[0] <= WHOLE_BANK_UP_TO * index.shape[1]:
+  if bank.shape[0] <= MAX_DENSE_RATIO * index.shape[1]:
     every = jnp.einsum("bd,nd->bn", embedding, bank, precision="highest")
     return jnp.take_along_axis(every, index, axis=1)
 

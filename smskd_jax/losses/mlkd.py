@@ -84,8 +84,8 @@ def class_loss(
 def loss(
   student_logits: jax.Array,
   teacher_logits: jax.Array,
-  student_strong: jax.Array | None = None,
-  teacher_strong: jax.Array | None = None,
+  student_strong_logits: jax.Array | None = None,
+  teacher_strong_logits: jax.Array | None = None,
   *,
   temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0),
   public_code: bool = False,
@@ -107,7 +107,7 @@ def loss(
   """
   chex.assert_rank([student_logits, teacher_logits], 2)
   chex.assert_equal_shape([student_logits, teacher_logits])
-  if (student_strong is None) != (teacher_strong is None):
+  if (student_strong_logits is None) != (teacher_strong_logits is None):
     raise ValueError("mlkd: the strongly augmented view needs the logits of both networks")
 
   def over_temperatures(term):
@@ -116,18 +116,18 @@ def loss(
     each = jax.vmap(of_one)(jnp.asarray(temperatures, numerics.upcast(student_logits).dtype))
     return jnp.sum(each, axis=0)
 
-  by_example = _instance(student_logits, teacher_logits, temperatures) + over_temperatures(batch_loss)
+  by_example = _instance_loss(student_logits, teacher_logits, temperatures) + over_temperatures(batch_loss)
   by_class = over_temperatures(class_loss)
   if public_code:
-    of_examples, of_classes = _selected(teacher_logits, axis_name)
+    of_examples, of_classes = _confidence_mask(teacher_logits, axis_name)
     by_example, by_class = of_examples * by_example, of_classes * by_class
   total = by_example + by_class
-  if student_strong is None or teacher_strong is None:
+  if student_strong_logits is None or teacher_strong_logits is None:
     return total
   weak = tuple(t for t in temperatures if public_code and t in (2, 6))
   strong = tuple(t for t in temperatures if t not in weak)
-  total += _instance(student_strong, teacher_strong, strong)
-  return total + _instance(student_logits, teacher_logits, weak)
+  total += _instance_loss(student_strong_logits, teacher_strong_logits, strong)
+  return total + _instance_loss(student_logits, teacher_logits, weak)
 
 
 def _probabilities(
@@ -142,7 +142,7 @@ def _probabilities(
   )
 
 
-def _instance(
+def _instance_loss(
   student_logits: jax.Array, teacher_logits: jax.Array, temperatures: tuple[float, ...]
 ) -> jax.Array:
   """KD summed over temperatures, [b]."""
@@ -150,7 +150,7 @@ def _instance(
   return sum(terms, start=jnp.zeros((), numerics.upcast(student_logits).dtype))
 
 
-def _selected(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+def _confidence_mask(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
   """Fractions of the examples and of the classes that the masks of the authors' code select, each []."""
   probabilities = jax.nn.softmax(contract.gather(numerics.upcast(teacher_logits), axis_name))
   share = lambda x: jnp.mean(x <= jnp.median(x), dtype=x.dtype)
@@ -183,9 +183,9 @@ def method(
       public_code=public_code,
       axis_name=context.axis_name,
     )
-    if not student.other_views:
+    if not student.view_outputs:
       return of_views()
-    pairs = zip(student.other_views, teacher.other_views, strict=True)
+    pairs = zip(student.view_outputs, teacher.view_outputs, strict=True)
     return jnp.mean(jnp.stack([of_views(student.logits, strong.logits) for student, strong in pairs]), axis=0)
 
   return contract.stateless(loss_fn, check, reads=("logits",), multi_view=True)

@@ -47,8 +47,8 @@ def loss(
   student, teacher = numerics.upcast(student_logits), numerics.upcast(teacher_logits)
   p_label = numerics.gather_label(jax.nn.softmax(teacher), labels)
   on_label = -p_label * numerics.gather_label(jax.nn.log_softmax(student), labels)
-  q_teacher = jnp.exp(numerics.log_softmax_of_others(teacher / temperature, labels))
-  log_q_student = numerics.log_softmax_of_others(student / temperature, labels)
+  q_teacher = jnp.exp(numerics.log_softmax_without_label(teacher / temperature, labels))
+  log_q_student = numerics.log_softmax_without_label(student / temperature, labels)
   among_others = -jnp.sum(q_teacher * log_q_student, axis=-1)
   return on_label + gamma * temperature**2 * among_others
 

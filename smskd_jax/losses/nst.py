@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from smskd_jax.losses import checks, contract, maps, numerics
 
 
-def _by_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def _mmd_over_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """[b], from all pairs of channels [b, c, n]."""
 
   def mean_kernel(x, y):
@@ -33,7 +33,7 @@ def _by_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
   return mean_kernel(teacher, teacher) + mean_kernel(student, student) - 2 * mean_kernel(student, teacher)
 
 
-def _by_positions(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def _mmd_over_positions(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """[b], the same from all pairs of positions."""
 
   def gram(x):
@@ -42,7 +42,7 @@ def _by_positions(student: jax.Array, teacher: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(gram(student) - gram(teacher)), axis=(1, 2))
 
 
-def _channels(feature: jax.Array) -> jax.Array:
+def _normalized_channels(feature: jax.Array) -> jax.Array:
   """The channels [b, c, h w] of a map, each of norm 1 or zero."""
   b, h, w, c = feature.shape
   x = jnp.swapaxes(feature.reshape(b, h * w, c), 1, 2)
@@ -63,19 +63,21 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
 
   def of_tap(student, teacher):
     student, teacher = maps.match_spatial_size(numerics.upcast(student), numerics.upcast(teacher))
-    student, teacher = _channels(student), _channels(teacher)
+    student, teacher = _normalized_channels(student), _normalized_channels(teacher)
     few_positions = student.shape[2] <= max(student.shape[1], teacher.shape[1])
-    return (_by_positions if few_positions else _by_channels)(student, teacher)
+    return (_mmd_over_positions if few_positions else _mmd_over_channels)(student, teacher)
 
   return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
 
 
-def method(*, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()) -> contract.Method:
+def method(*, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()) -> contract.Method:
   """NST between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
-  maps.check_layers("nst", student_taps, teacher_taps)
+  maps.check_layers("nst", student_layers, teacher_layers)
 
   def pairs(student, teachers):
-    return maps.pair_layers("nst", student, checks.one_teacher("nst", teachers), student_taps, teacher_taps)
+    return maps.pair_layers(
+      "nst", student, checks.one_teacher("nst", teachers), student_layers, teacher_layers
+    )
 
   def loss_fn(student, teachers, context):
     del context

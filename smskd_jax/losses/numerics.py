@@ -19,10 +19,10 @@ def safe_norm(x: jax.Array) -> jax.Array:
   return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
-def safe_divide(x: jax.Array, by: jax.Array) -> jax.Array:
+def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
   """x / by, and zero, with a zero gradient, where `by` is zero."""
-  is_zero = by == 0
-  return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, by))
+  is_zero = y == 0
+  return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, y))
 
 
 def normalize_scale(x: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def gather_label(x: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
 
 
-def log_softmax_of_others(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def log_softmax_without_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Logarithm of the softmax [b, k] over all classes but the label's.
 
   In the label's place it is 0, which adds nothing to a divergence or a cross-entropy of two such arrays.

@@ -30,22 +30,22 @@ from jax.scipy import stats
 
 from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, checks, contract, maps, numerics
-from smskd_jax.state import Aux, Norm, Outputs
+from smskd_jax.types import MethodVariables, Norm, Outputs
 
 
-class Negatives(NamedTuple):
+class NegativeStats(NamedTuple):
   """A teacher's responses below zero in each channel, as means over all positions of all images so far."""
 
-  total: jax.Array  # [c], of min(x, 0)
-  share: jax.Array  # [c], of x < 0
+  mean: jax.Array  # [c], of min(x, 0)
+  fraction: jax.Array  # [c], of x < 0
 
 
-class State(NamedTuple):
+class OfdState(NamedTuple):
   """Memory of OFD."""
 
   connectors: dict[str, jax.Array]  # the running statistics of r
   steps: jax.Array  # [], int32
-  negatives: dict[str, Negatives]  # of the taps whose margin is a running mean
+  negatives: dict[str, NegativeStats]  # of the taps whose margin is a running mean
 
 
 class Connectors(nn.Module):
@@ -97,25 +97,25 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array, margin: jax.Arr
   return jnp.sum(jnp.where(counts, jnp.square(student - target), 0.0), axis=(1, 2, 3))
 
 
-def _norm(teacher: Outputs, tap: int, how: str) -> Norm | None:
+def _norm(teacher: Outputs, tap: int, margin: str) -> Norm | None:
   """The batch norm that gives the margin at a tap, if any."""
-  return teacher.norms[tap] if how == "batch_norm" and teacher.norms else None
+  return teacher.norms[tap] if margin == "batch_norm" and teacher.norms else None
 
 
-def _margin(norm: Norm | None, negatives: Negatives | None) -> jax.Array:
+def _margin(norm: Norm | None, negatives: NegativeStats | None) -> jax.Array:
   """[c] at one tap."""
   if norm is not None:
     return margin(*norm)
   assert negatives is not None
-  return numerics.safe_divide(negatives.total, negatives.share)
+  return numerics.safe_divide(negatives.mean, negatives.fraction)
 
 
-def _remembered(
-  state: State, responses: dict[str, jax.Array], axis_name: str | None
-) -> tuple[jax.Array, dict[str, Negatives]]:
+def _update_negatives(
+  state: OfdState, responses: dict[str, jax.Array], axis_name: str | None
+) -> tuple[jax.Array, dict[str, NegativeStats]]:
   """Steps and negatives with a further batch of the teacher's maps, each [b, h, w, c]."""
   of_batch = lambda x: jnp.mean(x, axis=(0, 1, 2))
-  negatives_of = lambda x: Negatives(of_batch(jnp.minimum(x, 0)), of_batch((x < 0).astype(x.dtype)))
+  negatives_of = lambda x: NegativeStats(of_batch(jnp.minimum(x, 0)), of_batch((x < 0).astype(x.dtype)))
   new = {name: negatives_of(numerics.upcast(x)) for name, x in responses.items()}
   steps = state.steps + 1
   move = lambda old, x: old + (x - old) / steps
@@ -125,15 +125,15 @@ def _remembered(
 def method(
   *,
   margin: str = "batch_norm",
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """OFD at all stages, or at the given taps."""
   checks.one_of("ofd", "margin", margin, ("batch_norm", "running"))
-  maps.check_layers("ofd", student_taps, teacher_taps)
+  maps.check_layers("ofd", student_layers, teacher_layers)
 
   def pairs(student, teacher):
-    return maps.pair_layers("ofd", student, teacher, student_taps, teacher_taps, from_the_end=True)
+    return maps.pair_layers("ofd", student, teacher, student_layers, teacher_layers, align_last=True)
 
   def matched(student, teacher):
     students, teacher_maps = (jax.tree.map(numerics.upcast, x.preactivations) for x in (student, teacher))
@@ -153,13 +153,15 @@ def method(
     students, teacher_maps = jax.eval_shape(matched, student, teacher)
     params, statistics = adapters.init(connectors(teacher_maps), key, students)
     zeros = lambda x: jnp.zeros(x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32))
-    negatives = {name: Negatives(zeros(x), zeros(x)) for name, x in without_norm(student, teacher).items()}
-    return Aux(params, State(statistics, jnp.zeros((), jnp.int32), negatives))
+    negatives = {
+      name: NegativeStats(zeros(x), zeros(x)) for name, x in without_norm(student, teacher).items()
+    }
+    return MethodVariables(params, OfdState(statistics, jnp.zeros((), jnp.int32), negatives))
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
     both = matched(student, teacher)
-    steps, negatives = _remembered(state, without_norm(student, teacher), context.axis_name)
+    steps, negatives = _update_negatives(state, without_norm(student, teacher), context.axis_name)
     students, statistics = adapters.apply(
       connectors(both[1]), params, state.connectors, both[0], axis_name=context.axis_name
     )
@@ -167,7 +169,7 @@ def method(
     margins = [_margin(norm, negatives.get(f"tap{i}")) for i, norm in enumerate(norms)]
     of_taps = [loss(*tap) for tap in zip(students, both[1], margins, strict=True)]
     weights = [0.5 ** (len(of_taps) - 1 - i) for i in range(len(of_taps))]
-    return sum(w * x for w, x in zip(weights, of_taps, strict=True)), State(statistics, steps, negatives)
+    return sum(w * x for w, x in zip(weights, of_taps, strict=True)), OfdState(statistics, steps, negatives)
 
   reads = ("preactivations", "norms") if margin == "batch_norm" else ("preactivations",)
   return contract.make(init, apply, reads=reads, student_reads=("preactivations",), learns="connectors")

@@ -50,14 +50,14 @@ def loss(
 
 
 def method(
-  *, beta: float = 10.0, student_taps: tuple[int, ...] = (), teacher_taps: tuple[int, ...] = ()
+  *, beta: float = 10.0, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
   """PKD at all stages, or at the given taps."""
   checks.non_negative("pkd", "beta", beta)
-  maps.check_layers("pkd", student_taps, teacher_taps)
+  maps.check_layers("pkd", student_layers, teacher_layers)
 
   def matched(student, teacher):
-    return maps.match_layers("pkd", student, teacher, student_taps, teacher_taps)
+    return maps.match_layers("pkd", student, teacher, student_layers, teacher_layers)
 
   def projections(teacher_maps):
     return adapters.Projections(tuple(x.shape[-1] for x in teacher_maps))

@@ -67,6 +67,6 @@ def method(*, eps: float = 1e-7) -> contract.Method:
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(student.pooled, teacher.pooled, eps=eps, axis_name=context.axis_name)
+    return loss(student.embedding, teacher.embedding, eps=eps, axis_name=context.axis_name)
 
   return contract.stateless(loss_fn, check, reads=("embedding",))

@@ -37,7 +37,7 @@ def _kernel_init(key, shape, dtype):
   return math.sqrt(3.0) * basic.uniform(key, shape, dtype)
 
 
-def _nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """A map resized to (height, width): position i of m takes that at floor(i n / m) of n, as PyTorch does."""
   for axis, m in ((1, size[0]), (2, size[1])):
     n = x.shape[axis]
@@ -51,7 +51,7 @@ def _nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 class Fusion(nn.Module):
   """Attention-based fusion of one of the student's maps with those deeper."""
 
-  mid: int  # channels of g
+  hidden_channels: int  # channels of g
   shape: tuple[int, int, int]  # h, w, c of the teacher's map
 
   @nn.compact
@@ -62,28 +62,32 @@ class Fusion(nn.Module):
     conv_norm = lambda channels, size, name: adapters.ConvNorm(
       channels, size, kernel_init=_kernel_init, name=name
     )
-    g = conv_norm(self.mid, 1, "conv1")(feature, axis_name)
+    g = conv_norm(self.hidden_channels, 1, "conv1")(feature, axis_name)
     if deeper is not None:
-      g = self._fused(g, deeper)
-    g = _nearest(g, self.shape[:2])
+      g = self._fuse(g, deeper)
+    g = _resize_nearest(g, self.shape[:2])
     return conv_norm(self.shape[-1], 3, "conv2")(g, axis_name), g
 
-  def _fused(self, x, deeper):
+  def _fuse(self, x, deeper):
     size = x.shape[1:3]
-    bound = 1 / math.sqrt(2 * self.mid)
+    bound = 1 / math.sqrt(2 * self.hidden_channels)
     bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-    kernel = self.param("attention_kernel", basic.uniform, (2 * self.mid, 2), jnp.float32)
+    kernel = self.param("attention_kernel", basic.uniform, (2 * self.hidden_channels, 2), jnp.float32)
     bias = self.param("attention_bias", bias_init, (2,), jnp.float32)
     # The logits of a position do not depend on how often it is repeated, so that the smaller map is multiplied first.
-    logits = x @ kernel[: self.mid] + _nearest(deeper @ kernel[self.mid :], size) + bias[None, None, None, :]
+    logits = (
+      x @ kernel[: self.hidden_channels]
+      + _resize_nearest(deeper @ kernel[self.hidden_channels :], size)
+      + bias[None, None, None, :]
+    )
     own, others = jnp.split(jax.nn.sigmoid(logits), 2, axis=-1)
-    return own * x + others * _nearest(deeper, size)
+    return own * x + others * _resize_nearest(deeper, size)
 
 
 class Review(nn.Module):
   """The fusions of all taps."""
 
-  mid: int
+  hidden_channels: int
   shapes: tuple[tuple[int, int, int], ...]  # of the teacher's maps, shallow first
 
   @nn.compact
@@ -92,17 +96,17 @@ class Review(nn.Module):
     results: list[jax.Array] = []
     g = None
     for i in reversed(range(len(features))):
-      r, g = Fusion(self.mid, self.shapes[i], name=f"tap{i}")(features[i], g, axis_name)
+      r, g = Fusion(self.hidden_channels, self.shapes[i], name=f"tap{i}")(features[i], g, axis_name)
       results.insert(0, r)
     return tuple(results)
 
 
-def _hierarchical(difference: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+def _hierarchical_context(difference: jax.Array, levels: tuple[int, ...]) -> jax.Array:
   """[b]: mean squares of a map and of its averages at coarser levels."""
   mean_square = lambda x: jnp.mean(jnp.square(x), axis=(1, 2, 3))
   coarser = [level for level in levels if level < min(difference.shape[1:3])]
   weights = [0.5 ** (i + 1) for i in range(len(coarser))]
-  pooled = [mean_square(maps.pool(difference, (level, level))) for level in coarser]
+  pooled = [mean_square(maps.adaptive_avg_pool(difference, (level, level))) for level in coarser]
   of_levels = sum(w * x for w, x in zip(weights, pooled, strict=True))
   return (mean_square(difference) + of_levels) / (1 + sum(weights))
 
@@ -129,26 +133,26 @@ def loss(
     chex.assert_rank([student, teacher], 4)
     chex.assert_equal_shape([student, teacher])
   differences = [numerics.upcast(student) - numerics.upcast(teacher) for student, teacher in pairs]
-  return jnp.sum(jnp.stack([_hierarchical(x, levels) for x in differences]), axis=0)
+  return jnp.sum(jnp.stack([_hierarchical_context(x, levels) for x in differences]), axis=0)
 
 
 def method(
   *,
   levels: tuple[int, ...] = (4, 2, 1),
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """ReviewKD at all stages, or at the given taps, and at the pooled vectors."""
   if not isinstance(levels, tuple):
     raise ValueError(f"reviewkd: levels must be a tuple of integers, got {levels!r}")
   for level in levels:
     checks.at_least("reviewkd", "levels", level, 1)
-  maps.check_layers("reviewkd", student_taps, teacher_taps)
+  maps.check_layers("reviewkd", student_layers, teacher_layers)
 
   def tapped(student, teacher):
-    taps = maps.pair_layers("reviewkd", student, teacher, student_taps, teacher_taps, from_the_end=True)
-    students = [student.features[s] for s, _ in taps] + [student.pooled[:, None, None, :]]
-    targets = [teacher.preactivations[t] for _, t in taps] + [teacher.pooled[:, None, None, :]]
+    taps = maps.pair_layers("reviewkd", student, teacher, student_layers, teacher_layers, align_last=True)
+    students = [student.features[s] for s, _ in taps] + [student.embedding[:, None, None, :]]
+    targets = [teacher.preactivations[t] for _, t in taps] + [teacher.embedding[:, None, None, :]]
     return tuple(map(numerics.upcast, students)), tuple(map(numerics.upcast, targets))
 
   def review(students, targets):

@@ -34,24 +34,24 @@ def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.A
   return distance, numerics.safe_divide(offset, distance[:, None])
 
 
-def _by_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def _angle_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """The mean Huber loss of the cosines between all pairs of an anchor's directions, [n, d] and [n, d']."""
 
   def of_row(row):
     cosine = lambda one, all: jnp.einsum("d,kd->k", one, all, precision="highest")
     return jnp.mean(numerics.huber(cosine(row[0], student) - cosine(row[1], teacher)))
 
-  return jnp.mean(_map(of_row, (student, teacher), ROWS))
+  return jnp.mean(_map_rows(of_row, (student, teacher), ROWS))
 
 
-def _map(f, rows, size):
+def _map_rows(f, rows, size):
   """f of every row, in pieces where there are more than `size`; the backward pass then computes each piece again."""
   if jax.tree.leaves(rows)[0].shape[0] <= size:
     return jax.vmap(f)(rows)
   return jax.lax.map(jax.checkpoint(f), rows, batch_size=size)
 
 
-def _in_units_of_the_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
+def _divide_by_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
   """Distances [b, n] over the mean of all those between different examples."""
   num_others = max(distance.shape[1] - 1, 1)
   mean_distance = contract.pmean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
@@ -88,10 +88,10 @@ def loss(
   def of_anchor(anchor):
     student_distance, student_direction = _relations(anchor[0], students)
     teacher_distance, teacher_direction = _relations(anchor[1], teachers)
-    return student_distance, teacher_distance, _by_angle(student_direction, teacher_direction)
+    return student_distance, teacher_distance, _angle_loss(student_direction, teacher_direction)
 
-  *distances, by_angle = _map(of_anchor, anchors, max(1, min(CHUNK, PAIRS // len(students))))
-  student_distance, teacher_distance = (_in_units_of_the_mean(x, axis_name) for x in distances)
+  *distances, by_angle = _map_rows(of_anchor, anchors, max(1, min(CHUNK, PAIRS // len(students))))
+  student_distance, teacher_distance = (_divide_by_mean(x, axis_name) for x in distances)
   by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
   return distance_weight * by_distance + angle_weight * by_angle
 
@@ -108,8 +108,8 @@ def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> cont
   def loss_fn(student, teachers, context):
     (teacher,) = teachers
     return loss(
-      student.pooled,
-      teacher.pooled,
+      student.embedding,
+      teacher.embedding,
       distance_weight=distance_weight,
       angle_weight=angle_weight,
       axis_name=context.axis_name,

@@ -30,10 +30,10 @@ def _distance(student: jax.Array, teacher: jax.Array, eps: float) -> jax.Array:
   """D, [b], at one tap."""
   chex.assert_rank([student, teacher], 4)
   chex.assert_equal(student.shape[::3], teacher.shape[::3])
-  return numerics.safe_norm(_largest(student) - _largest(teacher) + eps)
+  return numerics.safe_norm(_global_max(student) - _global_max(teacher) + eps)
 
 
-def _largest(x: jax.Array) -> jax.Array:
+def _global_max(x: jax.Array) -> jax.Array:
   """The largest entry [b, c] of each channel.
 
   Looked up, because the gradient of `jnp.max` compares recomputed numbers for equality, and is NaN where none is.
@@ -78,16 +78,16 @@ def method(
   *,
   eps: float = 1e-6,
   reduction: str = "max",
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """SFD at all taps with the stem, or at the given ones."""
   checks.non_negative("sfd", "eps", eps)
   checks.one_of("sfd", "reduction", reduction, ("max", "mean"))
-  maps.check_layers("sfd", student_taps, teacher_taps)
+  maps.check_layers("sfd", student_layers, teacher_layers)
 
   def tapped(student, teacher):
-    taps = maps.pair_layers("sfd", student, teacher, student_taps, teacher_taps, first=0)
+    taps = maps.pair_layers("sfd", student, teacher, student_layers, teacher_layers, first_layer=0)
     students = tuple(student.preactivations[s] for s, _ in taps)
     return students, tuple(teacher.preactivations[t] for _, t in taps)
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2203.14001
 f is the map whose mean the classifier reads, P a projector of three convolutions (`layers/projector.py`). It is the
 only loss: with the stage's `task_weight` = 0 there is no cross-entropy, as in the paper. The published numbers are of
 the network that predicts by the teacher's classifier applied to the mean of P(f_student). That is the model `simkd` of
-`models/reuse.py`: make it the student, and this method copies the teacher's classifier into it.
+`models/simkd.py`: make it the student, and this method copies the teacher's classifier into it.
 
 Any other student may be trained too. The projector is then an auxiliary part that ends with its stage, and the student
 keeps a classifier of its own, which this loss does not train: leave the cross-entropy on, or train it in a later stage.
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from smskd_jax.layers.projector import Projector
 from smskd_jax.losses import adapters, checks, contract, maps, numerics
-from smskd_jax.state import Aux, Head, Outputs, Reused
+from smskd_jax.types import FrozenHead, Head, MethodVariables, Outputs
 
 
 def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
@@ -47,14 +47,14 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(student - teacher), axis=(1, 2, 3))
 
 
-def _classifier(teachers: tuple[Outputs, ...], place: Any) -> Head:
+def _teacher_head(teachers: tuple[Outputs, ...], index: Any) -> Head:
   """The teacher's classifier, for a student whose classifier's kernel has the shape of `place`."""
   teacher = checks.one_teacher("simkd", teachers)
   checks.has("simkd", "head", "teacher", teacher)
   head = cast(Head, teacher.head)
-  if head.kernel.shape != place.shape:
+  if head.kernel.shape != index.shape:
     raise ValueError(
-      f"simkd: the student is made for a classifier of shape {list(place.shape)}, the teacher's has "
+      f"simkd: the student is made for a classifier of shape {list(index.shape)}, the teacher's has "
       f"{list(head.kernel.shape)}; give the student's options teacher and teacher_width, and its number of classes, "
       "the values of this stage's teacher"
     )
@@ -70,7 +70,7 @@ def init_student(variables: Any, teachers: tuple[Outputs, ...]) -> Any:
   if "head" not in variables:
     return variables
   own = variables["head"]
-  head = _classifier(teachers, own["kernel"])
+  head = _teacher_head(teachers, own["kernel"])
   copies = {name: jnp.array(getattr(head, name), own[name].dtype) for name in ("kernel", "bias")}
   return {**variables, "head": copies}
 
@@ -85,26 +85,26 @@ def method(*, factor: float = 2.0) -> contract.Method:
   checks.positive("simkd", "factor", factor)
 
   def projector(teacher):
-    return Projector(teacher.unpooled.shape[-1], factor)
+    return Projector(teacher.final_map.shape[-1], factor)
 
   def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("simkd", teachers)
-    checks.has("simkd", "unpooled", "teacher", teacher)
-    if isinstance(student.head, Reused):
-      _classifier(teachers, student.head.kernel)
-      return Aux()
-    checks.has("simkd", "unpooled", "student", student)
-    return adapters.init(projector(teacher), key, student.unpooled)
+    checks.has("simkd", "final_map", "teacher", teacher)
+    if isinstance(student.head, FrozenHead):
+      _teacher_head(teachers, student.head.kernel)
+      return MethodVariables()
+    checks.has("simkd", "final_map", "student", student)
+    return adapters.init(projector(teacher), key, student.final_map)
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
-    if isinstance(student.head, Reused):
-      return loss(student.unpooled, teacher.unpooled), state
+    if isinstance(student.head, FrozenHead):
+      return loss(student.final_map, teacher.final_map), state
     projected, state = adapters.apply(
-      projector(teacher), params, state, student.unpooled, axis_name=context.axis_name
+      projector(teacher), params, state, student.final_map, axis_name=context.axis_name
     )
-    return loss(projected, teacher.unpooled), state
+    return loss(projected, teacher.final_map), state
 
   return contract.make(
     init,

@@ -56,13 +56,13 @@ def loss(
 
 
 def method(
-  *, student_taps: tuple[int, ...] = (-1,), teacher_taps: tuple[int, ...] = (-1,)
+  *, student_layers: tuple[int, ...] = (-1,), teacher_layers: tuple[int, ...] = (-1,)
 ) -> contract.Method:
   """SP between feature maps at pairs of taps (0 is the stem, -1 the last map); empty tuples take all stages."""
-  maps.check_layers("sp", student_taps, teacher_taps)
+  maps.check_layers("sp", student_layers, teacher_layers)
 
   def pairs(student, teacher):
-    return maps.pair_layers("sp", student, teacher, student_taps, teacher_taps)
+    return maps.pair_layers("sp", student, teacher, student_layers, teacher_layers)
 
   def check(student, teachers):
     pairs(student, checks.one_teacher("sp", teachers))

@@ -60,23 +60,23 @@ def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> contra
   checks.non_negative("srrl", "logits_weight", logits_weight)
 
   def connector(teacher):
-    return adapters.ConvNorm(teacher.pooled.shape[-1], relu=True, kernel_init=basic.he_normal)
+    return adapters.ConvNorm(teacher.embedding.shape[-1], relu=True, kernel_init=basic.he_normal)
 
   def init(key, student, teachers, labels):
     del labels
     teacher = checks.one_teacher("srrl", teachers)
-    checks.has("srrl", "unpooled", "student", student)
+    checks.has("srrl", "final_map", "student", student)
     checks.has("srrl", "head", "teacher", teacher)
-    return adapters.init(connector(teacher), key, student.unpooled)
+    return adapters.init(connector(teacher), key, student.final_map)
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers
     feature, state = adapters.apply(
-      connector(teacher), params, state, student.unpooled, axis_name=context.axis_name
+      connector(teacher), params, state, student.final_map, axis_name=context.axis_name
     )
     values = loss(
       jnp.mean(numerics.upcast(feature), axis=(1, 2)),
-      teacher.pooled,
+      teacher.embedding,
       teacher.head.kernel,
       feature_weight=feature_weight,
       logits_weight=logits_weight,

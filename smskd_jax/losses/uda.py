@@ -53,11 +53,11 @@ def method(*, temperature: float = 0.4, threshold: float = 0.8) -> contract.Meth
 
   def loss_fn(student, teachers, context):
     del teachers, context
-    if not student.other_views:
+    if not student.view_outputs:
       raise ValueError("uda: needs a stage of two views or more, as views=('crop_flip', 'autoaugment')")
     of_each = [
       loss(student.logits, other.logits, temperature=temperature, threshold=threshold)
-      for other in student.other_views
+      for other in student.view_outputs
     ]
     return jnp.mean(jnp.stack(of_each), axis=0)
 

@@ -92,8 +92,8 @@ def method(
   init_variance: float = 5.0,
   eps: float = 1e-5,
   train_variance: bool = True,
-  student_taps: tuple[int, ...] = (),
-  teacher_taps: tuple[int, ...] = (),
+  student_layers: tuple[int, ...] = (),
+  teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
   """VID at all stages, or at the given taps; the larger map of a pair is averaged down to the smaller one."""
   checks.positive("vid", "eps", eps)
@@ -101,12 +101,12 @@ def method(
   if init_variance <= eps:
     raise ValueError(f"vid: init_variance must be above eps = {eps}, got {init_variance}")
   checks.flag("vid", "train_variance", train_variance)
-  maps.check_layers("vid", student_taps, teacher_taps)
+  maps.check_layers("vid", student_layers, teacher_layers)
   # The inverse of softplus, without an exponential that could overflow.
   log_scale = init_variance - eps + math.log(-math.expm1(eps - init_variance))
 
   def matched(student, teacher):
-    return maps.match_layers("vid", student, teacher, student_taps, teacher_taps)
+    return maps.match_layers("vid", student, teacher, student_layers, teacher_layers)
 
   def gaussians(teacher_maps):
     return Gaussians(tuple(x.shape[-1] for x in teacher_maps), log_scale, train_variance)

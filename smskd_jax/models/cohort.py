@@ -3,7 +3,7 @@
 Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384
 
 Each member has its own weights, and sees the same images as the others. What the first one says is what the cohort
-says: it is evaluated, and it teaches in later stages. The others are in `Outputs.peers`, for the method `dml`.
+says: it is evaluated, and it teaches in later stages. The others are in `Outputs.peer_outputs`, for the method `dml`.
 Differences: the paper evaluates every member, and also all of them as an ensemble.
 """
 
@@ -13,7 +13,7 @@ import numbers
 from flax import linen as nn
 import jax
 
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 class Cohort(nn.Module):
@@ -31,7 +31,7 @@ class Cohort(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
     """
     first, *others = (member(image, train=train, axis_name=axis_name) for member in self.members)
-    return first._replace(peers=tuple(others))
+    return first._replace(peer_outputs=tuple(others))
 
 
 def make(
@@ -43,7 +43,7 @@ def make(
   width: float = 1.0,
   peer: str = "resnet20",
   peer_width: float = 1.0,
-  peers: int = 1,
+  num_peers: int = 1,
   dtype: str = "float32",
 ) -> Cohort:
   """A network and its peers.
@@ -55,17 +55,19 @@ def make(
     width: its width.
     peer: the networks that train beside it.
     peer_width: their width.
-    peers: how many.
+    num_peers: how many.
     dtype: what all members compute in.
   """
   for option, name in (("first", first), ("peer", peer)):
     if name not in models:
       raise ValueError(f"cohort: {option} must be one of {', '.join(models)}, got {name!r}")
-  if isinstance(peers, bool) or not isinstance(peers, numbers.Integral) or peers < 1:
-    raise ValueError(f"cohort: peers must be a positive integer, got {peers!r}")
+  if isinstance(num_peers, bool) or not isinstance(num_peers, numbers.Integral) or num_peers < 1:
+    raise ValueError(f"cohort: num_peers must be a positive integer, got {num_peers!r}")
   evaluated = models[first](num_classes=num_classes, width=width, dtype=dtype)
   try:
-    others = tuple(models[peer](num_classes=num_classes, width=peer_width, dtype=dtype) for _ in range(peers))
+    others = tuple(
+      models[peer](num_classes=num_classes, width=peer_width, dtype=dtype) for _ in range(num_peers)
+    )
   except ValueError as error:
     raise ValueError(f"cohort: peer: {error}") from error
   return Cohort((evaluated, *others))

@@ -14,8 +14,8 @@ import jax
 
 from smskd_jax.layers.basic import Layers, uniform
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 # (channels, stride) of each block after the stem, whose 32 channels come first.
 STEM = 32
@@ -30,7 +30,7 @@ BLOCKS = (
   (1024, 2),
   (1024, 1),
 )
-_TAPPED = (3, 5, 11, 13)  # blocks, counted from 1
+_FEATURE_BLOCKS = (3, 5, 11, 13)  # blocks, counted from 1
 
 
 class MobileNetV1(nn.Module):
@@ -65,13 +65,13 @@ class MobileNetV1(nn.Module):
       norm = layers.norm(f"model_{i}_4")
       preactivation = norm(x)
       x = nn.relu(preactivation)
-      if i in _TAPPED:
-        taps.append(Tap(x, preactivation, parameters(norm)))
-    return classify(taps, x, self.num_classes, name="fc")
+      if i in _FEATURE_BLOCKS:
+        taps.append(FeatureLayer(x, preactivation, norm_params(norm)))
+    return make_outputs(taps, x, self.num_classes, name="fc")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> MobileNetV1:
   """MobileNetV1 with `width` times the channels."""
   options.check_num_classes("mobilenet_v1", num_classes)
   channels = options.scale_channels("mobilenet_v1", (STEM, *(c for c, _ in BLOCKS)), width)
-  return MobileNetV1(channels, num_classes, options.dtype("mobilenet_v1", dtype))
+  return MobileNetV1(channels, num_classes, options.parse_dtype("mobilenet_v1", dtype))

@@ -16,21 +16,21 @@ import jax
 
 from smskd_jax.layers.basic import Layers, normal
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 
-class Row(NamedTuple):
+class BlockGroup(NamedTuple):
   """One line of table 2 of the paper: blocks of a kind."""
 
   expansion: int
   channels: int
-  blocks: int
+  num_blocks: int
   stride: int  # of the first
 
 
 STEM, LAST = 32, 1280
-_TAPPED = (
+_FEATURE_GROUPS = (
   1,
   2,
   4,
@@ -38,15 +38,15 @@ _TAPPED = (
 )  # rows that are followed by a tap: the last before the map shrinks, and the last of all
 
 
-def _rows(small_images: bool) -> tuple[Row, ...]:
+def _block_groups(small_images: bool) -> tuple[BlockGroup, ...]:
   return (
-    Row(1, 16, 1, 1),
-    Row(6, 24, 2, 1 if small_images else 2),
-    Row(6, 32, 3, 2),
-    Row(6, 64, 4, 2),
-    Row(6, 96, 3, 1),
-    Row(6, 160, 3, 2),
-    Row(6, 320, 1, 1),
+    BlockGroup(1, 16, 1, 1),
+    BlockGroup(6, 24, 2, 1 if small_images else 2),
+    BlockGroup(6, 32, 3, 2),
+    BlockGroup(6, 64, 4, 2),
+    BlockGroup(6, 96, 3, 1),
+    BlockGroup(6, 160, 3, 2),
+    BlockGroup(6, 320, 1, 1),
   )
 
 
@@ -59,7 +59,7 @@ class InvertedResidual(nn.Module):
   small_images: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+  def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
     """[b, h / stride, w / stride, channels]; no activation follows, so feature and preactivation are one."""
     activation = nn.relu if self.small_images else nn.relu6
     expands = self.small_images or self.expansion > 1
@@ -79,7 +79,7 @@ class InvertedResidual(nn.Module):
     y = last(layers.conv(self.channels, 1, name=conv(2))(y))
     if self.stride == 1 and x.shape[-1] == self.channels:
       y = x + y
-    return Tap(y, y, parameters(last))
+    return FeatureLayer(y, y, norm_params(last))
 
 
 class MobileNetV2(nn.Module):
@@ -110,24 +110,24 @@ class MobileNetV2(nn.Module):
     norm = layers.norm(f"{prefix}_1")
     preactivation = norm(layers.conv(stem, 3, stride=2, name=f"{prefix}_0")(image))
     x = activation(preactivation)
-    taps, count = [Tap(x, preactivation, parameters(norm))], 0
-    for i, (row, channels) in enumerate(zip(_rows(small), of_rows, strict=True)):
-      for j in range(row.blocks):
+    taps, count = [FeatureLayer(x, preactivation, norm_params(norm))], 0
+    for i, (row, channels) in enumerate(zip(_block_groups(small), of_rows, strict=True)):
+      for j in range(row.num_blocks):
         count += 1
         name = f"blocks_{i}_{j}" if small else f"features_{count}"
         block = InvertedResidual(row.expansion, channels, row.stride if j == 0 else 1, small, name=name)
         tap = block(x, layers)
         x = tap.feature
-      if i in _TAPPED:
+      if i in _FEATURE_GROUPS:
         taps.append(tap)
     prefix = "conv2" if small else f"features_{count + 1}"
     x = layers.conv(last, 1, name=f"{prefix}_0")(x)
     x = activation(layers.norm(f"{prefix}_1")(x))
     name = "classifier_0" if small else "classifier_1"
-    return classify(taps, x, self.num_classes, name=name, kernel_init=normal(0.01))
+    return make_outputs(taps, x, self.num_classes, name=name, kernel_init=normal(0.01))
 
 
-def _to_eights(channels: float) -> int:
+def _round_to_multiple_of_8(channels: float) -> int:
   """The nearest multiple of 8 that is not more than a tenth smaller, as torchvision rounds."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded
@@ -140,7 +140,7 @@ def make(
   options.check_num_classes("mobilenet_v2", num_classes)
   options.scale_channels("mobilenet_v2", (), width)  # refuses what is not a positive number
   factor *= width
-  to_channels = (lambda c: max(1, int(c))) if small_images else _to_eights
-  channels = [to_channels(factor * c) for c in (STEM, *(row.channels for row in _rows(small_images)))]
+  to_channels = (lambda c: max(1, int(c))) if small_images else _round_to_multiple_of_8
+  channels = [to_channels(factor * c) for c in (STEM, *(row.channels for row in _block_groups(small_images)))]
   last = to_channels(max(1.0, factor) * LAST)
-  return MobileNetV2((*channels, last), num_classes, small_images, options.dtype("mobilenet_v2", dtype))
+  return MobileNetV2((*channels, last), num_classes, small_images, options.parse_dtype("mobilenet_v2", dtype))

@@ -17,10 +17,10 @@ def scale_channels(name: str, channels: Sequence[int], width: float) -> tuple[in
   return tuple(max(1, round(width * c)) for c in channels)
 
 
-def check_positive_integer(name: str, option: str, given: int) -> None:
+def check_positive_integer(name: str, option: str, value: int) -> None:
   """Refuses everything but 1, 2, 3, ..."""
-  if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < 1:
-    raise ValueError(f"{name}: {option} must be a positive integer, got {given!r}")
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    raise ValueError(f"{name}: {option} must be a positive integer, got {value!r}")
 
 
 def check_num_classes(name: str, num_classes: int) -> None:
@@ -28,8 +28,8 @@ def check_num_classes(name: str, num_classes: int) -> None:
   check_positive_integer(name, "num_classes", num_classes)
 
 
-def dtype(name: str, given: str) -> Any:
+def parse_dtype(name: str, value: str) -> Any:
   """The type that a network computes in, for Flax: None, that of its parameters and inputs, for float32."""
-  if given not in DTYPES:
-    raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {given!r}")
-  return None if given == "float32" else jnp.dtype(given)
+  if value not in DTYPES:
+    raise ValueError(f"{name}: dtype must be one of {', '.join(DTYPES)}, got {value!r}")
+  return None if value == "float32" else jnp.dtype(value)

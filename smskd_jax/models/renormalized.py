@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 class Renormalized(nn.Module):
@@ -40,8 +40,8 @@ class Renormalized(nn.Module):
 
 def make(
   network: nn.Module,
-  own: tuple[Sequence[float], Sequence[float]] | None,
-  data: tuple[Sequence[float], Sequence[float]],
+  network_stats: tuple[Sequence[float], Sequence[float]] | None,
+  data_stats: tuple[Sequence[float], Sequence[float]],
 ) -> nn.Module:
   """The network, to be called with images of the data's normalisation.
 
@@ -50,11 +50,11 @@ def make(
     own: mean and deviation that its images have; None, or the data's: the network is called as it is.
     data: mean and deviation by which the data is normalised.
   """
-  if own is None or tuple(map(tuple, own)) == tuple(map(tuple, data)):
+  if network_stats is None or tuple(map(tuple, network_stats)) == tuple(map(tuple, data_stats)):
     return network
-  return Renormalized(network, *map(tuple, own), *map(tuple, data))
+  return Renormalized(network, *map(tuple, network_stats), *map(tuple, data_stats))
 
 
-def moments(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def channel_stats(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
   """Mean and deviation of a network's images, where they are not the data's."""
   return (network.mean, network.std) if isinstance(network, Renormalized) else None

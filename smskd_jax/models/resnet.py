@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from smskd_jax.layers.basic import Layers
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)  # x4 in the stages, but x2 in the stem
@@ -49,7 +49,7 @@ class Block(nn.Module):
   shortcut: str = "B"
 
   @nn.compact
-  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+  def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
     """The sum of both branches [b, h / stride, w / stride, channels], after its ReLU and before."""
     y = layers.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
     y = nn.relu(layers.norm("bn1")(y))
@@ -61,7 +61,7 @@ class Block(nn.Module):
     elif changes:
       x = layers.conv(self.channels, 1, stride=self.stride, name="downsample_0")(x)
       x = layers.norm("downsample_1")(x)
-    return Tap(nn.relu(y + x), y + x, parameters(last))
+    return FeatureLayer(nn.relu(y + x), y + x, norm_params(last))
 
 
 class ResNet(nn.Module):
@@ -91,14 +91,14 @@ class ResNet(nn.Module):
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(self.channels[0], 3, name="conv1")(image)))
-    taps = [Tap(x, x, parameters(norm))]
+    taps = [FeatureLayer(x, x, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         stride = 2 if stage > 1 and i == 0 else 1
         tap = Block(channels, stride, self.shortcut, name=f"layer{stage}_{i}")(x, layers)
         x = tap.feature
       taps.append(tap)
-    return classify(taps, x, self.num_classes, name="fc")
+    return make_outputs(taps, x, self.num_classes, name="fc")
 
 
 def make(
@@ -118,4 +118,4 @@ def make(
   if shortcut not in SHORTCUTS:
     raise ValueError(f"resnet: shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
   channels = options.scale_channels("resnet", channels, width)
-  return ResNet((depth - 2) // 6, channels, num_classes, shortcut, options.dtype("resnet", dtype))
+  return ResNet((depth - 2) // 6, channels, num_classes, shortcut, options.parse_dtype("resnet", dtype))

@@ -19,11 +19,11 @@ import jax
 
 from smskd_jax.layers.basic import Layers, uniform
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 CHANNELS = (64, 16, 32, 64)  # of the stem and of the stages
-_WINDOW = 4
+_POOL_SIZE = 4
 
 
 class Block(nn.Module):
@@ -33,7 +33,7 @@ class Block(nn.Module):
   stride: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+  def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
     """The sum of both branches [b, h / stride, w / stride, channels], after a ReLU and before."""
     conv = {"kernel_init": uniform}
     y = layers.conv(self.channels, 3, stride=self.stride, name="conv1", **conv)(x)
@@ -43,13 +43,13 @@ class Block(nn.Module):
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = layers.conv(self.channels, 1, stride=self.stride, name="shortcut_0", **conv)(x)
       x = layers.norm("shortcut_1")(x)
-    return Tap(nn.relu(y + x), y + x, parameters(last))
+    return FeatureLayer(nn.relu(y + x), y + x, norm_params(last))
 
 
 def _windows(x: jax.Array) -> jax.Array:
   """The map [b, h, w, c] with its windows as channels: the mean over what is left of h and w is one of each window."""
   b, h, w, c = x.shape
-  size = min(_WINDOW, h, w)
+  size = min(_POOL_SIZE, h, w)
   rows, columns = h // size, w // size  # what is left over is cut off, as PyTorch's pooling does
   x = x[:, : rows * size, : columns * size].reshape(b, rows, size, columns, size, c)
   return x.transpose(0, 2, 4, 5, 1, 3).reshape(b, size, size, c * rows * columns)
@@ -73,14 +73,14 @@ class SurveyResNet(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends; the public code has no tap at the stem. The unpooled map
+      Outputs with four taps: the stem's and the stages' ends; the public code has no tap at the stem. The final_map map
       is the last one with each window's places as one place and the windows as channels: its mean is `pooled`.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     preactivation = norm(layers.conv(self.channels[0], 3, kernel_init=uniform, name="conv1")(image))
     x = nn.relu(preactivation)
-    taps = [Tap(x, preactivation, parameters(norm))]
+    taps = [FeatureLayer(x, preactivation, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         block = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
@@ -88,7 +88,7 @@ class SurveyResNet(nn.Module):
         x = tap.preactivation
       x = tap.feature
       taps.append(tap)
-    return classify(taps, _windows(x), self.num_classes, name="linear")
+    return make_outputs(taps, _windows(x), self.num_classes, name="linear")
 
 
 def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> SurveyResNet:
@@ -97,4 +97,4 @@ def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "f
     raise ValueError(f"survey_resnet: depth must be 6n + 2 with n >= 1, got {depth}")
   options.check_num_classes("survey_resnet", num_classes)
   channels = options.scale_channels("survey_resnet", CHANNELS, width)
-  return SurveyResNet((depth - 2) // 6, channels, num_classes, options.dtype("survey_resnet", dtype))
+  return SurveyResNet((depth - 2) // 6, channels, num_classes, options.parse_dtype("survey_resnet", dtype))

@@ -13,10 +13,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.layers.basic import Layers, shuffle, uniform
+from smskd_jax.layers.basic import Layers, shuffle_channels, uniform
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 CHANNELS = (24, 240, 480, 960)  # of the stem and of the stages
 BLOCKS = (4, 8, 4)
@@ -31,21 +31,21 @@ class Block(nn.Module):
   groups: int  # of the first convolution; the last has GROUPS
 
   @nn.compact
-  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+  def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
     """[b, h / stride, w / stride, c] after its ReLU and before; c is `channels`, with stride 2 those of x more."""
     between = max(GROUPS, self.channels // 4 // GROUPS * GROUPS)
     y = layers.conv(between, 1, groups=self.groups, kernel_init=uniform, name="conv1")(x)
-    y = shuffle(nn.relu(layers.norm("bn1")(y)), self.groups)
+    y = shuffle_channels(nn.relu(layers.norm("bn1")(y)), self.groups)
     depthwise = {"stride": self.stride, "groups": between, "kernel_init": uniform}
     y = nn.relu(layers.norm("bn2")(layers.conv(between, 3, name="conv2", **depthwise)(y)))
     last = layers.norm("bn3")
     y = last(layers.conv(self.channels, 1, groups=GROUPS, kernel_init=uniform, name="conv3")(y))
     if self.stride == 1:
-      return Tap(nn.relu(y + x), y + x, parameters(last))
+      return FeatureLayer(nn.relu(y + x), y + x, norm_params(last))
     border = ((0, 0), (1, 1), (1, 1), (0, 0))  # whose zeros count in the mean
     x = nn.avg_pool(jnp.pad(x, border), window_shape=(3, 3), strides=(2, 2))
     y = jnp.concatenate([y, x], axis=-1)
-    return Tap(nn.relu(y), y)
+    return FeatureLayer(nn.relu(y), y)
 
 
 class ShuffleNetV1(nn.Module):
@@ -71,7 +71,7 @@ class ShuffleNetV1(nn.Module):
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(self.channels[0], 1, kernel_init=uniform, name="conv1")(image)))
-    taps = [Tap(x, x, parameters(norm))]
+    taps = [FeatureLayer(x, x, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(BLOCKS[stage - 1]):
         added = channels - x.shape[-1] if i == 0 else channels
@@ -79,7 +79,7 @@ class ShuffleNetV1(nn.Module):
         tap = Block(added, 2 if i == 0 else 1, groups, name=f"layer{stage}_{i}")(x, layers)
         x = tap.feature
       taps.append(tap)
-    return classify(taps, x, self.num_classes, name="linear")
+    return make_outputs(taps, x, self.num_classes, name="linear")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV1:
@@ -91,4 +91,4 @@ def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> Shu
   ]
   for i in range(1, len(channels)):
     channels[i] = max(channels[i], channels[i - 1] + step)
-  return ShuffleNetV1(tuple(channels), num_classes, options.dtype("shufflenet_v1", dtype))
+  return ShuffleNetV1(tuple(channels), num_classes, options.parse_dtype("shufflenet_v1", dtype))

@@ -13,16 +13,16 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.layers.basic import Layers, shuffle, uniform
+from smskd_jax.layers.basic import Layers, shuffle_channels, uniform
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 CHANNELS = (24, 116, 232, 464, 1024)  # of the stem, of the stages, and before the classifier
 BLOCKS = (3, 7, 3)  # after the first of each stage
 
 
-class Down(nn.Module):
+class DownBlock(nn.Module):
   """The first block of a stage: two branches of stride 2, side by side."""
 
   channels: int
@@ -37,14 +37,14 @@ class Down(nn.Module):
     right = nn.relu(layers.norm("bn3")(layers.conv(half, 1, kernel_init=uniform, name="conv3")(x)))
     right = layers.norm("bn4")(layers.conv(half, groups=half, name="conv4", **depthwise)(right))
     right = nn.relu(layers.norm("bn5")(layers.conv(half, 1, kernel_init=uniform, name="conv5")(right)))
-    return shuffle(jnp.concatenate([left, right], axis=-1), 2)
+    return shuffle_channels(jnp.concatenate([left, right], axis=-1), 2)
 
 
 class Block(nn.Module):
   """Three convolutions on one half of the channels; the other half stays."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, layers: Layers) -> Tap:
+  def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
     """[b, h, w, channels] after its last ReLU and its shuffle, and before both."""
     kept, y = jnp.split(x, 2, axis=-1)
     half = y.shape[-1]
@@ -52,7 +52,7 @@ class Block(nn.Module):
     y = layers.norm("bn2")(layers.conv(half, 3, groups=half, kernel_init=uniform, name="conv2")(y))
     y = layers.norm("bn3")(layers.conv(half, 1, kernel_init=uniform, name="conv3")(y))
     beside = lambda half: jnp.concatenate([kept, half], axis=-1)
-    return Tap(shuffle(beside(nn.relu(y)), 2), beside(y))
+    return FeatureLayer(shuffle_channels(beside(nn.relu(y)), 2), beside(y))
 
 
 class ShuffleNetV2(nn.Module):
@@ -80,16 +80,16 @@ class ShuffleNetV2(nn.Module):
     stem, *stages, last = self.channels
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(stem, 1, kernel_init=uniform, name="conv1")(image)))
-    taps = [Tap(x, x, parameters(norm))]
+    taps = [FeatureLayer(x, x, norm_params(norm))]
     for stage, (channels, blocks) in enumerate(zip(stages, BLOCKS, strict=True), start=1):
-      x = Down(channels, name=f"layer{stage}_0")(x, layers)
+      x = DownBlock(channels, name=f"layer{stage}_0")(x, layers)
       for i in range(1, blocks + 1):
         tap = Block(name=f"layer{stage}_{i}")(x, layers)
         x = tap.feature
       taps.append(tap)
     x = layers.conv(last, 1, kernel_init=uniform, name="conv2")(x)
     x = nn.relu(layers.norm("bn2")(x))
-    return classify(taps, x, self.num_classes, name="linear")
+    return make_outputs(taps, x, self.num_classes, name="linear")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV2:
@@ -97,4 +97,4 @@ def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> Shu
   options.check_num_classes("shufflenet_v2", num_classes)
   stem, *stages, last = options.scale_channels("shufflenet_v2", CHANNELS, width)
   even = (max(2, 2 * round(c / 2)) for c in stages)
-  return ShuffleNetV2((stem, *even, last), num_classes, options.dtype("shufflenet_v2", dtype))
+  return ShuffleNetV2((stem, *even, last), num_classes, options.parse_dtype("shufflenet_v2", dtype))

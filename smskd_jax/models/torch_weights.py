@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import traverse_util
 import numpy as np
 
-from smskd_jax.models import spec
+from smskd_jax.models import introspection
 
 _LEAVES = {
   "kernel": "weight",
@@ -36,7 +36,7 @@ _SYNONYMS = (
 )
 
 
-def _key(path: tuple[str, ...]) -> str:
+def _torch_key(path: tuple[str, ...]) -> str:
   """The PyTorch key of ('params', 'layer1_0', 'conv1', 'kernel'): layer1.0.conv1.weight."""
   _, *modules, leaf = path
   names = (module.replace("__", " ").replace("_", ".").replace(" ", "_") for module in modules)
@@ -47,14 +47,14 @@ def torch_shapes(
   network: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
 ) -> dict[str, tuple[int, ...]]:
   """The shapes of a network's tensors in PyTorch, by key; computes nothing."""
-  return {key: shape for key, (_, shape) in _expected(network, image_shape).items()}
+  return {key: shape for key, (_, shape) in _expected_tensors(network, image_shape).items()}
 
 
-def _expected(network, image_shape):
+def _expected_tensors(network, image_shape):
   """Key in PyTorch -> (path of ours, shape in PyTorch)."""
-  shapes = traverse_util.flatten_dict(spec.variables(network, image_shape))
+  shapes = traverse_util.flatten_dict(introspection.variable_shapes(network, image_shape))
   in_torch = lambda shape: tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
-  return {_key(path): (path, in_torch(x.shape)) for path, x in shapes.items()}
+  return {_torch_key(path): (path, in_torch(x.shape)) for path, x in shapes.items()}
 
 
 def from_torch(
@@ -73,17 +73,17 @@ def from_torch(
   Raises:
     ValueError: names tensors that are missing, unexpected or of another shape.
   """
-  expected = _expected(network, image_shape)
-  tensors = rename(expected, state_dict)
+  expected = _expected_tensors(network, image_shape)
+  tensors = match_names(expected, state_dict)
   shapes = {key: shape for key, (_, shape) in expected.items()}
-  problems = spec.misfits(shapes, {key: tensor.shape for key, tensor in tensors.items()})
+  problems = introspection.shape_mismatches(shapes, {key: tensor.shape for key, tensor in tensors.items()})
   if problems:
     raise ValueError(f"the checkpoint does not fit {type(network).__name__}; {'; '.join(problems)}")
   arrays = {path: tensors[key].transpose(_FROM_TORCH[len(shape)]) for key, (path, shape) in expected.items()}
   return traverse_util.unflatten_dict({path: np.array(array, order="C") for path, array in arrays.items()})
 
 
-def rename(expected: Collection[str], state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def match_names(expected: Collection[str], state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """A checkpoint's tensors under the names that a network expects, as far as they are known under others.
 
   The prefixes that DataParallel and torch.compile leave are dropped, and `num_batches_tracked`, which nothing reads.
@@ -91,11 +91,11 @@ def rename(expected: Collection[str], state_dict: Mapping[str, Any]) -> dict[str
   tensors = {_PREFIX.sub("", key): np.asarray(x) for key, x in state_dict.items()}
   tensors = {key: x for key, x in tensors.items() if not key.endswith("num_batches_tracked")}
   free = set(expected) - set(tensors)
-  names = {key: key if key in expected else _renamed(key, free) for key in tensors}
+  names = {key: key if key in expected else _match_name(key, free) for key in tensors}
   return {names[key]: x for key, x in tensors.items()}
 
 
-def _renamed(key: str, free: Collection[str]) -> str:
+def _match_name(key: str, free: Collection[str]) -> str:
   """The first of the names that stand for a checkpoint's, among those that it lacks; else its own."""
   others = (pattern.sub(name, key) for pattern, names in _SYNONYMS for name in names)
   return next((other for other in others if other in free), key)
@@ -107,4 +107,4 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   `num_batches_tracked` is left out: PyTorch's `load_state_dict` puts it in where a plain dictionary lacks it.
   """
   arrays = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(variables).items()}
-  return {_key(path): np.array(x.transpose(_TO_TORCH[x.ndim]), order="C") for path, x in arrays.items()}
+  return {_torch_key(path): np.array(x.transpose(_TO_TORCH[x.ndim]), order="C") for path, x in arrays.items()}

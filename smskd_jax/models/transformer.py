@@ -20,13 +20,13 @@ import numpy as np
 
 from smskd_jax.layers.basic import normal
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs
+from smskd_jax.types import Outputs
 
-NUM_TAPS = 4  # beside that of the embedding, after each quarter of the blocks
+NUM_FEATURE_LAYERS = 4  # beside that of the embedding, after each quarter of the blocks
 
 
-def positions(height: int, width: int, channels: int) -> np.ndarray:
+def sinusoidal_positions(height: int, width: int, channels: int) -> np.ndarray:
   """[1, h, w, c]: sines and cosines of row and column, a quarter of the channels each; c divisible by 4."""
   frequencies = 1e4 ** -np.linspace(0, 1, channels // 4)
   row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
@@ -41,7 +41,7 @@ def _xavier(key, shape, dtype):
   return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
-class Perceptron(nn.Module):
+class MlpBlock(nn.Module):
   """Two linear layers around a GELU."""
 
   hidden: int
@@ -59,7 +59,7 @@ class Perceptron(nn.Module):
 class Attention(nn.Module):
   """Scaled dot-product attention of several heads, among all tokens."""
 
-  heads: int
+  num_heads: int
   dtype: Any
 
   @nn.compact
@@ -67,7 +67,7 @@ class Attention(nn.Module):
     """[b, n, d] of n tokens; the softmax is computed in float32 or wider."""
     b, n, d = x.shape
     qkv = nn.Dense(3 * d, kernel_init=_xavier, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+    qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
     q, k, v = (qkv[i] for i in range(3))
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
   """Tokens learn from each other, by attention or, without heads, by a perceptron over places; then each by itself."""
 
-  heads: int | None
+  num_heads: int | None
   dtype: Any
 
   @nn.compact
@@ -88,23 +88,23 @@ class Block(nn.Module):
     norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
     channels = x.shape[-1]
     y = norm("norm1")(x)
-    if self.heads is not None:
-      x = x + Attention(self.heads, self.dtype, name="attn")(y)
-      mlp = Perceptron(4 * channels, self.dtype, name="mlp")
+    if self.num_heads is not None:
+      x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+      mlp = MlpBlock(4 * channels, self.dtype, name="mlp")
     else:
-      mixed = Perceptron(channels // 2, self.dtype, name="mlp__tokens")(y.swapaxes(1, 2))
+      mixed = MlpBlock(channels // 2, self.dtype, name="mlp__tokens")(y.swapaxes(1, 2))
       x = x + mixed.swapaxes(1, 2)
-      mlp = Perceptron(4 * channels, self.dtype, name="mlp__channels")
+      mlp = MlpBlock(4 * channels, self.dtype, name="mlp__channels")
     return x + mlp(norm("norm2")(x))
 
 
-class TokenNetwork(nn.Module):
+class PatchNetwork(nn.Module):
   """A linear embedding of patches, and blocks that keep its size."""
 
   channels: int
-  blocks: int
-  heads: int | None  # None: a mixer
-  patch: int  # height and width
+  num_blocks: int
+  num_heads: int | None  # None: a mixer
+  patch_size: int  # height and width
   num_classes: int
   dtype: Any = None  # what is computed in
 
@@ -119,53 +119,60 @@ class TokenNetwork(nn.Module):
 
     Returns:
       Outputs with five taps [b, h / patch, w / patch, d]: the embedding and the end of each quarter of the blocks. No
-      activation follows them, so that preactivations are the taps. The unpooled map is the last after layer norm.
+      activation follows them, so that preactivations are the taps. The final_map map is the last after layer norm.
 
     Raises:
       ValueError: the patches do not fit.
     """
     del train, axis_name
     b, height, width, _ = image.shape
-    if height % self.patch or width % self.patch:
-      raise ValueError(f"images of {height}x{width} do not divide into patches of {self.patch}x{self.patch}")
-    size, stem = (self.patch, self.patch), "patch__embed_proj" if self.heads is not None else "stem_proj"
-    fan_in = self.patch**2 * image.shape[-1]
+    if height % self.patch_size or width % self.patch_size:
+      raise ValueError(
+        f"images of {height}x{width} do not divide into patches of {self.patch_size}x{self.patch_size}"
+      )
+    size, stem = (
+      (self.patch_size, self.patch_size),
+      "patch__embed_proj" if self.num_heads is not None else "stem_proj",
+    )
+    fan_in = self.patch_size**2 * image.shape[-1]
     embedding = nn.Conv(
       self.channels, size, size, "VALID", kernel_init=normal(fan_in**-0.5), dtype=self.dtype, name=stem
     )
     x = embedding(image)
-    if self.heads is not None:
-      x = x + jnp.asarray(positions(*x.shape[1:]), x.dtype)
+    if self.num_heads is not None:
+      x = x + jnp.asarray(sinusoidal_positions(*x.shape[1:]), x.dtype)
     shape = x.shape
-    taps, x = [Tap(x, x)], x.reshape(b, -1, self.channels)
-    ends = {round(self.blocks * i / NUM_TAPS) for i in range(1, NUM_TAPS + 1)}
-    for i in range(self.blocks):
-      x = Block(self.heads, self.dtype, name=f"blocks_{i}")(x)
+    taps, x = [FeatureLayer(x, x)], x.reshape(b, -1, self.channels)
+    ends = {round(self.num_blocks * i / NUM_FEATURE_LAYERS) for i in range(1, NUM_FEATURE_LAYERS + 1)}
+    for i in range(self.num_blocks):
+      x = Block(self.num_heads, self.dtype, name=f"blocks_{i}")(x)
       if i + 1 in ends:
-        taps.append(Tap(x.reshape(shape), x.reshape(shape)))
+        taps.append(FeatureLayer(x.reshape(shape), x.reshape(shape)))
     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-    return classify(taps, x.reshape(shape), self.num_classes, name="head", kernel_init=normal(0.01))
+    return make_outputs(taps, x.reshape(shape), self.num_classes, name="head", kernel_init=normal(0.01))
 
 
 def make(
   name: str,
   channels: int,
-  blocks: int,
-  heads: int | None,
+  num_blocks: int,
+  num_heads: int | None,
   /,
   *,
   num_classes: int,
   width: float = 1.0,
-  patch: int = 4,
+  patch_size: int = 4,
   dtype: str = "float32",
-) -> TokenNetwork:
+) -> PatchNetwork:
   """A network of `blocks` blocks, with `width` times `channels`, and patches of `patch` x `patch` pixels.
 
   Patches of 4 are for images of 32x32, of 16 for 224x224. Channels are rounded to what heads and positions need.
   """
   options.check_num_classes(name, num_classes)
-  options.check_positive_integer(name, "patch", patch)
+  options.check_positive_integer(name, "patch", patch_size)
   (channels,) = options.scale_channels(name, (channels,), width)
-  step = 4 * (heads or 1)
+  step = 4 * (num_heads or 1)
   channels = step * max(1, round(channels / step))
-  return TokenNetwork(channels, blocks, heads, patch, num_classes, options.dtype(name, dtype))
+  return PatchNetwork(
+    channels, num_blocks, num_heads, patch_size, num_classes, options.parse_dtype(name, dtype)
+  )

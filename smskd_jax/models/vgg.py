@@ -15,8 +15,8 @@ import jax
 
 from smskd_jax.layers.basic import Layers, normal
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Outputs
 
 CHANNELS = (64, 128, 256, 512, 512)
 # Convolutions in each of the five blocks.
@@ -63,10 +63,10 @@ class VGG(nn.Module):
         norm = layers.norm(f"block{block}_{3 * i + 1}")
         preactivation = norm(x)
         x = nn.relu(preactivation)
-      taps.append(Tap(x, preactivation if block > 0 else x, parameters(norm)))
+      taps.append(FeatureLayer(x, preactivation if block > 0 else x, norm_params(norm)))
       if block in pooled_blocks:
         x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-    return classify(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
+    return make_outputs(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
 
 
 def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> VGG:
@@ -75,4 +75,4 @@ def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "f
     raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
   options.check_num_classes("vgg", num_classes)
   channels = options.scale_channels("vgg", CHANNELS, width)
-  return VGG(CONVOLUTIONS[depth], channels, num_classes, options.dtype("vgg", dtype))
+  return VGG(CONVOLUTIONS[depth], channels, num_classes, options.parse_dtype("vgg", dtype))

@@ -14,8 +14,8 @@ import jax
 from smskd_jax.layers.basic import Layers
 from smskd_jax.layers.batch_norm import BatchNorm
 from smskd_jax.models import options
-from smskd_jax.models.outputs import Tap, classify, parameters
-from smskd_jax.state import Norm, Outputs
+from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
+from smskd_jax.types import Norm, Outputs
 
 CHANNELS = (16, 16, 32, 64)  # of the stem, which is never widened, and of the three stages
 
@@ -71,13 +71,13 @@ class WideResNet(nn.Module):
         x, before, first = block(x, layers)
         if stage > 1 and i == 0:
           normalized.append(before)
-          norms.append(parameters(first))
+          norms.append(norm_params(first))
       features.append(x)
     last = layers.norm("bn1")
     normalized.append(last(x))
-    norms.append(parameters(last))
-    taps = [Tap(*tap) for tap in zip(features, normalized, norms, strict=True)]
-    return classify(taps, nn.relu(normalized[-1]), self.num_classes, name="fc")
+    norms.append(norm_params(last))
+    taps = [FeatureLayer(*tap) for tap in zip(features, normalized, norms, strict=True)]
+    return make_outputs(taps, nn.relu(normalized[-1]), self.num_classes, name="fc")
 
 
 def make(
@@ -89,10 +89,10 @@ def make(
   options.check_num_classes("wrn", num_classes)
   stem, *stages = CHANNELS
   channels = options.scale_channels("wrn", (stem, *(factor * c for c in stages)), width)
-  return WideResNet((depth - 4) // 6, channels, num_classes, options.dtype("wrn", dtype))
+  return WideResNet((depth - 4) // 6, channels, num_classes, options.parse_dtype("wrn", dtype))
 
 
-def make_free(
+def make_custom(
   *, num_classes: int, depth: int = 28, factor: int = 4, width: float = 1.0, dtype: str = "float32"
 ) -> WideResNet:
   """As `make`, with depth and factor as options of a config."""

@@ -4,7 +4,7 @@ Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequentia
 https://arxiv.org/abs/2601.15657, section 4.1. The recipe is that of "Contrastive Representation Distillation" (Tian,
 Krishnan, Isola, ICLR 2020, https://arxiv.org/abs/1910.10699) and its public code: SGD with momentum 0.9 and decay 5e-4,
 batch 64, rate 0.05 (MobileNetV2 and ShuffleNets 0.01) times 0.1 after 150, 180 and 210 of 240 epochs; methods with the
-weights of that code (`smskd_jax.literature`).
+weights of that code (`smskd_jax.recipes.literature`).
 
 Three protocols divide the epochs among the stages:
 
@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax import literature
-from smskd_jax.config import network, stage
-from smskd_jax.errors import UserError, unknown
+from smskd_jax.config.schema import network, stage
+from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.losses.entries import make_method
+from smskd_jax.recipes import literature
 
-EPOCHS = 240  # of the paper, in which its milestones and the warm-ups of literature.csv are counted
-MILESTONES = (150 / EPOCHS, 180 / EPOCHS, 210 / EPOCHS)
+PAPER_EPOCHS = 240  # of the paper, in which its milestones and the warm-ups of literature.csv are counted
+MILESTONES = (150 / PAPER_EPOCHS, 180 / PAPER_EPOCHS, 210 / PAPER_EPOCHS)
 PROTOCOLS = ("paper", "equal", "full")
 MODES = ("stages", "joint")
 
@@ -55,13 +55,13 @@ ARGUMENTS: dict[str, Any] = STAGE_ARGUMENTS | {
   "teacher_variables": "",  # a folder to take the teacher from; '': it is trained
   "teacher_epochs": 0,  # 0: as epochs
   "student": "resnet20",
-  "epochs": EPOCHS,
+  "epochs": PAPER_EPOCHS,
   "max_images": 0,  # of the student; 0: all
   "batch_size": 64,
   "learning_rate": 0.0,  # 0: each network's own in the literature
   "optimizer": "sgd",
   "padding": -1,  # of crops; -1: 4, and 0 (flips alone) on Tiny-ImageNet
-  "crops": 0,  # how many of its crops and flips each image is seen in; 0: all
+  "num_views": 0,  # how many of its crops and flips each image is seen in; 0: all
   "teacher_cache": "off",  # 'float32' or 'float16', for those stages whose methods read no maps
   "evaluate_every_epochs": 1,
 }
@@ -76,7 +76,7 @@ class Span(NamedTuple):
   restart: bool = False  # begins at a tenth of the rate and drops after each third
 
 
-def recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, Any]:
+def training_recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, Any]:
   """Fields of every stage that trains a network of this model."""
   usual_padding = 0 if args.dataset == "tiny_imagenet" else 4
   padding = args.padding if args.padding >= 0 else usual_padding
@@ -87,11 +87,11 @@ def recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, An
       "learning_rate": args.learning_rate or literature.learning_rate(model),
     },
     "schedule": {"name": "multistep", "milestones": MILESTONES},
-    "augment": {"crop_flip": {"padding": padding, "flip": True, "views": args.crops}},
+    "augment": {"crop_flip": {"padding": padding, "flip": True, "num_views": args.num_views}},
   }
 
 
-def data(args: ConfigDict) -> dict[str, Any]:
+def data_fields(args: ConfigDict) -> dict[str, Any]:
   """Section `data` of an experiment."""
   return {
     "source": args.dataset,
@@ -105,7 +105,7 @@ def teacher_stages(args: ConfigDict, fields: Mapping[str, Any] | None = None) ->
   """The stage that trains the teacher; none where its variables are given. Its recipe, if not `fields`, has SGD."""
   if args.teacher_variables:
     return []
-  fields = fields or recipe(args, args.teacher)
+  fields = fields or training_recipe(args, args.teacher)
   return [stage("teacher", epochs=args.teacher_epochs or args.epochs, **fields)]
 
 
@@ -118,34 +118,34 @@ def student_network(args: ConfigDict, methods: Sequence[str]) -> ConfigDict:
   return network(args.student)
 
 
-def names(field: str, text: str) -> tuple[str, ...]:
+def parse_methods(field: str, text: str) -> tuple[str, ...]:
   """Names of methods in a config argument, joined by +.
 
   Raises:
-    UserError: there is none, or one that `smskd_jax.literature` does not have.
+    UserError: there is none, or one that `smskd_jax.recipes.literature` does not have.
   """
   found = tuple(name for name in text.split("+") if name)
   if not found:
     raise UserError(f"config argument {field}: there are none; join some by +, as at+kd")
   for name in found:
-    if name not in literature.names():
-      raise unknown(f"config argument {field}", name, literature.names())
+    if name not in literature.recipe_names():
+      raise unknown_name_error(f"config argument {field}", name, literature.recipe_names())
   return found
 
 
-def one_name(field: str, text: str) -> str:
+def parse_method(field: str, text: str) -> str:
   """The name of a single method in a config argument.
 
   Raises:
     UserError: as `names`, or there are several.
   """
-  first, *others = names(field, text)
+  first, *others = parse_methods(field, text)
   if others:
     raise UserError(f"config argument {field}: {text!r} must be one method, as kd")
   return first
 
 
-def transition(args: ConfigDict, milestones: Sequence[float] = MILESTONES) -> int:
+def transition_epoch(args: ConfigDict, milestones: Sequence[float] = MILESTONES) -> int:
   """Epoch at which the second stage begins, of protocol paper.
 
   Raises:
@@ -159,14 +159,14 @@ def transition(args: ConfigDict, milestones: Sequence[float] = MILESTONES) -> in
   return at
 
 
-def spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILESTONES) -> list[Span]:
+def stage_spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILESTONES) -> list[Span]:
   """Epochs of so many stages, by the protocol.
 
   Raises:
     UserError: an unknown protocol, fewer epochs than stages, or a transition outside the epochs.
   """
   if args.protocol not in PROTOCOLS:
-    raise unknown("config argument protocol", args.protocol, PROTOCOLS)
+    raise unknown_name_error("config argument protocol", args.protocol, PROTOCOLS)
   if args.transition and args.protocol != "paper":
     raise UserError(
       f"config argument transition: {args.transition}, but protocol {args.protocol!r} has none; use protocol=paper"
@@ -174,8 +174,8 @@ def spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILESTONES
   if args.protocol == "full" or count == 1:
     return [Span(args.epochs)] * count
   if args.protocol == "equal":
-    return [Span(epochs) for epochs in divide(args.epochs, count)]
-  at = transition(args, milestones)
+    return [Span(epochs) for epochs in divide_epochs(args.epochs, count)]
+  at = transition_epoch(args, milestones)
   further = Span(round((1 - milestones[0]) * args.epochs), restart=True)
   if count > 2 and further.epochs < 3:
     raise UserError(
@@ -188,7 +188,7 @@ def spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILESTONES
   ]
 
 
-def divide(epochs: int, count: int) -> list[int]:
+def divide_epochs(epochs: int, count: int) -> list[int]:
   """Epochs for each of so many stages; the remainder goes to the first of them.
 
   Raises:
@@ -201,7 +201,7 @@ def divide(epochs: int, count: int) -> list[int]:
 
 
 def student_stage(
-  args: ConfigDict, methods: Sequence[str], span: Span, fields: Mapping[str, Any], **more: Any
+  args: ConfigDict, methods: Sequence[str], span: Span, fields: Mapping[str, Any], **overrides: Any
 ) -> ConfigDict:
   """A stage of the student.
 
@@ -213,11 +213,12 @@ def student_stage(
     **more: further fields, which win.
   """
   published = [
-    literature.recipe(name, args.teacher, args.student, field="config argument stages") for name in methods
+    literature.published_recipe(name, args.teacher, args.student, field="config argument stages")
+    for name in methods
   ]
   terms = [one.term for one in published]
   for term in terms:
-    term.warmup_epochs *= args.epochs / args.get("nominal_epochs", EPOCHS)
+    term.warmup_epochs *= args.epochs / args.get("nominal_epochs", PAPER_EPOCHS)
   kept = bool(terms) and all(make_method(term).cacheable for term in terms)
   optimizer, schedule = dict(fields["optimizer"]), dict(fields["schedule"])
   if span.restart:
@@ -235,12 +236,12 @@ def student_stage(
       **fields,
       "optimizer": optimizer,
       "schedule": schedule | {"start_epoch": span.start, "total_epochs": span.total},
-      **more,
+      **overrides,
     },
   )
 
 
-def reference(args: ConfigDict, **options: Any) -> dict[str, Any]:
+def reference_fields(args: ConfigDict, **options: Any) -> dict[str, Any]:
   """Section `reference` of a stage after the first."""
   return {
     "stage": "previous",
@@ -251,8 +252,11 @@ def reference(args: ConfigDict, **options: Any) -> dict[str, Any]:
   } | options
 
 
-def sequence(
-  args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any], anchor: Mapping[str, Any] | None = None
+def sequential_stages(
+  args: ConfigDict,
+  methods: Sequence[str],
+  fields: Mapping[str, Any],
+  reference: Mapping[str, Any] | None = None,
 ) -> list[ConfigDict]:
   """SMSKD: one method a stage, each from the second on with the student of the stage before as its reference.
 
@@ -267,8 +271,10 @@ def sequence(
   """
   milestones = fields["schedule"].get("milestones", MILESTONES)
   stages = []
-  for i, (name, span) in enumerate(zip(methods, spans(args, len(methods), milestones), strict=True)):
-    later = {"reference": reference(args, **anchor or {}), "carry_over": args.carry_over} if i else {}
+  for i, (name, span) in enumerate(zip(methods, stage_spans(args, len(methods), milestones), strict=True)):
+    later = (
+      {"reference": reference_fields(args, **reference or {}), "carry_over": args.carry_over} if i else {}
+    )
     stages.append(student_stage(args, (name,), span, fields, name=f"{i + 1}_{name}", **later))
   return stages
 
@@ -282,17 +288,17 @@ def student_stages(
     UserError: as `spans`, or an unknown mode.
   """
   if mode not in MODES:
-    raise unknown("config argument mode", mode, MODES)
-  return joint(args, methods, fields) if mode == "joint" else sequence(args, methods, fields)
+    raise unknown_name_error("config argument mode", mode, MODES)
+  return joint_stages(args, methods, fields) if mode == "joint" else sequential_stages(args, methods, fields)
 
 
-def joint(args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any]) -> list[ConfigDict]:
+def joint_stages(args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any]) -> list[ConfigDict]:
   """All methods at once for all epochs: the paper's baseline DLA."""
   return [student_stage(args, methods, Span(args.epochs), fields, name="+".join(methods))]
 
 
-def alone(
-  args: ConfigDict, name: str, fields: Mapping[str, Any], cuts: Sequence[int] = ()
+def single_method_stages(
+  args: ConfigDict, method: str, fields: Mapping[str, Any], cuts: Sequence[int] = ()
 ) -> list[ConfigDict]:
   """One method for all epochs, in pieces that continue each other: its first ones are shared with other variants.
 
@@ -309,10 +315,10 @@ def alone(
   return [
     student_stage(
       args,
-      (name,),
+      (method,),
       Span(end - begin, begin, total),
       fields,
-      name=f"{name}_to_{end}" if cuts else name,
+      name=f"{method}_to_{end}" if cuts else method,
       **({"carry_over": "all"} if begin else {}),
     )
     for begin, end in zip([0, *cuts], ends, strict=True)

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config import experiment, network, parse_arg
+from smskd_jax.config.schema import experiment, network, parse_arg
+from smskd_jax.config.study_schema import study
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import smskd
-from smskd_jax.studies.config import study
 
 METHODS = ("fitnet", "at", "vid", "cc", "rkd", "crd", "pkt")
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
   """One pair of networks in Table 1 or 2; stage 2 is KD."""
 
   teacher: float
@@ -33,21 +33,21 @@ def _rows(*rows: tuple[float, float, float, float]) -> dict[str, tuple[float, fl
 
 # fmt: off
 TABLE_1 = {  # CIFAR-100
-  "resnet56-resnet20": Column(73.29, 69.15, 70.35, _rows(
+  "resnet56-resnet20": TableColumn(73.29, 69.15, 70.35, _rows(
     (69.42, 70.68, 71.45, 71.74), (70.36, 71.42, 71.50, 72.16), (70.38, 71.00, 71.36, 72.03),
     (69.82, 70.59, 71.84, 71.53), (69.85, 71.80, 71.29, 71.12), (71.89, 71.90, 71.98, 72.42),
     (71.03, 71.54, 71.69, 71.87))),
-  "wrn_40_2-wrn_16_2": Column(75.61, 71.98, 74.18, _rows(
+  "wrn_40_2-wrn_16_2": TableColumn(75.61, 71.98, 74.18, _rows(
     (73.96, 75.27, 75.37, 75.61), (74.38, 75.53, 75.41, 75.97), (74.47, 75.05, 74.93, 75.98),
     (73.89, 75.67, 75.31, 75.61), (73.45, 75.33, 75.18, 74.99), (75.49, 75.33, 75.18, 76.02),
     (74.80, 74.81, 74.98, 75.09))),
 }
 TABLE_2 = {  # Tiny-ImageNet
-  "resnet56-resnet20": Column(56.51, 51.12, 53.19, _rows(
+  "resnet56-resnet20": TableColumn(56.51, 51.12, 53.19, _rows(
     (50.95, 53.13, 54.37, 53.54), (53.67, 54.39, 54.35, 54.91), (52.80, 53.58, 53.65, 53.91),
     (51.93, 54.55, 54.20, 53.36), (52.85, 54.30, 54.04, 53.03), (54.61, 55.55, 55.33, 55.83),
     (52.85, 54.77, 54.39, 53.80))),
-  "vgg13-vgg8": Column(60.38, 55.06, 58.27, _rows(
+  "vgg13-vgg8": TableColumn(60.38, 55.06, 58.27, _rows(
     (56.38, 59.09, 58.65, 59.18), (56.39, 58.83, 58.90, 59.19), (55.93, 58.51, 58.48, 58.68),
     (55.89, 58.40, 58.39, 58.42), (56.65, 58.57, 58.66, 58.71), (57.29, 59.68, 60.25, 60.19),
     (57.28, 58.62, 58.65, 59.78))),
@@ -67,7 +67,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def parse(arg: str | None, **more: Any) -> ConfigDict:
+def parse_arguments(arg: str | None, **more: Any) -> ConfigDict:
   """Arguments behind a config file's colon: `ARGUMENTS`, and those of the file; `pair` names two networks.
 
   Raises:
@@ -79,11 +79,11 @@ def parse(arg: str | None, **more: Any) -> ConfigDict:
     raise UserError(f"config argument pair: {args.pair!r} is not TEACHER-STUDENT, as resnet56-resnet20")
   with args.unlocked():
     args.teacher, args.student = parts
-    args.seed_list = seeds(args.seeds)
+    args.seed_list = parse_seeds(args.seeds)
   return args
 
 
-def seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
   """Seeds of a study, joined by +.
 
   Raises:
@@ -95,49 +95,49 @@ def seeds(text: str) -> tuple[int, ...]:
     raise UserError(f"config argument seeds: {text!r} are not whole numbers joined by +") from None
 
 
-def numbers(args: ConfigDict, name: str, kind: type) -> list[Any]:
+def parse_numbers(args: ConfigDict, field: str, number_type: type) -> list[Any]:
   """Numbers of an argument, joined by +.
 
   Raises:
     UserError: they are not.
   """
   try:
-    return [kind(part) for part in args[name].split("+")]
+    return [number_type(part) for part in args[field].split("+")]
   except ValueError:
-    raise UserError(f"config argument {name}: {args[name]!r} are not numbers joined by +") from None
+    raise UserError(f"config argument {field}: {args[field]!r} are not numbers joined by +") from None
 
 
-class Stages(NamedTuple):
+class StageBuilder(NamedTuple):
   """Stage lists of the student in a study. Variants that begin alike share their first stages."""
 
   args: ConfigDict
   fields: dict[str, Any]  # of every stage of the student
 
-  def labels_alone(self) -> list[ConfigDict]:
+  def label_only(self) -> list[ConfigDict]:
     """The student without a teacher."""
     return [smskd.student_stage(self.args, (), smskd.Span(self.args.epochs), self.fields, name="labels")]
 
-  def alone(self, method: str, cuts: Sequence[int] | None = None) -> list[ConfigDict]:
+  def single_method(self, method: str, cuts: Sequence[int] | None = None) -> list[ConfigDict]:
     """A method for all epochs, cut where protocol paper changes stages (or at `cuts`)."""
     if cuts is None:
-      cuts = [smskd.transition(self.args)] if self.args.protocol == "paper" else []
-    return smskd.alone(self.args, method, self.fields, cuts)
+      cuts = [smskd.transition_epoch(self.args)] if self.args.protocol == "paper" else []
+    return smskd.single_method_stages(self.args, method, self.fields, cuts)
 
   def joint(self, *methods: str) -> list[ConfigDict]:
     """All methods at once for all epochs (DLA)."""
-    return smskd.joint(self.args, methods, self.fields)
+    return smskd.joint_stages(self.args, methods, self.fields)
 
-  def sequence(self, *methods: str, **anchor: Any) -> list[ConfigDict]:
+  def sequential(self, *methods: str, **anchor: Any) -> list[ConfigDict]:
     """One method a stage; `anchor` are options of the reference."""
-    return smskd.sequence(self.args, methods, self.fields, anchor)
+    return smskd.sequential_stages(self.args, methods, self.fields, anchor)
 
 
-def stages_of(args: ConfigDict) -> Stages:
+def make_stage_builder(args: ConfigDict) -> StageBuilder:
   """The maker of stage lists for some arguments."""
-  return Stages(args, smskd.recipe(args, args.student, args.optimizer))
+  return StageBuilder(args, smskd.training_recipe(args, args.student, args.optimizer))
 
 
-def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **fields: Any) -> ConfigDict:
+def make_study(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **fields: Any) -> ConfigDict:
   """A study of stage lists of one student, whose teacher is trained once or given.
 
   Args:
@@ -150,7 +150,7 @@ def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **field
 
   def experiment_of(stages: Sequence[ConfigDict], networks: Mapping[str, Any]) -> ConfigDict:
     return experiment(
-      data=smskd.data(args),
+      data=smskd.data_fields(args),
       networks={"teacher": teacher, **networks},
       stages=tuple(stages),
       evaluate={"every_epochs": args.evaluate_every_epochs},
@@ -165,7 +165,7 @@ def make(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **field
   )
 
 
-def difference(ours: float | None, theirs: float | None) -> str:
+def claimed_difference(ours: float | None, theirs: float | None) -> str:
   """A difference between two of the paper's numbers as a claim: '+1.80'; '' where it gives none."""
   return "" if ours is None or theirs is None else f"{ours - theirs:+.2f}"
 
@@ -173,13 +173,13 @@ def difference(ours: float | None, theirs: float | None) -> str:
 def budget_note(args: ConfigDict, data: str) -> str:
   """A sentence on what separates the paper's numbers from ours."""
   return (
-    f"The paper's numbers are of {data}, {smskd.EPOCHS} epochs and 3 seeds without deviations; ours of "
+    f"The paper's numbers are of {data}, {smskd.PAPER_EPOCHS} epochs and 3 seeds without deviations; ours of "
     f"`{args.dataset}`, {args.epochs} epochs and {len(args.seed_list)} seeds."
   )
 
 
-def table_of_pair(
-  args: ConfigDict, paper: Mapping[str, Column], data: str, notes: Sequence[str]
+def pair_table(
+  args: ConfigDict, paper: Mapping[str, TableColumn], data: str, notes: Sequence[str]
 ) -> ConfigDict:
   """Table 1 or 2 for one pair: labels alone, KD alone, and for each method alone, joint with KD, and in stages.
 
@@ -189,19 +189,19 @@ def table_of_pair(
     data: name of the paper's data set.
     notes: sentences on the paper's own numbers.
   """
-  methods, column = smskd.names("methods", args.methods), paper.get(args.pair)
-  second = smskd.one_name("second", args.second)
+  methods, column = smskd.parse_methods("methods", args.methods), paper.get(args.pair)
+  second = smskd.parse_method("second", args.second)
   known = column if second == "kd" else None
-  of, variants = stages_of(args), {}
-  variants["student"] = of.labels_alone()
-  variants[second] = of.alone(second)
+  of, variants = make_stage_builder(args), {}
+  variants["student"] = of.label_only()
+  variants[second] = of.single_method(second)
   published = {"student": known.student, "kd": known.kd} if known else {}
   quoted, claims = {}, []
   for name in methods:
     variants |= {
-      f"{name}.alone": of.alone(name),
+      f"{name}.alone": of.single_method(name),
       f"{name}.dla": of.joint(name, second),
-      f"{name}.smskd": of.sequence(name, second),
+      f"{name}.smskd": of.sequential(name, second),
     }
     row = known.rows.get(name) if known else None
     if row:
@@ -211,10 +211,10 @@ def table_of_pair(
       quoted[f"{name}.sakd"] = row[2]
     stages = f"{name}.smskd"
     claims += [
-      (stages, other, difference(published.get(stages), published.get(other)))
+      (stages, other, claimed_difference(published.get(stages), published.get(other)))
       for other in (f"{name}.alone", second, f"{name}.dla")
     ]
   notes = [budget_note(args, data), *(notes if known else ())]
-  return make(
+  return make_study(
     args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=tuple(notes)
   )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from smskd_jax.runtime import processes
+from smskd_jax.runtime import distributed
 
 
 class Restored(NamedTuple):
@@ -21,7 +21,7 @@ class Restored(NamedTuple):
 
   step: int
   state: Any
-  note: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 class Checkpoints:
@@ -39,7 +39,7 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
 
-  def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
     """Starts to save; waits for the save before, if it is still under way. `state` may be donated after.
 
     Raises:
@@ -49,7 +49,7 @@ class Checkpoints:
     if step in self.steps():
       return
     state = jax.device_get(state)
-    metadata = {"digest": digest(state), "note": note}
+    metadata = {"digest": tree_digest(state), "note": metadata}
     self._under_way = self._orbax.save_async(step, state, custom_metadata=metadata)
 
   def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
@@ -59,13 +59,13 @@ class Checkpoints:
       like: a state of the same structure, shapes, types and placement.
       warn: told of each damaged checkpoint, which is passed over and deleted.
     """
-    for step in processes.agree(sorted(self.steps(), reverse=True)):
+    for step in distributed.broadcast(sorted(self.steps(), reverse=True)):
       restored, problem = None, ""
       try:
         restored = self._load(step, like)
       except Exception as error:  # orbax and its storage raise what they like on a damaged file
         problem = _first_line(error) or "?"
-      problems = [told for told in processes.gather(problem) if told]
+      problems = [told for told in distributed.all_gather_json(problem) if told]
       if not problems:
         return restored
       warn(f"checkpoint {self._folder / str(step)} is damaged ({problems[0]}); trying the one before")
@@ -76,7 +76,7 @@ class Checkpoints:
     metadata = self._orbax.metadata(step).custom_metadata
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     state = self._orbax.load(step, abstract)
-    if digest(jax.device_get(state)) != metadata["digest"]:
+    if tree_digest(jax.device_get(state)) != metadata["digest"]:
       raise ValueError("its bytes are not those that were saved")
     return Restored(step, state, metadata["note"])
 
@@ -105,7 +105,7 @@ class Checkpoints:
       response.result()
 
 
-def steps_in(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
   """The steps of which a folder holds whole checkpoints; none where it cannot be read."""
   try:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -113,7 +113,7 @@ def steps_in(folder: Path) -> list[int]:
     return []
 
 
-def digest(tree: Any) -> str:
+def tree_digest(tree: Any) -> str:
   """A fingerprint of a tree of host arrays: structure, shapes, types and every byte."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -38,7 +38,7 @@ class Clock:
     self._count()
     return dict(self._seconds)
 
-  def of(self, name: str) -> float:
+  def seconds_in(self, name: str) -> float:
     """The seconds of one phase until now."""
     return self.seconds().get(name, 0.0)
 
@@ -50,7 +50,7 @@ class Clock:
     self._since = now
 
 
-def total(*parts: dict[str, float]) -> dict[str, float]:
+def add_seconds(*parts: dict[str, float]) -> dict[str, float]:
   """The sum of each phase over several measurements."""
   return {
     name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for p in parts for n in p)

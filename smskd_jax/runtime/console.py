@@ -7,24 +7,24 @@ import time
 
 from tqdm import tqdm
 
-from smskd_jax.runtime import processes
+from smskd_jax.runtime import distributed
 
 SILENCE_SECONDS = 60.0  # without a line, after which a log gets one of the progress
 
 _printed = time.monotonic()  # when the last line was
 
 
-def say(text: str = "") -> None:
+def log(text: str = "") -> None:
   """Prints a line, above a progress bar if there is one. The lead does, of several processes."""
   global _printed
   _printed = time.monotonic()
-  if not processes.is_lead():
+  if not distributed.is_primary():
     return
   tqdm.write(text, file=sys.stdout)
   sys.stdout.flush()
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   """Columns of text, the first to the left and all others to the right."""
   cells = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -37,7 +37,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
   """A duration as a person would say it: '48 s', '3 min 10 s', '2 h 05 min'."""
   whole = round(seconds)
   if whole < 60:
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
   return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def quantity(number: float) -> str:
+def format_si(number: float) -> str:
   """A large number in three digits: '78.0 k', '1.24 M'."""
   for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if number >= size:
@@ -55,14 +55,14 @@ def quantity(number: float) -> str:
   return f"{number:.3g}"
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
   """A duration in few characters: '0:12', '1:02:10'."""
   minutes, rest = divmod(max(round(seconds), 0), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Bar:
+class ProgressBar:
   """A progress bar in a terminal; elsewhere a line where nothing was printed for a minute."""
 
   def __init__(self, text: str, total: int, unit: str = " images"):
@@ -75,7 +75,7 @@ class Bar:
     """
     self._text, self._total, self._done = text, total, 0
     self._bar = None
-    if sys.stderr.isatty() and processes.is_lead():
+    if sys.stderr.isatty() and distributed.is_primary():
       columns = (
         shutil.get_terminal_size().columns
       )  # 80 for a terminal that tells no size: tqdm would show nothing
@@ -87,7 +87,7 @@ class Bar:
     if self._bar is not None:
       self._bar.update(count)
     elif time.monotonic() - _printed > SILENCE_SECONDS:
-      say(f"{self._text}  {self._done / self._total:.0%}")
+      log(f"{self._text}  {self._done / self._total:.0%}")
 
   def close(self) -> None:
     """Removes the bar."""

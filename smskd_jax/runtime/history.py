@@ -1,7 +1,7 @@
 """The history of a stage in training: metrics, predictions, evaluations and its best network, beside its checkpoints.
 
 All that the stage's result depends on is part of each checkpoint: the evaluations that it reports in the note, the best
-network in the tree. The files metrics.jsonl and choices.npz serve reports alone; a checkpoint's note holds their
+network in the tree. The files metrics.jsonl and predictions.npz serve reports alone; a checkpoint's note holds their
 digests, so that a stage which goes on tells of lines that were lost in the meantime.
 """
 
@@ -14,33 +14,35 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from smskd_jax.runtime import checkpoint, processes
-from smskd_jax.runtime.choices import Choices
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime import checkpoint, distributed
+from smskd_jax.runtime.predictions import PredictionsWriter
+from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import MetricsWriter
 
-Line = dict[str, Any]  # of a metrics.jsonl
+MetricsLine = dict[str, Any]  # of a metrics.jsonl
 
 
 class Evaluations(NamedTuple):
   """The evaluations that a stage's result reports, as lines of metrics.jsonl."""
 
-  last: Line | None = None
-  best_by_validation: Line | None = None  # never chosen by the test set
-  oracle: Line | None = None  # the best by the test set: reported, as the survey does, and used for nothing
+  last: MetricsLine | None = None
+  best_by_validation: MetricsLine | None = None  # never chosen by the test set
+  oracle: MetricsLine | None = (
+    None  # the best by the test set: reported, as the survey does, and used for nothing
+  )
 
-  def add(self, line: Line) -> "Evaluations":
+  def add(self, line: MetricsLine) -> "Evaluations":
     """The evaluations with one more. The first of equals is the best; step 0 is the stage before, and never is."""
     found = self._replace(last=line)
     if line["step"]:
-      if _better(line, self.oracle, "test/accuracy"):
+      if _is_better(line, self.oracle, "test/accuracy"):
         found = found._replace(oracle=line)
-      if "validation/accuracy" in line and _better(line, self.best_by_validation, "validation/accuracy"):
+      if "validation/accuracy" in line and _is_better(line, self.best_by_validation, "validation/accuracy"):
         found = found._replace(best_by_validation=line)
     return found
 
 
-def _better(line: Line, other: Line | None, metric: str) -> bool:
+def _is_better(line: MetricsLine, other: MetricsLine | None, metric: str) -> bool:
   return other is None or line[metric] > other[metric]
 
 
@@ -48,7 +50,7 @@ class History:
   """Opened before a stage is trained, closed after it in any case. Has the `save` and `close` that the loop calls."""
 
   def __init__(
-    self, entry: Entry, events: Path, variables_of: Callable[[Any], Any], *, keep: int, select: bool
+    self, entry: StageEntry, events: Path, variables_of: Callable[[Any], Any], *, keep: int, select: bool
   ):
     """Opens the entry's checkpoints.
 
@@ -64,7 +66,7 @@ class History:
     self.evaluations = Evaluations()
     self.best: Any = None  # host arrays: the variables that are best by validation, where they are asked for
 
-  def open(self, state: Any, say: Callable[[str], None]) -> checkpoint.Restored | None:
+  def restore(self, state: Any, say: Callable[[str], None]) -> checkpoint.Restored | None:
     """The newest whole checkpoint, or None; opens the files that are written while the stage trains.
 
     Args:
@@ -72,18 +74,18 @@ class History:
       say: told of damaged checkpoints and files.
     """
     restored = self._checkpoints.restore(self._tree(state), warn=say)
-    step, note = (restored.step, restored.note) if restored else (-1, dict[str, Any]())
+    step, note = (restored.step, restored.metadata) if restored else (-1, dict[str, Any]())
     if restored:
       self.evaluations = Evaluations(**note["evaluations"])
       if self._select:
         restored, best = restored._replace(state=restored.state["state"]), restored.state["best"]
         if self.evaluations.best_by_validation is not None:
           self.best = jax.device_get(best)
-    self._choices = Choices(self._entry.choices, last_step=step, digest=note.get("choices"))
+    self._choices = PredictionsWriter(self._entry.predictions, last_step=step, digest=note.get("choices"))
     self._writer = MetricsWriter(
       self._entry.metrics, self._events, last_step=step, digest=note.get("metrics")
     )
-    for one, path in ((self._writer, self._entry.metrics), (self._choices, self._entry.choices)):
+    for one, path in ((self._writer, self._entry.metrics), (self._choices, self._entry.predictions)):
       if one.lost:
         say(
           f"{path} is not as it was at step {step}: what it told of the steps up to there is lost to reports; no "
@@ -95,12 +97,12 @@ class History:
     """Appends a line of metrics."""
     self._writer.write(values)
 
-  def add(self, line: Line, choices: Mapping[str, np.ndarray], variables: Any) -> None:
+  def add_evaluation(self, line: MetricsLine, choices: Mapping[str, np.ndarray], variables: Any) -> None:
     """Takes notice of an evaluation of variables, with the class [n] predicted for each image of each set."""
     self._choices.write(line["step"], choices)
     before, line = self.evaluations.best_by_validation, json.loads(json.dumps(line))
     self.evaluations = self.evaluations.add(line)
-    if self._select and processes.agree(self.evaluations.best_by_validation is not before):
+    if self._select and distributed.broadcast(self.evaluations.best_by_validation is not before):
       self.best = jax.device_get(variables)
 
   def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
@@ -114,11 +116,11 @@ class History:
     """Makes sure that the metrics are on the disk."""
     self._writer.sync()
 
-  def steps(self) -> list[int]:
+  def checkpoint_steps(self) -> list[int]:
     """The steps of which there are whole checkpoints, once the one that is being saved is there, too."""
     with contextlib.suppress(Exception):  # who asks tells of another error already
       self._checkpoints.wait()
-    return checkpoint.steps_in(self._entry.checkpoints)
+    return checkpoint.saved_steps(self._entry.checkpoints)
 
   def close(self) -> None:
     """Waits for what is being saved."""

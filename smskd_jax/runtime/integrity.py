@@ -16,7 +16,7 @@ CHECKSUM = "sha256"  # of all else in a JSON file
 _DIGESTS: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
-class Damaged(UserError):
+class DamagedFileError(UserError):
   """A file is not as it was written, or is missing."""
 
   def __init__(self, path: Path, problem: str, fix: str = ""):
@@ -48,14 +48,14 @@ def read_json(path: Path, fix: str = "") -> dict[str, Any]:
   try:
     value = json.loads(path.read_bytes())
   except FileNotFoundError:
-    raise Damaged(path, "is missing", fix) from None
+    raise DamagedFileError(path, "is missing", fix) from None
   except (OSError, ValueError, RecursionError) as error:
-    raise Damaged(path, f"is damaged ({_in_words(error)})", fix) from None
+    raise DamagedFileError(path, f"is damaged ({_describe_error(error)})", fix) from None
   if not isinstance(value, dict):
-    raise Damaged(path, f"is damaged (it holds a {type(value).__name__}, no object)", fix)
+    raise DamagedFileError(path, f"is damaged (it holds a {type(value).__name__}, no object)", fix)
   checksum = value.pop(CHECKSUM, None)
   if checksum is not None and checksum != _checksum(value):
-    raise Damaged(path, "is damaged (its checksum differs)", fix)
+    raise DamagedFileError(path, "is damaged (its checksum differs)", fix)
   return value
 
 
@@ -69,12 +69,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file, np.load(file) as arrays:  # np.load alone leaves a damaged file open
       return dict(arrays)
   except FileNotFoundError:
-    raise Damaged(path, "is missing") from None
+    raise DamagedFileError(path, "is missing") from None
   except Exception as error:  # zipfile, zlib and NumPy raise what they like
-    raise Damaged(path, f"is damaged ({_in_words(error)})") from None
+    raise DamagedFileError(path, f"is damaged ({_describe_error(error)})") from None
 
 
-def digests(folder: Path, leave_out: Iterable[str]) -> dict[str, dict[str, Any]]:
+def file_digests(folder: Path, leave_out: Iterable[str]) -> dict[str, dict[str, Any]]:
   """By relative path, the SHA-256 and the size in bytes of every file in a folder.
 
   Args:
@@ -91,7 +91,7 @@ def digests(folder: Path, leave_out: Iterable[str]) -> dict[str, dict[str, Any]]
   }
 
 
-def problems(folder: Path, listed: Mapping[str, Mapping[str, Any]], under: str = "") -> dict[str, str]:
+def find_problems(folder: Path, listed: Mapping[str, Mapping[str, Any]], under: str = "") -> dict[str, str]:
   """By relative path, what is wrong with the files of a list of `digests`; {}: nothing.
 
   Args:
@@ -113,7 +113,7 @@ def problems(folder: Path, listed: Mapping[str, Mapping[str, Any]], under: str =
     except (FileNotFoundError, NotADirectoryError):
       found[name] = "is missing"
     except OSError as error:
-      found[name] = f"cannot be read ({_in_words(error)})"
+      found[name] = f"cannot be read ({_describe_error(error)})"
   return found
 
 
@@ -127,5 +127,5 @@ def _digest(path: Path) -> str:
   return _DIGESTS[path][1]
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
   return " ".join(str(error).split())[:100] or type(error).__name__

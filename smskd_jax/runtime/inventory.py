@@ -8,14 +8,14 @@ import shutil
 import time
 from typing import Any, NamedTuple
 
-from smskd_jax.errors import UserError, unknown
-from smskd_jax.runtime.integrity import Damaged, read_json
-from smskd_jax.runtime.store import Entry
+from smskd_jax.errors import UserError, unknown_name_error
+from smskd_jax.runtime.integrity import DamagedFileError, read_json
+from smskd_jax.runtime.store import StageEntry
 
 UNFINISHED = "unfinished"
 
 
-class Stage(NamedTuple):
+class StoredStageInfo(NamedTuple):
   """An entry of a store, as its small files describe it."""
 
   key: str
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
     return f"{self.key} ({self.name})"
 
 
-def scan(store: Path) -> dict[str, Stage]:
+def scan(store: Path) -> dict[str, StoredStageInfo]:
   """All entries of a store by their keys, the oldest first."""
   folders = [path for path in store.iterdir() if _is_entry(path)]
   stages = sorted(map(_stage, folders), key=lambda stage: stage.changed)
@@ -45,19 +45,19 @@ def _is_entry(folder: Path) -> bool:
   return has("stage.json") or (has("lock") and (has("result.json") or has("final")))
 
 
-def _stage(folder: Path) -> Stage:
+def _stage(folder: Path) -> StoredStageInfo:
   files = [path.stat() for path in _files(folder)]
   about, result = (_read(folder / name) for name in ("stage.json", "result.json"))
   recorded = about.get("about", {})
   given = "source" in recorded
-  return Stage(
+  return StoredStageInfo(
     folder.name,
     "given" if given else recorded.get("name", "?"),
     recorded.get("network") or result.get("model") or "?",
-    _state(Entry(folder.parent, folder.name)),
+    _state(StageEntry(folder.parent, folder.name)),
     sum(stat.st_size for stat in files),
     max((stat.st_mtime for stat in files), default=folder.stat().st_mtime),
-    _reads(about, result),
+    _input_keys(about, result),
   )
 
 
@@ -72,27 +72,27 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read(path: Path) -> dict[str, Any]:
   try:
     return read_json(path)
-  except Damaged:
+  except DamagedFileError:
     return {}
 
 
-def _state(entry: Entry) -> str:
+def _state(entry: StageEntry) -> str:
   try:
     return {"in the store": "finished", "": UNFINISHED}.get(entry.state(), "damaged")
   except UserError:
     return f"of format {_read(entry.folder / 'stage.json').get('format')}"
 
 
-def _reads(about: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
-  reads = about.get("hashed", {}).get("reads") or result.get("reads") or {}
+def _input_keys(about: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
+  reads = about.get("hashed", {}).get("inputs") or result.get("inputs") or {}
   keys = [key for value in reads.values() for key in ([value] if isinstance(value, str) else value or ())]
   source = Path(about.get("about", {}).get("source", ""))  # of given variables: perhaps what a stage left
   return tuple(dict.fromkeys([*keys, *([source.parent.name] if source.name == "final" else [])]))
 
 
-def readers(stages: Mapping[str, Stage], keys: Iterable[str]) -> list[Stage]:
+def readers(stages: Mapping[str, StoredStageInfo], keys: Iterable[str]) -> list[StoredStageInfo]:
   """The stages that read one of some keys, or that read these in turn; none of the keys themselves."""
-  found, latest = dict[str, Stage](), set(keys)
+  found, latest = dict[str, StoredStageInfo](), set(keys)
   first = set(latest)
   while latest:
     latest = {
@@ -104,7 +104,7 @@ def readers(stages: Mapping[str, Stage], keys: Iterable[str]) -> list[Stage]:
   return list(found.values())
 
 
-def needed(stages: Mapping[str, Stage], keys: Iterable[str]) -> set[str]:
+def required_keys(stages: Mapping[str, StoredStageInfo], keys: Iterable[str]) -> set[str]:
   """Some keys and all that they read, directly or not."""
   found, latest = set[str](), set(keys)
   while latest:
@@ -113,10 +113,10 @@ def needed(stages: Mapping[str, Stage], keys: Iterable[str]) -> set[str]:
   return found
 
 
-def verify(store: Path, stages: Iterable[Stage]) -> dict[str, dict[str, str]]:
+def verify(store: Path, stages: Iterable[StoredStageInfo]) -> dict[str, dict[str, str]]:
   """By key and relative path, what is wrong with the files of finished stages; those that are whole are left out."""
   wanted = [stage for stage in stages if stage.state in ("finished", "damaged")]
-  found = {stage.key: Entry(store, stage.key).problems() for stage in wanted}
+  found = {stage.key: StageEntry(store, stage.key).problems() for stage in wanted}
   return {key: problems for key, problems in found.items() if problems}
 
 
@@ -141,9 +141,9 @@ def used_by(workdir: Path) -> set[str]:
   return keys
 
 
-def choose(
-  stages: Mapping[str, Stage], keys: Iterable[str], *, dependents: bool = False, force: bool = False
-) -> list[Stage]:
+def stages_to_remove(
+  stages: Mapping[str, StoredStageInfo], keys: Iterable[str], *, dependents: bool = False, force: bool = False
+) -> list[StoredStageInfo]:
   """The stages to remove.
 
   Args:
@@ -158,7 +158,7 @@ def choose(
   keys = list(dict.fromkeys(keys))
   for key in keys:
     if key not in stages:
-      raise unknown("--remove", key, stages)
+      raise unknown_name_error("--remove", key, stages)
   others = readers(stages, keys)
   if others and not (dependents or force):
     named = ", ".join(stage.title for stage in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -170,7 +170,7 @@ def choose(
   return [stages[key] for key in keys] + (others if dependents else [])
 
 
-def remove(store: Path, doomed: Collection[Stage], say: Callable[[str], None]) -> None:
+def remove(store: Path, doomed: Collection[StoredStageInfo], say: Callable[[str], None]) -> None:
   """Removes stages, those that read others first.
 
   Raises:
@@ -191,7 +191,9 @@ def remove(store: Path, doomed: Collection[Stage], say: Callable[[str], None]) -
       say(f"removed {stage.title}")
 
 
-def in_words(stage: Stage, names: Mapping[str, Stage], others: Iterable[Stage]) -> tuple[str, ...]:
+def table_row(
+  stage: StoredStageInfo, names: Mapping[str, StoredStageInfo], others: Iterable[StoredStageInfo]
+) -> tuple[str, ...]:
   """A row of the list: key, name, network, state, size, age, what it reads and who reads it."""
   title = lambda key: names[key].name if key in names else key
   read_by = list(dict.fromkeys(other.name for other in others if stage.key in other.reads))

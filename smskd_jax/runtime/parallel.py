@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import processes
+from smskd_jax.runtime import distributed
 
 AXIS = "batch"
 MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
@@ -28,7 +28,7 @@ MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its
 Devices = Sequence[jax.Device]
 
 
-def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners: int = 1) -> Devices:
+def select_devices(batch_sizes: Sequence[int], cpu_devices: int | None = None, num_seeds: int = 1) -> Devices:
   """The devices to train on. Before JAX's first use, it also makes a CPU's virtual devices.
 
   Args:
@@ -43,11 +43,11 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
   wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
   if wanted < 1:
     raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
-  if processes.joined():
-    return _select_of_all(batch_sizes, cpu_devices)
+  if distributed.is_initialized():
+    return _select_distributed(batch_sizes, cpu_devices)
   # Where JAX is in use already, as in a notebook, its devices are what they are.
   with contextlib.suppress(RuntimeError):
-    made = wanted if cpu_devices is not None else max(wanted, min(learners, cores()))
+    made = wanted if cpu_devices is not None else max(wanted, min(num_seeds, num_cpus()))
     jax.config.update("jax_num_cpu_devices", made)
   devices = jax.local_devices()
   if devices[0].platform == "cpu":
@@ -59,22 +59,22 @@ def select(batch_sizes: Sequence[int], cpu_devices: int | None = None, learners:
     while cpu_devices is None and any(size % len(devices) for size in batch_sizes):
       devices = devices[:-1]
   for size in batch_sizes:
-    check_divides(size, len(devices))
+    check_divisible(size, len(devices))
   return devices
 
 
-def leave_accelerators() -> None:
+def force_cpu() -> None:
   """Keeps this process to its CPU: others compute on the GPUs and TPUs. Before JAX's first use."""
   jax.config.update("jax_platforms", "cpu")
 
 
-def _select_of_all(batch_sizes: Sequence[int], cpu_devices: int | None) -> Devices:
+def _select_distributed(batch_sizes: Sequence[int], cpu_devices: int | None) -> Devices:
   """The devices of all processes."""
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", cpu_devices or 1)
   devices = jax.devices()
   for size in batch_sizes:
-    check_divides(size, len(devices))
+    check_divisible(size, len(devices))
   return devices
 
 
@@ -83,25 +83,25 @@ def describe(devices: Devices) -> dict[str, Any]:
   return {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()}
 
 
-def own(devices: Devices) -> list[jax.Device]:
+def local_devices(devices: Devices) -> list[jax.Device]:
   """Those of the devices that are of this process."""
   return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
   most = min((size // MIN_IMAGES_PER_CPU_DEVICE for size in batch_sizes), default=1)
-  count = max(1, min(cores(), most))
+  count = max(1, min(num_cpus(), most))
   while any(size % count for size in batch_sizes):
     count -= 1
   return count
 
 
-def cores() -> int:
+def num_cpus() -> int:
   """How many this process may use."""
   return len(os.sched_getaffinity(0))
 
 
-def check_divides(batch_size: int, num_devices: int) -> None:
+def check_divisible(batch_size: int, num_devices: int) -> None:
   """Refuses a batch that does not divide over the devices, and names the nearest that do."""
   if batch_size % num_devices == 0:
     return
@@ -119,7 +119,7 @@ def compile_step(step: Callable, devices: Devices) -> Callable:
   )
 
 
-def in_a_row(step: Callable) -> Callable:
+def scan_steps(step: Callable) -> Callable:
   """(state, frozen, batches [n, ...]) -> (state, metrics [n]): n steps, to be compiled as one.
 
   On CPUs a loop makes convolutions some fifty times slower (measured): there steps go one by one.
@@ -131,7 +131,7 @@ def in_a_row(step: Callable) -> Callable:
   return steps
 
 
-def steps_at_once(devices: Devices, asked: int = 0) -> int:
+def steps_per_call(devices: Devices, asked: int = 0) -> int:
   """How many steps are one program: as asked, or for 0 what suits the devices."""
   return asked or (1 if devices[0].platform == "cpu" else 16)
 
@@ -141,7 +141,9 @@ def compile_probe(probe: Callable, devices: Devices) -> Callable:
   return jax.pmap(probe, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
 
 
-def compile_beside(step: Callable, devices: Devices, frozen_axes: Any, *, donate: bool = True) -> Callable:
+def compile_per_device(
+  step: Callable, devices: Devices, frozen_axes: Any, *, donate: bool = True
+) -> Callable:
   """(states [devices, ...], frozen, batches [devices, ...]) -> what the step gives, [devices, ...].
 
   Each device runs the step on its own, without a word to the others.
@@ -163,7 +165,7 @@ def compile_predict(predict: Callable, devices: Devices) -> Callable:
 
 def free_bytes(devices: Devices) -> int | None:
   """The memory that is free on the fullest device; on a CPU its share of what the machine has. None: not known."""
-  each = processes.gather(_free_bytes(own(devices)))
+  each = distributed.all_gather_json(_free_bytes(local_devices(devices)))
   return None if None in each else min(each)
 
 
@@ -184,41 +186,41 @@ def replicate(tree: Any, devices: Devices) -> Any:
 
 def replicated(devices: Devices) -> NamedSharding:
   """The sharding of what is the same on all devices."""
-  return NamedSharding(Mesh(np.asarray(own(devices)), (AXIS,)), PartitionSpec())
+  return NamedSharding(Mesh(np.asarray(local_devices(devices)), (AXIS,)), PartitionSpec())
 
 
-def split(tree: Any, devices: Devices) -> Any:
+def shard(tree: Any, devices: Devices) -> Any:
   """Arrays [b, ...] as [own devices, b / devices, ...], of all devices in their order."""
-  count, rows = len(devices), _rows(devices)
+  count, rows = len(devices), _batch_sharding(devices)
   of_each = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
   return jax.tree.map(lambda x: of_each(x)[rows], tree)
 
 
-def own_places(batch_size: int, devices: Devices) -> np.ndarray:
+def local_batch_indices(batch_size: int, devices: Devices) -> np.ndarray:
   """Which places of a batch are on the devices of this process, device by device."""
-  return split(np.arange(batch_size), devices).reshape(-1)
+  return shard(np.arange(batch_size), devices).reshape(-1)
 
 
-def deal(tree: Any, devices: Devices) -> Any:
+def shard_local(tree: Any, devices: Devices) -> Any:
   """Arrays of what `own_places` names, [own, ...], as [own devices, own / own devices, ...]."""
-  count = len(own(devices))
+  count = len(local_devices(devices))
   return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
 
-def _rows(devices: Devices) -> Any:
+def _batch_sharding(devices: Devices) -> Any:
   """Which of the devices are of this process, as an index."""
   found = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
   return slice(None) if len(found) == len(devices) else np.array(found)
 
 
-def deal_each(trees: Sequence[Any], devices: Devices) -> Any:
+def shard_local_steps(trees: Sequence[Any], devices: Devices) -> Any:
   """n trees as for `deal` as one, of [own devices, n, own / own devices, ...]."""
-  return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(deal(tree, devices) for tree in trees))
+  return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(shard_local(tree, devices) for tree in trees))
 
 
-def joined(x: jax.Array, devices: Devices) -> np.ndarray:
+def unshard(x: jax.Array, devices: Devices) -> np.ndarray:
   """The inverse of `split`, on the host of every process."""
-  if processes.count() == 1:
+  if distributed.process_count() == 1:
     return np.asarray(x).reshape(-1, *x.shape[2:])
   # [processes, own devices, b / devices, ...]
   gathered = np.asarray(multihost_utils.process_allgather(np.asarray(x)))
@@ -230,6 +232,6 @@ def joined(x: jax.Array, devices: Devices) -> np.ndarray:
   return np.concatenate(rows)
 
 
-def same(tree: Any) -> Any:
+def broadcast_from_primary(tree: Any) -> Any:
   """The lead's tree of arrays, in all processes: hosts that differ may round differently."""
-  return multihost_utils.broadcast_one_to_all(tree) if processes.count() > 1 else tree
+  return multihost_utils.broadcast_one_to_all(tree) if distributed.process_count() > 1 else tree

@@ -17,11 +17,11 @@ from typing import IO, Any
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import integrity, processes
-from smskd_jax.runtime.integrity import Damaged, read_json
+from smskd_jax.runtime import distributed, integrity
+from smskd_jax.runtime.integrity import DamagedFileError, read_json
 
 # Raised when a change of the code changes the numbers: entries of another format are refused.
-FORMAT = 5
+FORMAT = 6
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def key_of(description: Mapping[str, Any]) -> str:
 _NOT_LISTED = "result.json", "lock", "checkpoints", "views-*", ".*"
 
 
-class Entry:
+class StageEntry:
   """The folder of one key in a store."""
 
   def __init__(self, store: Path, key: str):
@@ -44,9 +44,9 @@ class Entry:
     self.folder = store / key
     self.checkpoints = self.folder / "checkpoints"
     self.metrics = self.folder / "metrics.jsonl"
-    self.choices = self.folder / "choices.npz"
-    self.answers = self.folder / "answers.npz"
-    self.lesson = self.folder / "lesson.npz"
+    self.predictions = self.folder / "predictions.npz"
+    self.eval_outputs = self.folder / "eval_outputs.npz"
+    self.method_state = self.folder / "method_state.npz"
     self.optimizer = self.folder / "optimizer.npz"
     self.final = self.folder / "final"
 
@@ -85,7 +85,7 @@ class Entry:
     """
     try:
       return "" if self._finished() is None else "in the store"
-    except Damaged:
+    except DamagedFileError:
       return "damaged"
 
   def problems(self, under: str = "") -> dict[str, str]:
@@ -96,48 +96,50 @@ class Entry:
     """
     try:
       listed = read_json(self.folder / "result.json").get("files", {}) if self._is_finished() else {}
-    except Damaged as error:
+    except DamagedFileError as error:
       return {error.path.name: error.problem}
-    return integrity.problems(self.folder, listed, under)
+    return integrity.find_problems(self.folder, listed, under)
 
-  def checked(self, path: Path) -> Path:
+  def verified(self, path: Path) -> Path:
     """The path of a file or folder of the entry, once it is known to be as the finished stage left it.
 
     Raises:
       Damaged: it is not.
     """
     for name, problem in self.problems(path.name).items():
-      raise Damaged(self.folder / name, problem, self.way_out())
+      raise DamagedFileError(self.folder / name, problem, self.fix())
     return path
 
-  def way_out(self) -> str:
+  def fix(self) -> str:
     """Way out of damage, for messages."""
     return (
       "run the command that trained it again: it trains the stage anew if nothing was built on it, or says what to "
       "remove"
     )
 
-  def about(self) -> dict[str, Any]:
+  def metadata(self) -> dict[str, Any]:
     """Facts beside the key that are not hashed; {} for a folder that is no entry.
 
     Raises:
       Damaged: stage.json is.
     """
     path = self.folder / "stage.json"
-    return read_json(self.checked(path)).get("about", {}) if path.exists() else {}
+    return read_json(self.verified(path)).get("about", {}) if path.exists() else {}
 
-  def begin(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+  def write_metadata(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Writes down what the key stands for, and beside it what is not hashed."""
-    write_checked(self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about})
+    write_json_with_checksum(
+      self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about}
+    )
 
-  def finish(self, result: Mapping[str, Any]) -> None:
+  def mark_finished(self, result: Mapping[str, Any]) -> None:
     """Marks the stage as finished: the last thing written, with a list of its files. The checkpoints have served."""
-    processes.meet()
-    if processes.is_lead():
-      files = integrity.digests(self.folder, _NOT_LISTED)
-      write_checked(self.folder / "result.json", {**result, "files": files})
+    distributed.barrier()
+    if distributed.is_primary():
+      files = integrity.file_digests(self.folder, _NOT_LISTED)
+      write_json_with_checksum(self.folder / "result.json", {**result, "files": files})
       shutil.rmtree(self.checkpoints, ignore_errors=True)
-    processes.meet()
+    distributed.barrier()
 
   def clear(self) -> None:
     """Removes all but the lock, the mark of being finished first. The caller holds the lock."""
@@ -154,15 +156,15 @@ class Entry:
 
     Of several processes of a run the lead holds it for all.
     """
-    if not processes.is_lead():
-      processes.meet()
+    if not distributed.is_primary():
+      distributed.barrier()
       yield
       return
     with contextlib.ExitStack() as held:
       # Until it is the file that others will find: who removed the entry has removed the file, too.
       while not self._take(held.enter_context(self._open_lock()), waiting):
         pass
-      processes.meet()
+      distributed.barrier()
       yield
 
   def _open_lock(self) -> IO[str]:
@@ -182,7 +184,7 @@ class Entry:
 
 def write_json(path: Path, value: Any) -> None:
   """Writes a JSON file atomically: it is there whole or not at all. The lead does, of several processes."""
-  if not processes.is_lead():
+  if not distributed.is_primary():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -193,14 +195,14 @@ def write_json(path: Path, value: Any) -> None:
   temporary.replace(path)
 
 
-def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+def write_json_with_checksum(path: Path, value: Mapping[str, Any]) -> None:
   """Writes a JSON file that holds its own checksum, for `integrity.read_json`."""
   write_json(path, integrity.with_checksum(value))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes a file of arrays atomically: it is there whole or not at all. The lead does, of several processes."""
-  if not processes.is_lead():
+  if not distributed.is_primary():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")

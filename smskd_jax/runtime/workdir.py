@@ -13,30 +13,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import kinds, parallel, processes, store
-from smskd_jax.runtime.integrity import Damaged, read_arrays, read_json
+from smskd_jax.runtime import distributed, file_kinds, parallel, store
+from smskd_jax.runtime.integrity import DamagedFileError, read_arrays, read_json
 
 _PACKAGES = ("smskd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def check(workdir: Path, config: Mapping[str, Any]) -> None:
+def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
   """Refuses a folder that cannot be written to or that belongs to another config. Writes nothing.
 
   Raises:
     UserError: names the first field that differs.
   """
   check_writable("--workdir", workdir)
-  kinds.check("--workdir", workdir, kinds.RUN, absent=True)
+  file_kinds.check_kind("--workdir", workdir, file_kinds.RUN, absent=True)
   path = workdir / "config.json"
   if not path.exists():
     return
   try:
     theirs = read_json(path, f"remove it: the same command writes it again, if {workdir} is its folder")
-  except Damaged as error:
+  except DamagedFileError as error:
     raise UserError(f"--workdir: {error}") from None
-  theirs = theirs["config"] | {"workers": 0}
+  theirs = theirs["config"] | {"num_workers": 0}
   ours = json.loads(json.dumps(config)) | {
-    "workers": 0
+    "num_workers": 0
   }  # as many as a machine likes: no result depends on it
   field = first_difference("config", theirs, ours)
   if field is not None:
@@ -59,18 +59,18 @@ def first_difference(field: str, one: Any, other: Any) -> str | None:
   elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
     pairs = [(f"{field}[{i}]", *both) for i, both in enumerate(zip(one, other, strict=True))]
   else:
-    return None if one == other else f"{field} is {_short(one)} there and {_short(other)} here"
+    return None if one == other else f"{field} is {_short_repr(one)} there and {_short_repr(other)} here"
   return next(filter(None, (first_difference(*pair) for pair in pairs)), None)
 
 
-def check_alike(**own: Any) -> None:
+def check_processes_match(**own: Any) -> None:
   """Refuses to run where the processes of a run have not the same of what is given, by name. All must call it.
 
   Raises:
     UserError: in all of them; names the process and the first field that differs.
   """
   own = json.loads(json.dumps(own))
-  first, *others = processes.gather(own)
+  first, *others = distributed.all_gather_json(own)
   for index, other in enumerate(others, start=1):
     for name, theirs in other.items():
       field = first_difference(name, first[name], theirs)
@@ -80,18 +80,18 @@ def check_alike(**own: Any) -> None:
         )
 
 
-def likeness() -> dict[str, Any]:
+def environment_fingerprint() -> dict[str, Any]:
   """What must be the same wherever parts of a run or a study are computed."""
-  return {"code": _code(), "versions": _versions()}
+  return {"code": _code_digest(), "versions": _versions()}
 
 
-def unlike(theirs: Mapping[str, Any]) -> str:
+def fingerprint_mismatch(theirs: Mapping[str, Any]) -> str:
   """The first difference from the likeness of another process, in words; '' where there is none."""
-  ours = likeness()
+  ours = environment_fingerprint()
   return next(filter(None, (first_difference(name, theirs.get(name), ours[name]) for name in ours)), "")
 
 
-def _code() -> str:
+def _code_digest() -> str:
   """A fingerprint of this package's files."""
   package = Path(__file__).parents[1]
   sha = hashlib.sha256()
@@ -103,7 +103,7 @@ def _code() -> str:
 def write_config(workdir: Path, config: Mapping[str, Any], store_folder: Path, devices: Any) -> None:
   """Writes config.json: the resolved config, where its stages lie, and what it ran on."""
   where = {"store": str(store_folder.absolute())}
-  store.write_checked(workdir / "config.json", {"config": config, **where, **environment(devices)})
+  store.write_json_with_checksum(workdir / "config.json", {"config": config, **where, **environment(devices)})
 
 
 def write_labels(workdir: Path, labels: Mapping[str, np.ndarray]) -> None:
@@ -121,7 +121,7 @@ def read_labels(workdir: Path) -> dict[str, np.ndarray]:
   return read_arrays(path) if path.is_file() else {}
 
 
-def given_answers(workdir: Path, network: str) -> Path:
+def pretrained_outputs_path(workdir: Path, network: str) -> Path:
   """Where the answers of a network that came with its variables are kept: no stage has an entry for them."""
   return workdir / "given" / f"{network}.npz"
 
@@ -133,7 +133,7 @@ class Run(NamedTuple):
   config: dict[str, Any]  # resolved
   result: dict[str, Any]
 
-  def trained(self) -> list[str]:
+  def trained_networks(self) -> list[str]:
     """The names of the networks that its stages trained."""
     return list(dict.fromkeys(stage["network"] for stage in self.result["stages"]))
 
@@ -149,9 +149,9 @@ class Run(NamedTuple):
       Damaged: they are.
     """
     roots = stores(self.folder)
-    for entry in (store.Entry(root, key) for root in roots):
+    for entry in (store.StageEntry(root, key) for root in roots):
       if entry.folder.is_dir():
-        entry.checked(entry.final)
+        entry.verified(entry.final)
         if entry.final.is_dir():
           return entry.final
     raise UserError(f"{self.folder}: the variables of {key} are not in the run's store, {roots[0]}")
@@ -191,7 +191,7 @@ def read_run(field: str, folder: Path) -> Run:
   Raises:
     UserError: names the field that named the folder.
   """
-  kinds.check(field, folder, kinds.RUN, absent=True)
+  file_kinds.check_kind(field, folder, file_kinds.RUN, absent=True)
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is no workdir of a run: it has no config.json")
   if not (folder / "result.json").is_file():
@@ -200,7 +200,7 @@ def read_run(field: str, folder: Path) -> Run:
     )
   try:
     return Run(folder, read_config(folder)["config"], read_result(folder))
-  except Damaged as error:
+  except DamagedFileError as error:
     raise UserError(f"{field}: {error}") from None
 
 
@@ -240,6 +240,6 @@ def _git_revision() -> str | None:
   return done.stdout.strip()
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
   text = json.dumps(value)
   return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Any
 
-from smskd_jax.runtime import processes
+from smskd_jax.runtime import distributed
 
 
 class MetricsWriter:
@@ -33,13 +33,13 @@ class MetricsWriter:
     """
     self._events, self._file = None, None
     self._sha, self.lost = hashlib.sha256(), False
-    if not processes.is_lead():
+    if not distributed.is_primary():
       return
     self._events = _Events(events) if events is not None else None
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    self.lost = digest is not None and digest != _sha_of(kept).hexdigest()
+    self.lost = digest is not None and digest != _lines_digest(kept).hexdigest()
     kept = [] if self.lost else kept
-    self._sha = _sha_of(kept)
+    self._sha = _lines_digest(kept)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(_line(values) for values in kept))
     temporary.replace(path)
@@ -82,7 +82,7 @@ class MetricsWriter:
 
 def mirror_events(metrics: Path, events: Path) -> None:
   """The TensorBoard events of a stage that was read from the store, not trained."""
-  if not processes.is_lead():
+  if not distributed.is_primary():
     return
   mirror = _Events(events)
   for values in read_metrics(metrics):
@@ -106,7 +106,7 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
     yield values
 
 
-def _sha_of(lines: Iterable[Mapping[str, Any]]) -> Any:
+def _lines_digest(lines: Iterable[Mapping[str, Any]]) -> Any:
   return hashlib.sha256("".join(map(_line, lines)).encode())
 
 

@@ -17,20 +17,20 @@ import jax
 import numpy as np
 import optax
 
-from smskd_jax.state import TrainState
+from smskd_jax.types import TrainState
 
 VARIABLES, OPTIMIZER, ALL = "variables", "optimizer", "all"
-CHOICES = (VARIABLES, OPTIMIZER, ALL)
+MODES = (VARIABLES, OPTIMIZER, ALL)
 
 
-def to_arrays(opt_state: Any) -> dict[str, np.ndarray]:
+def flatten_opt_state(opt_state: Any) -> dict[str, np.ndarray]:
   """Arrays of an optimiser's state by their paths in it, on the host."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(opt_state))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def take_over(
-  state: TrainState, how: str, saved: Mapping[str, np.ndarray], methods: tuple[Any, Any] | None = None
+def apply_carry_over(
+  state: TrainState, mode: str, saved: Mapping[str, np.ndarray], methods: tuple[Any, Any] | None = None
 ) -> TrainState:
   """The first state of a stage, with what it takes over from the previous one in place.
 
@@ -38,19 +38,21 @@ def take_over(
     state: the stage's first state as it would be without; its network's variables are the previous stage's already.
     how: one of `CHOICES`.
     saved: of the previous stage's last state, as `to_arrays` gives it.
-    methods: for `all`, the previous stage's `params['aux']` and `aux_state`.
+    methods: for `all`, the previous stage's `params['aux']` and `method_state`.
 
   Raises:
     KeyError: the optimisers of the two stages are not alike.
   """
-  if how == VARIABLES:
+  if mode == VARIABLES:
     return state
-  opt_state = _merge(state.opt_state, saved, everything=how == ALL)
-  if how == OPTIMIZER:
+  opt_state = _merge(state.opt_state, saved, everything=mode == ALL)
+  if mode == OPTIMIZER:
     return state._replace(opt_state=opt_state)
   assert methods is not None
-  params, aux_state = methods
-  return state._replace(params=state.params | {"aux": params}, aux_state=aux_state, opt_state=opt_state)
+  params, method_state = methods
+  return state._replace(
+    params=state.params | {"methods": params}, method_state=method_state, opt_state=opt_state
+  )
 
 
 def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> Any:
@@ -60,13 +62,13 @@ def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> 
     return isinstance(node, optax.ScaleByScheduleState) and not everything
 
   def choose(path: tuple[Any, ...], node: Any) -> Any:
-    if is_schedule(node) or not everything and _group(path) in ("aux", "reference"):
+    if is_schedule(node) or not everything and _param_group(path) in ("methods", "reference"):
       return node
     return saved[jax.tree_util.keystr(path)]
 
   return jax.tree_util.tree_map_with_path(choose, fresh, is_leaf=is_schedule)
 
 
-def _group(path: tuple[Any, ...]) -> str | None:
+def _param_group(path: tuple[Any, ...]) -> str | None:
   """The part of `TrainState.params` that an optimiser's array is of; None for one that is of no parameter."""
   return next((entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)), None)

@@ -7,37 +7,37 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from smskd_jax.training import metrics, similarity
-from smskd_jax.training.stage import outputs
+from smskd_jax.training import cka, metrics
+from smskd_jax.training.stage import frozen_outputs
 
-Predict = Callable[[Any, jax.Array], Any]
+PredictFn = Callable[[Any, jax.Array], Any]
 
 
-def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> Predict:
+def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
   """The pure function (variables, images as stored [b, h, w, c]) -> logits [b, k], to be compiled by the caller."""
 
   def predict(variables, image):
-    return outputs(network, variables, normalize(image)).logits
+    return frozen_outputs(network, variables, normalize(image)).logits
 
   return predict
 
 
-def make_features(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> Predict:
+def make_feature_fn(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
   """The pure function (variables, images as stored [b, h, w, c]) -> features, to be compiled by the caller.
 
   They are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over their positions, the stem's first, and
-  'pooled' [b, d], the embedding; in float32 at least.
+  'embedding' [b, d], the embedding; in float32 at least.
   """
 
   def features(variables, image):
-    said = outputs(network, variables, normalize(image))
-    named = {f"tap_{i}": of_tap for i, of_tap in enumerate(said.features)} | {"pooled": said.pooled}
-    return {name: similarity.vectors(of) for name, of in named.items()}
+    said = frozen_outputs(network, variables, normalize(image))
+    named = {f"tap_{i}": of_tap for i, of_tap in enumerate(said.features)} | {"embedding": said.embedding}
+    return {name: cka.mean_pool(of) for name, of in named.items()}
 
   return features
 
 
-def in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
+def map_in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
   """What is said of so many images, in batches of one size: the last is filled up with the first images, and cut.
 
   Args:
@@ -54,12 +54,12 @@ def in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)
 
 
-def evenly(count: int, of: int) -> np.ndarray:
+def evenly_spaced(count: int, total: int) -> np.ndarray:
   """The places of `count` examples spread evenly over so many, or of all if there are no more: [m], int32."""
-  return np.unique(np.linspace(0, of - 1, min(count, of)).astype(np.int32))
+  return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int32))
 
 
-def evaluate(
+def classification_metrics(
   logits: np.ndarray, label: np.ndarray, others: Mapping[str, np.ndarray] | None = None, *, bins: int = 15
 ) -> dict[str, float]:
   """All that is reported of a network on a set.
@@ -83,7 +83,7 @@ def evaluate(
     "nll": metrics.negative_log_likelihood(logits, label),
     "ece": metrics.expected_calibration_error(logits, label, bins),
     "ace": metrics.adaptive_calibration_error(logits, label, bins),
-    "brier": metrics.brier(logits, label),
+    "brier": metrics.brier_score(logits, label),
   }
   for role, other in (others or {}).items():
     values[f"{role}_agreement"] = metrics.agreement(logits, other)
@@ -95,7 +95,7 @@ def evaluate(
   return values
 
 
-def by_class(
+def per_class_metrics(
   logits: np.ndarray, label: np.ndarray, others: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, list[float | None]]:
   """What is reported of a network on each class, for files.
@@ -111,5 +111,5 @@ def by_class(
   """
   values = {"accuracy": metrics.class_accuracy(logits, label)}
   for role, other in (others or {}).items():
-    values[f"{role}_change"] = metrics.class_change(logits, other, label)
+    values[f"{role}_change"] = metrics.class_accuracy_delta(logits, other, label)
   return {name: [None if np.isnan(x) else float(x) for x in of] for name, of in values.items()}

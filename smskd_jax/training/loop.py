@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from smskd_jax.runtime import checkpoint, clock, history, interrupt, parallel
-from smskd_jax.state import Batch
+from smskd_jax.runtime import checkpoint, clock, history, parallel, signals
 from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.program import Batches, Program
-from smskd_jax.training.window import Window
+from smskd_jax.training.trainer import SeedBatches, Trainer
+from smskd_jax.training.window import MetricAccumulator
+from smskd_jax.types import Batch
 
 
-class Budget(NamedTuple):
+class LoopConfig(NamedTuple):
   """How long a stage trains and when it looks up."""
 
   epochs: int
@@ -28,45 +28,50 @@ class Budget(NamedTuple):
   checkpoint_every_steps: int
   log_every_steps: int
   probe_every_steps: int = 0  # 0: never
-  steps_at_once: int = 0  # as one program; 0: as many as suit the devices
+  steps_per_call: int = 0  # as one program; 0: as many as suit the devices
   first_step: int = 0  # the state's count of steps at the beginning: not 0 where the stage continues another
 
   @property
-  def steps(self) -> int:
+  def num_steps(self) -> int:
     """Of the whole stage."""
     return self.epochs * self.steps_per_epoch
 
-  def logs(self, step: int) -> bool:
+  def should_log(self, step: int) -> bool:
     """Whether training metrics are written after so many steps."""
     return step % self.log_every_steps == 0 or step % self.steps_per_epoch == 0
 
-  def probes(self, step: int) -> bool:
+  def should_probe(self, step: int) -> bool:
     """Whether it is looked at, before this step, what pulls on the learner."""
     return bool(self.probe_every_steps) and (step - 1) % self.probe_every_steps == 0
 
-  def evaluates(self, step: int) -> bool:
+  def should_evaluate(self, step: int) -> bool:
     """Whether the learner is evaluated after so many steps: at epochs' ends, and always at the last."""
     epoch, within = divmod(step, self.steps_per_epoch)
-    return within == 0 and (epoch % self.evaluate_every_epochs == 0 or step == self.steps)
+    return within == 0 and (epoch % self.evaluate_every_epochs == 0 or step == self.num_steps)
 
-  def saves(self, step: int) -> bool:
+  def should_checkpoint(self, step: int) -> bool:
     """Whether a checkpoint is made after so many steps."""
-    return step % self.checkpoint_every_steps == 0 and step != self.steps
+    return step % self.checkpoint_every_steps == 0 and step != self.num_steps
 
-  def looks_up(self, step: int) -> bool:
+  def has_event(self, step: int) -> bool:
     """Whether anything happens between this step and the next."""
-    return self.logs(step) or self.evaluates(step) or self.saves(step) or self.probes(step + 1)
+    return (
+      self.should_log(step)
+      or self.should_evaluate(step)
+      or self.should_checkpoint(step)
+      or self.should_probe(step + 1)
+    )
 
 
-class Learning(NamedTuple):
+class LoopCallbacks(NamedTuple):
   """What the loop calls for a learner, and does not know."""
 
   batches: Callable[[int], Iterable[Batch]]  # the batches from a step on, on the host
   evaluate: Callable[[int, Any], dict[str, float]]  # (steps done, the learner's variables) -> numbers by name
-  write: Callable[[dict[str, Any]], None]  # a line of metrics
+  write_metrics: Callable[[dict[str, Any]], None]  # a line of metrics
   checkpoints: checkpoint.Checkpoints | history.History
-  note: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
-  seconds: dict[str, float]  # spent on the stage before this call of `run`, by phase
+  checkpoint_metadata: dict[str, Any]  # of the checkpoint that its state comes from; {} for a new state
+  previous_seconds: dict[str, float]  # spent on the stage before this call of `run`, by phase
 
 
 class Progress(Protocol):
@@ -83,11 +88,11 @@ class Progress(Protocol):
 
 
 def run(
-  program: Program,
-  budget: Budget,
-  learners: Sequence[Learning],
+  trainer: Trainer,
+  config: LoopConfig,
+  callbacks: Sequence[LoopCallbacks],
   progress: Progress,
-  stop: interrupt.Interrupt,
+  stop: signals.StopRequest,
   timer: clock.Clock,
 ) -> list[dict[str, float]]:
   """Trains from where the program's states are to the end.
@@ -108,54 +113,56 @@ def run(
     window.NonFinite: a term of the loss went bad. The last checkpoint was made before.
     Interrupted: the run was asked to stop. The states are saved.
   """
-  at_once = parallel.steps_at_once(program.devices, budget.steps_at_once)
-  window = Window([of.note.get("window") for of in learners], program.apart)
-  step = int(program.state(0).step) - budget.first_step
-  batches = zip(*(of.batches(step) for of in learners), strict=True)
-  train = _Compiling(program, progress, timer)
+  at_once = parallel.steps_per_call(trainer.devices, config.steps_per_call)
+  window = MetricAccumulator(
+    [of.checkpoint_metadata.get("window") for of in callbacks], trainer.split_metrics
+  )
+  step = int(trainer.state(0).step) - config.first_step
+  batches = zip(*(of.batches(step) for of in callbacks), strict=True)
+  train = _CompileTimer(trainer, progress, timer)
   with timer.phase(clock.TRAIN):
-    for together in _together(budget, batches, step, at_once):
-      if budget.probes(step + 1):
-        _write_pulls(train, learners, together[0], _stamp(budget, step + 1))
-      metrics, compiled = train.steps(together)
+    for together in _chunk_steps(config, batches, step, at_once):
+      if config.should_probe(step + 1):
+        _write_gradient_stats(train, callbacks, together[0], _step_metadata(config, step + 1))
+      metrics, compiled = train.train(together)
       window.add(metrics)
       stop.set_unsaved(True)
       step += len(together)
-      lines = [_stamp(budget, step) for _ in learners]
-      if budget.logs(step):
-        lines = [line | means for line, means in zip(lines, window.means(step), strict=True)]
-        for of, line in zip(learners, lines, strict=True):
-          of.write(line)
+      lines = [_step_metadata(config, step) for _ in callbacks]
+      if config.should_log(step):
+        lines = [line | means for line, means in zip(lines, window.flush(step), strict=True)]
+        for of, line in zip(callbacks, lines, strict=True):
+          of.write_metrics(line)
       progress.trained(step, len(together), compiled=compiled)
-      if budget.evaluates(step):
-        _evaluate(program, learners, step, lines, timer)
+      if config.should_evaluate(step):
+        _evaluate(trainer, callbacks, step, lines, timer)
         progress.evaluated(step, lines)
-      stopping = stop.reached()  # once: a signal that comes later waits for the next step, and its save
-      if budget.saves(step) or stopping:
+      stopping = stop.should_stop()  # once: a signal that comes later waits for the next step, and its save
+      if config.should_checkpoint(step) or stopping:
         # Fetching first: what is not finite must not replace the last good checkpoint.
-        _save(program, learners, step, window.fetch(step), timer)
+        _save(trainer, callbacks, step, window.fetch(step), timer)
       if stopping:
-        for of in learners:
+        for of in callbacks:
           of.checkpoints.close()
-        raise interrupt.Interrupted(stop.signum, f"stopped at step {step} of {budget.steps}")
-    jax.block_until_ready(program.state(0))
-  return [_spent(of, timer, len(learners)) for of in learners]
+        raise signals.Interrupted(stop.signum, f"stopped at step {step} of {config.num_steps}")
+    jax.block_until_ready(trainer.state(0))
+  return [_total_seconds(of, timer, len(callbacks)) for of in callbacks]
 
 
-class _Compiling:
+class _CompileTimer:
   """A program whose first calls, which compile, are told of and counted apart."""
 
-  def __init__(self, program: Program, progress: Progress, timer: clock.Clock):
-    self.program, self._progress, self._timer = program, progress, timer
+  def __init__(self, trainer: Trainer, progress: Progress, timer: clock.Clock):
+    self.trainer, self._progress, self._timer = trainer, progress, timer
     self._compiled = set[int]()  # numbers of steps of the programs that are compiled; 0: of the probe
 
-  def steps(self, batches: Sequence[Batches]) -> tuple[dict[str, jax.Array], bool]:
+  def train(self, batches: Sequence[SeedBatches]) -> tuple[dict[str, jax.Array], bool]:
     """Trains a step on each of `batches`; also returns True if that compiled a program."""
-    return self._call(len(batches), lambda: self.program.train(batches))
+    return self._call(len(batches), lambda: self.trainer.train(batches))
 
-  def probe(self, batches: Batches) -> dict[str, jax.Array]:
+  def gradient_stats(self, batches: SeedBatches) -> dict[str, jax.Array]:
     """The gradient statistics of the next step."""
-    return self._call(0, lambda: self.program.probe(batches))[0]
+    return self._call(0, lambda: self.trainer.gradient_stats(batches))[0]
 
   def _call(self, which: int, call: Callable[[], Any]) -> tuple[Any, bool]:
     if which in self._compiled:
@@ -167,49 +174,61 @@ class _Compiling:
 
 
 def _evaluate(
-  program: Program, learners: Sequence[Learning], step: int, lines: list[dict[str, Any]], timer: clock.Clock
+  trainer: Trainer,
+  callbacks: Sequence[LoopCallbacks],
+  step: int,
+  lines: list[dict[str, Any]],
+  timer: clock.Clock,
 ) -> None:
   """Evaluates all learners, writes the metrics and adds them to `lines`."""
   with timer.phase(clock.EVALUATE):
-    for i, of in enumerate(learners):
-      found = of.evaluate(step, stage_lib.learner_variables(program.state(i)))
-      of.write({"step": step, "epoch": lines[i]["epoch"]} | found)
+    for i, of in enumerate(callbacks):
+      found = of.evaluate(step, stage_lib.student_variables(trainer.state(i)))
+      of.write_metrics({"step": step, "epoch": lines[i]["epoch"]} | found)
       lines[i] |= found
 
 
 def _save(
-  program: Program,
-  learners: Sequence[Learning],
+  trainer: Trainer,
+  callbacks: Sequence[LoopCallbacks],
   step: int,
-  windows: list[dict[str, list[float]]],
+  metrics: list[dict[str, list[float]]],
   timer: clock.Clock,
 ) -> None:
   with timer.phase(clock.SAVE):
-    for i, (of, values) in enumerate(zip(learners, windows, strict=True)):
-      note = {"window": values, "seconds_by_phase": _spent(of, timer, len(learners))}
-      of.checkpoints.save(step, program.state(i), note)
+    for i, (of, values) in enumerate(zip(callbacks, metrics, strict=True)):
+      note = {"window": values, "seconds_by_phase": _total_seconds(of, timer, len(callbacks))}
+      of.checkpoints.save(step, trainer.state(i), note)
 
 
-def _spent(of: Learning, timer: clock.Clock, learners: int) -> dict[str, float]:
-  return clock.total(of.seconds, {name: seconds / learners for name, seconds in timer.seconds().items()})
+def _total_seconds(callbacks: LoopCallbacks, timer: clock.Clock, num_seeds: int) -> dict[str, float]:
+  return clock.add_seconds(
+    callbacks.previous_seconds, {name: seconds / num_seeds for name, seconds in timer.seconds().items()}
+  )
 
 
-def _write_pulls(
-  train: _Compiling, learners: Sequence[Learning], batches: Batches, stamp: dict[str, Any]
+def _write_gradient_stats(
+  train: _CompileTimer, callbacks: Sequence[LoopCallbacks], batches: SeedBatches, metadata: dict[str, Any]
 ) -> None:
-  for of, pulls in zip(learners, train.program.apart(jax.device_get(train.probe(batches))), strict=True):
-    of.write(stamp | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
+  for of, pulls in zip(
+    callbacks, train.trainer.split_metrics(jax.device_get(train.gradient_stats(batches))), strict=True
+  ):
+    of.write_metrics(metadata | {f"train/{name}": float(x) for name, x in sorted(pulls.items())})
 
 
-def _together(budget: Budget, batches: Iterable[Batches], step: int, at_once: int) -> Iterator[list[Batches]]:
+def _chunk_steps(
+  config: LoopConfig, batches: Iterable[SeedBatches], step: int, steps_per_call: int
+) -> Iterator[list[SeedBatches]]:
   """Batches of steps that are one program: `at_once`, or one where something is to happen before so many."""
   batches = iter(batches)
-  while step < budget.steps:
-    between = range(step + 1, min(step + at_once, budget.steps + 1))
-    count = 1 if step + at_once > budget.steps or any(map(budget.looks_up, between)) else at_once
+  while step < config.num_steps:
+    between = range(step + 1, min(step + steps_per_call, config.num_steps + 1))
+    count = (
+      1 if step + steps_per_call > config.num_steps or any(map(config.has_event, between)) else steps_per_call
+    )
     yield list(itertools.islice(batches, count))
     step += count
 
 
-def _stamp(budget: Budget, step: int) -> dict[str, Any]:
-  return {"step": step, "epoch": step / budget.steps_per_epoch}
+def _step_metadata(config: LoopConfig, step: int) -> dict[str, Any]:
+  return {"step": step, "epoch": step / config.steps_per_epoch}

@@ -101,7 +101,7 @@ def _ranked_gaps(probability: np.ndarray, hit: np.ndarray) -> np.ndarray:
   return np.repeat(value - np.bincount(group, hit) / size, size)
 
 
-def brier(logits: np.ndarray, label: np.ndarray) -> float:
+def brier_score(logits: np.ndarray, label: np.ndarray) -> float:
   """Mean squared distance of the probabilities from the label's one-hot vector, summed over classes: from 0 to 2.
 
   Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 78(1), 1950,
@@ -119,12 +119,12 @@ def brier(logits: np.ndarray, label: np.ndarray) -> float:
 
 def class_accuracy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
   """The accuracy on each class's examples [k], in [0, 1]; NaN where a class has no example."""
-  k, right = logits.shape[-1], _right(logits, label)
+  k, right = logits.shape[-1], _is_correct(logits, label)
   count = np.bincount(label, minlength=k)
   return np.divide(np.bincount(label, right, minlength=k), count, out=np.full(k, np.nan), where=count > 0)
 
 
-def class_change(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+def class_accuracy_delta(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> np.ndarray:
   """By how much each class's accuracy is above another network's [k], in [-1, 1]; NaN where it has no example."""
   return class_accuracy(logits, label) - class_accuracy(other_logits, label)
 
@@ -143,12 +143,12 @@ def overlap(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> 
     other_logits: [n, k].
     label: [n].
   """
-  right, other_right = _right(logits, label), _right(other_logits, label)
+  right, other_right = _is_correct(logits, label), _is_correct(other_logits, label)
   count = lambda examples: int(np.sum(examples))
   return Overlap(count(right & other_right), count(other_right & ~right), count(right & ~other_right))
 
 
-def _right(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+def _is_correct(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
   """Whether the first choice is the label [n]; of equal logits the first class is chosen."""
   if logits.shape[:-1] != label.shape:
     raise ValueError(
@@ -168,7 +168,7 @@ def kl_divergence(logits: np.ndarray, other_logits: np.ndarray) -> float:
   return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)))
 
 
-def ensemble(logits: Sequence[np.ndarray]) -> np.ndarray:
+def ensemble_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
   """The logits of several networks' mean probabilities, [n, k]; those of a single network as they are."""
   if len(logits) == 1:
     return logits[0]

@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.losses.contract import Context, Method
-from smskd_jax.state import Batch, Outputs, TrainState
 from smskd_jax.training import reference as anchor
-from smskd_jax.training import task, views
+from smskd_jax.training import targets, views
+from smskd_jax.types import Batch, Outputs, TrainState
 
-WEIGHTS = 1 << 16  # the stream of a step's key from which weights draw: far from the numbers of methods
-WEIGHT_BINS = 10  # of the shares of weights between 0 and 1 that are reported; what is above is in the last
+RNG_WEIGHTS = 1 << 16  # the stream of a step's key from which weights draw: far from the numbers of methods
+NUM_WEIGHT_BINS = (
+  10  # of the shares of weights between 0 and 1 that are reported; what is above is in the last
+)
 
 Metrics = dict[str, jax.Array]
 
 
-class Parts(NamedTuple):
+class LossParts(NamedTuple):
   """A device's share of the objective, in three; their sum is the loss."""
 
   task: jax.Array  # []
@@ -37,15 +39,15 @@ class Term(NamedTuple):
   warmup_epochs: float = 0.0  # the weight grows linearly, epoch by epoch: 1/n of it in the first of n epochs
 
 
-def evaluate(
+def compute_objective(
   stage: Any,
   params: Any,
   state: TrainState,
-  seen: tuple[views.Seen, ...],
+  view_inputs: tuple[views.ViewInputs, ...],
   batch: Batch,
   key: jax.Array,
   axis_name: str | None,
-) -> tuple[Parts, tuple[Metrics, Any, tuple[Any, ...]]]:
+) -> tuple[LossParts, tuple[Metrics, Any, tuple[Any, ...]]]:
   """The objective of a step.
 
   Args:
@@ -61,76 +63,78 @@ def evaluate(
     The parts, and (metrics, new model state, new aux state).
   """
   learners, model_state = [], state.model_state
-  for view in seen:
-    learner, model_state = stage.learner.apply(
-      {"params": params["learner"], **model_state},
+  for view in view_inputs:
+    learner, model_state = stage.student.apply(
+      {"params": params["student"], **model_state},
       view.image,
       train=True,
       axis_name=axis_name,
       mutable=list(model_state),
     )
     learners.append(learner)
-  each = lambda term: views.mean_of([term(*pair) for pair in zip(learners, seen, strict=True)])
+  each = lambda term: views.mean_arrays([term(*pair) for pair in zip(learners, view_inputs, strict=True)])
   metrics = {
-    "task": each(functools.partial(_task, stage)),
+    "task": each(functools.partial(_task_loss, stage)),
     "accuracy": each(_accuracy),
   }
   of_task = stage.task_weight * metrics["task"]
   of_terms = of_reference = jnp.zeros_like(of_task)
   epoch = state.step / stage.steps_per_epoch
-  aux_states = []
+  method_states = []
   for i, term in enumerate(stage.terms):
-    apply = functools.partial(term.method.apply, params["aux"][i])
-    run = views.of_all if term.method.multi_view else views.of_each
+    apply = functools.partial(term.method.apply, params["methods"][i])
+    run = views.apply_all_views if term.method.multi_view else views.apply_per_view
     context = Context(batch, jax.random.fold_in(key, i), epoch, axis_name)
-    values, aux_state = run(apply, state.aux_state[i], learners, seen, context)
+    values, method_state = run(apply, state.method_state[i], learners, view_inputs, context)
     metrics[f"distill/{term.name}"] = distill = jnp.mean(values)
-    of_terms = of_terms + term.weight * (share(stage, i, epoch) * distill)
-    aux_states.append(aux_state)
+    of_terms = of_terms + term.weight * (term_scale(stage, i, epoch) * distill)
+    method_states.append(method_state)
   if stage.reference is not None:
-    of_anchor, its_key = params.get("reference", {}), jax.random.fold_in(key, WEIGHTS)
+    of_anchor, its_key = params.get("reference", {}), jax.random.fold_in(key, RNG_WEIGHTS)
     of_views = [
       _reference_term(stage, of_anchor, learner, view, jax.random.fold_in(its_key, i), axis_name)
-      for i, (learner, view) in enumerate(zip(learners, seen, strict=True))
+      for i, (learner, view) in enumerate(zip(learners, view_inputs, strict=True))
     ]
-    metrics |= {name: views.mean_of([one[name] for one in of_views]) for name in of_views[0]}
+    metrics |= {name: views.mean_arrays([one[name] for one in of_views]) for name in of_views[0]}
     of_reference = stage.reference.weight * metrics["reference"]
   metrics["loss"] = of_task + (of_terms + of_reference)
-  return Parts(of_task, of_terms, of_reference), (metrics, model_state, tuple(aux_states))
+  return LossParts(of_task, of_terms, of_reference), (metrics, model_state, tuple(method_states))
 
 
-def _task(stage: Any, learner: Outputs, view: views.Seen) -> jax.Array:
+def _task_loss(stage: Any, learner: Outputs, view: views.ViewInputs) -> jax.Array:
   """The mean cross-entropy over all images that have a label. The networks of a cohort all learn the task."""
-  networks = (learner, *learner.peers)
+  networks = (learner, *learner.peer_outputs)
   smoothing = stage.label_smoothing
-  values = views.sum_of([task.cross_entropy(n.logits, view.answer, smoothing=smoothing) for n in networks])
-  return jnp.mean(values) / view.labeled.astype(values.dtype)
+  values = views.sum_arrays(
+    [targets.cross_entropy(n.logits, view.targets, smoothing=smoothing) for n in networks]
+  )
+  return jnp.mean(values) / view.labeled_fraction.astype(values.dtype)
 
 
-def _accuracy(learner: Outputs, view: views.Seen) -> jax.Array:
+def _accuracy(learner: Outputs, view: views.ViewInputs) -> jax.Array:
   """How many of the images that have a label get it; of a mixed one, that of its larger part."""
-  right = jnp.argmax(learner.logits, -1) == view.answer.label
-  return jnp.mean(right, dtype=learner.logits.dtype) / view.labeled.astype(learner.logits.dtype)
+  right = jnp.argmax(learner.logits, -1) == view.targets.label
+  return jnp.mean(right, dtype=learner.logits.dtype) / view.labeled_fraction.astype(learner.logits.dtype)
 
 
-def share(stage: Any, i: int, epoch: jax.Array) -> jax.Array | float:
+def term_scale(stage: Any, index: int, epoch: jax.Array) -> jax.Array | float:
   """The share of the i-th term's weight that counts in an epoch: its warm-up, and whether it is its turn.
 
   The warm-up stays the same within an epoch, as in the public code of DKD and ReviewKD.
   """
-  term, now = stage.terms[i], jnp.floor(epoch)
+  term, now = stage.terms[index], jnp.floor(epoch)
   part = jnp.minimum((now + 1) / term.warmup_epochs, 1.0) if term.warmup_epochs else 1.0
   if not stage.alternate_epochs:
     return part
-  return part * (now // stage.alternate_epochs % len(stage.terms) == i)
+  return part * (now // stage.alternate_epochs % len(stage.terms) == index)
 
 
 def _reference_term(stage, params, learner, view, key, axis_name) -> Metrics:
   """The mean of the weighted reference loss, and what is to be known of its weights."""
-  reference, answer = cast(Outputs, view.reference).logits, view.answer
+  reference, answer = cast(Outputs, view.reference).logits, view.targets
   teachers = [teacher.logits for teacher in view.teachers]
   inputs = anchor.weighting_inputs(
-    stage.reference, teachers, reference, answer.label, answer.target, key, axis_name
+    stage.reference, teachers, reference, answer.label, answer.soft_label, key, axis_name
   )
   values, weights = anchor.weighted_reference_loss(stage.reference, params, learner.logits, reference, inputs)
   weights = jax.lax.stop_gradient(weights)
@@ -144,8 +148,8 @@ def _reference_term(stage, params, learner, view, key, axis_name) -> Metrics:
   if teachers:
     metrics["teacher_tcp"] = jnp.mean(inputs.teacher_tcp)
   if stage.reference.weighting != "constant":
-    bins = jnp.clip(jnp.floor(weights * WEIGHT_BINS), 0, WEIGHT_BINS - 1)
+    bins = jnp.clip(jnp.floor(weights * NUM_WEIGHT_BINS), 0, NUM_WEIGHT_BINS - 1)
     metrics |= {
-      f"reference_weight_share/{i}": jnp.mean(bins == i, dtype=weights.dtype) for i in range(WEIGHT_BINS)
+      f"reference_weight_share/{i}": jnp.mean(bins == i, dtype=weights.dtype) for i in range(NUM_WEIGHT_BINS)
     }
   return metrics

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from smskd_jax.training.dot import scale_by_dot
-from smskd_jax.training.schedule import not_negative
+from smskd_jax.training.schedule import check_non_negative
 
 
 def sgd(
@@ -18,8 +18,8 @@ def sgd(
 
   Batch norm's scales and offsets and the methods' own parameters are decayed too, as in all public KD code.
   """
-  _shares(momentum=momentum)
-  not_negative(weight_decay=weight_decay)
+  _check_unit_interval(momentum=momentum)
+  check_non_negative(weight_decay=weight_decay)
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
     optax.trace(decay=momentum, nesterov=nesterov),
@@ -36,8 +36,8 @@ def adamw(
   weight_decay: float = 1e-2,
 ) -> optax.GradientTransformation:
   """Adam with decoupled weight decay on every parameter: `optax.adamw`."""
-  _shares(b1=b1, b2=b2)
-  not_negative(eps=eps, weight_decay=weight_decay)
+  _check_unit_interval(b1=b1, b2=b2)
+  check_non_negative(eps=eps, weight_decay=weight_decay)
   return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
@@ -50,8 +50,8 @@ def adam(
   weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
   """Adam, with decay added to the gradient as PyTorch's `Adam` has it."""
-  _shares(b1=b1, b2=b2)
-  not_negative(eps=eps, weight_decay=weight_decay)
+  _check_unit_interval(b1=b1, b2=b2)
+  check_non_negative(eps=eps, weight_decay=weight_decay)
   return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule, b1=b1, b2=b2, eps=eps))
 
 
@@ -68,14 +68,14 @@ def lars(
   You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, https://arxiv.org/abs/1708.03888.
   Biases and batch norm's parameters have neither decay nor a rate of their own, as is usual.
   """
-  _shares(momentum=momentum)
-  not_negative(weight_decay=weight_decay, trust_coefficient=trust_coefficient)
+  _check_unit_interval(momentum=momentum)
+  check_non_negative(weight_decay=weight_decay, trust_coefficient=trust_coefficient)
   return optax.lars(
     schedule,
     weight_decay=weight_decay,
-    weight_decay_mask=_matrices,
+    weight_decay_mask=_weight_mask,
     trust_coefficient=trust_coefficient,
-    trust_ratio_mask=_matrices,
+    trust_ratio_mask=_weight_mask,
     momentum=momentum,
     nesterov=nesterov,
   )
@@ -93,19 +93,19 @@ def lamb(
 
   You et al., "Large Batch Optimization for Deep Learning", ICLR 2020, https://arxiv.org/abs/1904.00962
   """
-  _shares(b1=b1, b2=b2)
-  not_negative(eps=eps, weight_decay=weight_decay)
-  return optax.lamb(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_matrices)
+  _check_unit_interval(b1=b1, b2=b2)
+  check_non_negative(eps=eps, weight_decay=weight_decay)
+  return optax.lamb(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_weight_mask)
 
 
-def _shares(**values: float) -> None:
+def _check_unit_interval(**values: float) -> None:
   """Refuses what is not at least 0 and less than 1, by its name."""
   for name, value in values.items():
     if not 0 <= value < 1:
       raise ValueError(f"{name}: {value} is not in [0, 1)")
 
 
-def _matrices(params: optax.Params) -> Any:
+def _weight_mask(params: optax.Params) -> Any:
   """True of weights and kernels, False of biases and of what belongs to batch norm."""
   return jax.tree.map(lambda x: x.ndim > 1, params)
 
@@ -120,7 +120,7 @@ def dot(
   """
   if not (0 <= delta <= momentum and momentum + delta < 1):
     raise ValueError(f"delta: {delta} must keep momentum - delta and momentum + delta in [0, 1)")
-  not_negative(weight_decay=weight_decay)
+  check_non_negative(weight_decay=weight_decay)
   return optax.chain(scale_by_dot(momentum, delta, weight_decay), optax.scale_by_learning_rate(schedule))
 
 
@@ -128,7 +128,7 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingP
   {"adam": adam, "adamw": adamw, "dot": dot, "lamb": lamb, "lars": lars, "sgd": sgd}
 )
 # Those whose `update` takes the gradient of the task and, as `distill`, that of all other terms.
-OF_TWO_GRADIENTS = frozenset({"dot"})
+SEPARATE_GRADIENT_OPTIMIZERS = frozenset({"dot"})
 
 
 def make(
@@ -151,10 +151,10 @@ def make(
   Raises:
     ValueError: a bad option, or one that the optimiser cannot have.
   """
-  not_negative(clip_norm=clip_norm)
+  check_non_negative(clip_norm=clip_norm)
   if accumulate_steps < 1:
     raise ValueError(f"accumulate_steps: {accumulate_steps} is not 1 or more")
-  if name in OF_TWO_GRADIENTS and (clip_norm or accumulate_steps > 1):
+  if name in SEPARATE_GRADIENT_OPTIMIZERS and (clip_norm or accumulate_steps > 1):
     raise ValueError(
       f"{name!r} has two gradients, which are neither clipped nor accumulated; leave both fields out"
     )

@@ -44,7 +44,7 @@ class Reference(NamedTuple):
   normalize: bool = False  # divide the weights by their mean over the global batch
 
 
-def contradiction(settings: Reference) -> str | None:
+def conflicting_option(settings: Reference) -> str | None:
   """The first option that another one makes meaningless, as 'NAME: reason', or None."""
   if settings.scale_by_temperature_squared and settings.temperature == 1:
     return "scale_by_temperature_squared: True, but temperature is 1, whose square changes nothing; use False"
@@ -172,7 +172,7 @@ def weighted_reference_loss(
   else:
     log_scale = jnp.zeros(())
     weights = sample_weights(inputs, weighting=settings.weighting, normalize=settings.normalize)
-  values = loss(
+  values = weighted_divergence(
     student,
     reference,
     weights,
@@ -183,7 +183,7 @@ def weighted_reference_loss(
   return values + log_scale, weights
 
 
-def loss(
+def weighted_divergence(
   student_logits: jax.Array,
   reference_logits: jax.Array,
   weights: jax.Array,
@@ -217,6 +217,6 @@ def loss(
   return weights * (temperature**2 * values if scale_by_temperature_squared else values)
 
 
-def snapshot(variables: Any) -> Any:
+def copy_variables(variables: Any) -> Any:
   """Copy of a network's variables. A step donates its state: without the copy, the reference would go with it."""
   return jax.tree.map(jnp.copy, variables)

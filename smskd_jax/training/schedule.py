@@ -15,7 +15,7 @@ import optax
 def constant(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
   """The same rate throughout."""
   del epochs
-  return _warmed_up(optax.constant_schedule(peak), peak, steps_per_epoch, warmup_epochs)
+  return _with_warmup(optax.constant_schedule(peak), peak, steps_per_epoch, warmup_epochs)
 
 
 def cosine(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
@@ -23,7 +23,7 @@ def cosine(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: flo
   steps = epochs * steps_per_epoch - _warmup_steps(warmup_epochs, steps_per_epoch)
   if steps <= 0:
     raise ValueError(f"warmup_epochs: {warmup_epochs} leaves nothing of {epochs} epochs")
-  return _warmed_up(optax.cosine_decay_schedule(peak, steps), peak, steps_per_epoch, warmup_epochs)
+  return _with_warmup(optax.cosine_decay_schedule(peak, steps), peak, steps_per_epoch, warmup_epochs)
 
 
 def multistep(
@@ -56,7 +56,9 @@ def multistep(
   for share in milestones:
     step = round(share * epochs) * steps_per_epoch - warmup
     boundaries[step] = boundaries.get(step, 1.0) * factor
-  return _warmed_up(optax.piecewise_constant_schedule(peak, boundaries), peak, steps_per_epoch, warmup_epochs)
+  return _with_warmup(
+    optax.piecewise_constant_schedule(peak, boundaries), peak, steps_per_epoch, warmup_epochs
+  )
 
 
 def step(
@@ -77,7 +79,7 @@ def step(
   )
 
 
-def _warmed_up(
+def _with_warmup(
   schedule: optax.Schedule, peak: float, steps_per_epoch: int, warmup_epochs: float
 ) -> optax.Schedule:
   """Linear from 0 to the peak, then the schedule from its own start."""
@@ -88,11 +90,11 @@ def _warmed_up(
 
 
 def _warmup_steps(warmup_epochs: float, steps_per_epoch: int) -> int:
-  not_negative(warmup_epochs=warmup_epochs)
+  check_non_negative(warmup_epochs=warmup_epochs)
   return round(warmup_epochs * steps_per_epoch)
 
 
-def not_negative(**values: float) -> None:
+def check_non_negative(**values: float) -> None:
   """Refuses what is not a finite number of 0 or more, by its name."""
   for name, value in values.items():
     if not (value >= 0 and math.isfinite(value)):

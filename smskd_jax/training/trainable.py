@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def head(network: nn.Module, variables: Any, image: Any) -> Any:
+def head_mask(network: nn.Module, variables: Any, image: Any) -> Any:
   """Which parameters of a network are those of its linear classifier: a tree of bools like `variables["params"]`.
 
   They are the parameters that the network hands out as `Outputs.head`, found by tracing it.
@@ -33,12 +33,12 @@ def head(network: nn.Module, variables: Any, image: Any) -> Any:
   found = [id(variable) in handed_out for variable in jaxpr.invars[: len(leaves)]]
   if not any(found):
     raise ValueError(
-      "trains: 'head', but this network has no linear classifier among its parameters; use 'all'"
+      "trainable: 'head', but this network has no linear classifier among its parameters; use 'all'"
     )
   return jax.tree.unflatten(structure, found)
 
 
-def only(of_head: Any, tree: Any) -> Any:
+def apply_mask(mask: Any, tree: Any) -> Any:
   """A tree like the state's parameters with zeros in all of the learner that is not marked."""
   keep = lambda marked, x: x if marked else jnp.zeros_like(x)
-  return {**tree, "learner": jax.tree.map(keep, of_head, tree["learner"])}
+  return {**tree, "student": jax.tree.map(keep, mask, tree["student"])}

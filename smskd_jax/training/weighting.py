@@ -85,9 +85,7 @@ WEIGHTINGS: Mapping[str, Callable[[WeightingInputs], jax.Array]] = MappingProxyT
   }
 )
 # Those that need no teacher.
-WITHOUT_TEACHER = frozenset(
-  {"constant", "reference_tcp", "one_minus_reference_tcp", "shuffled_reference_tcp"}
-)
+TEACHER_FREE = frozenset({"constant", "reference_tcp", "one_minus_reference_tcp", "shuffled_reference_tcp"})
 # Names of versions before 0.2 -> today's.
 RENAMED = MappingProxyType(
   {

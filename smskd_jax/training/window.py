@@ -10,19 +10,19 @@ import numpy as np
 from smskd_jax.errors import UserError
 
 # Programs handed to the devices and not waited for: enough to hide the host, few enough to stop soon.
-IN_FLIGHT = 2
+MAX_IN_FLIGHT = 2
 
 
-class NonFinite(UserError):
+class NonFiniteError(UserError):
   """A term of the loss has become infinite or not a number."""
 
-  def __init__(self, learner: int, message: str):
+  def __init__(self, seed_index: int, message: str):
     """Notes which learner's it was."""
     super().__init__(message)
-    self.learner = learner
+    self.seed_index = seed_index
 
 
-class Window:
+class MetricAccumulator:
   """The training metrics of the steps since the last lines were written.
 
   They stay on the device until they are asked for, so that the next steps need not wait. What was fetched goes into a
@@ -31,19 +31,19 @@ class Window:
 
   def __init__(
     self,
-    notes: Sequence[dict[str, Any] | None] = (None,),
-    apart: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda metrics: [metrics],
+    restored: Sequence[dict[str, Any] | None] = (None,),
+    split: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda metrics: [metrics],
   ):
     """Takes what each learner's checkpoint's note tells, if anything, and what tells the learners' metrics apart."""
-    self._fetched = [{name: list(v) for name, v in (note or {}).items()} for note in notes]
-    self._apart = apart
+    self._fetched = [{name: list(v) for name, v in (note or {}).items()} for note in restored]
+    self._split = split
     self._pending: list[dict[str, jax.Array]] = []
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a program; waits for those of the program before the ones in flight."""
     self._pending.append(metrics)
-    if len(self._pending) > IN_FLIGHT:
-      jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
+    if len(self._pending) > MAX_IN_FLIGHT:
+      jax.block_until_ready(self._pending[-1 - MAX_IN_FLIGHT])
 
   def fetch(self, step: int) -> list[dict[str, list[float]]]:
     """All values of each learner by name, the last of them of the step before `step`.
@@ -51,16 +51,16 @@ class Window:
     Raises:
       NonFinite: one is not a finite number.
     """
-    programs = [self._apart(metrics) for metrics in jax.device_get(self._pending)]
+    programs = [self._split(metrics) for metrics in jax.device_get(self._pending)]
     for learner, fetched in enumerate(self._fetched):
-      steps = [one for of_program in programs for one in _each(of_program[learner])]
+      steps = [one for of_program in programs for one in _per_step(of_program[learner])]
       for i, metrics in enumerate(steps):
         at = step - len(steps) + i + 1
         # The cause before its effects.
         for name in sorted(metrics, key=lambda name: name in ("loss", "gradient_norm")):
           value = float(metrics[name])
           if not math.isfinite(value):
-            raise NonFinite(
+            raise NonFiniteError(
               learner,
               f"step {at}: {name} is {value}; lower the learning rate or the weight of that term",
             )
@@ -69,7 +69,7 @@ class Window:
     # Copies: a save goes on in the background.
     return [{name: list(values) for name, values in fetched.items()} for fetched in self._fetched]
 
-  def means(self, step: int) -> list[dict[str, float]]:
+  def flush(self, step: int) -> list[dict[str, float]]:
     """The mean of each metric of each learner, by 'train/NAME'; begins anew."""
     fetched = self.fetch(step)
     self._fetched = [{} for _ in fetched]
@@ -78,7 +78,7 @@ class Window:
     ]
 
 
-def _each(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _per_step(metrics: dict[str, Any]) -> list[dict[str, Any]]:
   """The metrics of each step of those of one, or of several as arrays."""
   count = max((np.size(value) for value in metrics.values()), default=0)
   return [{name: np.reshape(value, -1)[i] for name, value in metrics.items()} for i in range(count)]

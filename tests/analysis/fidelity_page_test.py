@@ -49,7 +49,7 @@ def figures_of(parts):
 
 
 def answers(folder, name):
-  with np.load(folder / "store" / f"-{name}-0" / "answers.npz") as file:
+  with np.load(folder / "store" / f"-{name}-0" / "eval_outputs.npz") as file:
     return dict(file)
 
 
@@ -101,7 +101,7 @@ def test_embeddings_are_of_the_same_images(tmp_path, drawn):
   assert list(names.items())[::9] == [(0, "class 0"), (9, "class 9")]
   assert f"of {shown.sum()} test images of the first 10 of 12 classes" in caption
   different = {name: x for name, x in made_of.items() if name != "index"} | {"index": made_of["index"] + 1}
-  np.savez(folder / "store" / "-fitnet-0" / "answers.npz", **different)
+  np.savez(folder / "store" / "-fitnet-0" / "eval_outputs.npz", **different)
   chapter(folder)
   assert [title for title, _ in drawn["embeddings"][0]] == ["teacher", "after kd"]
 
@@ -140,7 +140,7 @@ def test_without_labels_what_needs_them_is_left_out(tmp_path):
 def test_the_result_alone(tmp_path):
   folder = made.run(tmp_path / "run")
   made_answers.write(folder)
-  for path in (folder / "store").glob("*/answers.npz"):
+  for path in (folder / "store").glob("*/eval_outputs.npz"):
     path.unlink()
   parts = chapter(folder)["student"]
   assert list(figures_of(parts)) == ["similarity", "classes"]
@@ -150,7 +150,7 @@ def test_the_result_alone(tmp_path):
 def test_without_the_teachers_answers(tmp_path, drawn):
   folder = made.run(tmp_path / "run")
   made_answers.write(folder)
-  (folder / "store" / "-teacher-0" / "answers.npz").unlink()
+  (folder / "store" / "-teacher-0" / "eval_outputs.npz").unlink()
   assert "correlations" not in figures_of(chapter(folder)["student"])
   assert list(drawn["reliability"][0]) == ["after kd", "its reference"]
   assert [title for title, _ in drawn["embeddings"][0]] == ["after fitnet", "after kd"]
@@ -158,7 +158,7 @@ def test_without_the_teachers_answers(tmp_path, drawn):
 
 def test_several_teachers_one_of_them_given(tmp_path, drawn):
   stages = made.stages(0)
-  stages[2][0]["reads"]["teachers"] = ["-teacher-0", "given-key"]
+  stages[2][0]["inputs"]["teachers"] = ["-teacher-0", "given-key"]
   given = [{"network": "large", "key": "given-key", "source": "x", "metrics": {"test/accuracy": 0.9}}]
   folder = made.run(tmp_path / "run", stages, given=given)
   label = made_answers.write(folder)
@@ -167,7 +167,7 @@ def test_several_teachers_one_of_them_given(tmp_path, drawn):
   with np.load(made_answers.path_of(folder, given[0])) as file:
     logits = [answers(folder, "teacher")["test/logits"], file["test/logits"]]
   together = drawn["reliability"][0]["its teachers together"]
-  assert together.ece == metrics.expected_calibration_error(metrics.ensemble(logits), label)
+  assert together.ece == metrics.expected_calibration_error(metrics.ensemble_logits(logits), label)
   titles = [title.splitlines()[:2] for title, _ in drawn["correlations"][0]]
   assert titles == [["fitnet", "beside teacher"], ["kd", "beside teacher"], ["kd", "beside large"]]
   assert [title for title, _ in drawn["similarity"][0]] == ["\n".join(title) for title in titles]
@@ -224,9 +224,9 @@ def test_bins_are_those_of_the_config(tmp_path, drawn):
 def test_damaged_answers_end_in_one_line(tmp_path, content):
   folder = made.run(tmp_path / "run")
   made_answers.write(folder)
-  path = folder / "store" / "-kd-0" / "answers.npz"
+  path = folder / "store" / "-kd-0" / "eval_outputs.npz"
   path.write_bytes(content) if content is not None else np.savez(path, other=np.zeros(1))
-  with pytest.raises(UserError, match=r"^WORKDIR: .*answers.npz (is damaged|holds no)"):
+  with pytest.raises(UserError, match=r"^WORKDIR: .*eval_outputs.npz (is damaged|holds no)"):
     chapter(folder)
 
 

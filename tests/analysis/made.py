@@ -34,11 +34,11 @@ def stage(
     "methods": [name] if taught else [],
     "epochs": epochs,
     "steps": STEPS * epochs,
-    "forward_passes": {"learner": images, "teachers": images * taught, "reference": images * bool(reference)},
+    "forward_passes": {"student": images, "teachers": images * taught, "reference": images * bool(reference)},
     "backward_passes": images,
     "metrics": {"last": evaluations[-1], "best_by_validation": None, "oracle": evaluations[-1]},
-    "reads": {
-      "start": start and key(start),
+    "inputs": {
+      "init": start and key(start),
       "teachers": [key("teacher")] if taught else [],
       "reference": reference and key(reference),
     },
@@ -122,13 +122,13 @@ def config(seed, made):
   entries = [
     {
       "name": result["name"],
-      "learner": result["network"],
-      "teachers": ["teacher"] if result["reads"]["teachers"] else [],
+      "student": result["network"],
+      "teachers": ["teacher"] if result["inputs"]["teachers"] else [],
       "epochs": result["epochs"],
       "batch_size": 64,
       "unlabeled_batch_size": 0,
       "images": "train",
-      "reference": {"stage": "previous" if result["reads"]["reference"] else "none"},
+      "reference": {"stage": "previous" if result["inputs"]["reference"] else "none"},
     }
     for result, *_ in made
   ]
@@ -154,7 +154,7 @@ def run(folder, made=None, *, seed=0, store=None, given=()):
     entry = store / one["key"]
     _write(entry / "stage.json", {"format": 2, "hashed": {}, "about": ENVIRONMENT})
     (entry / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    np.savez_compressed(entry / "choices.npz", **choices)
+    np.savez_compressed(entry / "predictions.npz", **choices)
   return folder
 
 

@@ -5,15 +5,15 @@ import json
 import numpy as np
 
 from analysis import made
-from smskd_jax.runtime import answers, workdir
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime import eval_outputs, workdir
+from smskd_jax.runtime.store import StageEntry
 
 ROWS = 3  # every so many test images have their features kept
 NAMES = ("tap_0", "tap_1", "pooled")
 
 
 def arrays(label, k, seed, *, skill=2.0):
-  """An answers.npz: logits that are right more often than not, and features of every third image."""
+  """An eval_outputs.npz: logits that are right more often than not, and features of every third image."""
   random = np.random.default_rng(seed)
   n, index = len(label), np.arange(0, len(label), ROWS, dtype=np.int32)
   logits = random.normal(size=(n, k)) + skill * np.eye(k)[label]
@@ -27,11 +27,11 @@ def write(folder, *, k=10, n=made.IMAGES, features=True, names=None):
   label = np.arange(n) % k
   workdir.write_labels(folder, {"test": label})
   result = json.loads((folder / "result.json").read_text())
-  result["inputs"] = {"class_names": list(names or (f"class {i}" for i in range(k)))}
+  result["image_metadata"] = {"class_names": list(names or (f"class {i}" for i in range(k)))}
   for seed, one in enumerate((*result["stages"], *result["given"])):
     found = arrays(label, k, seed)
     kept = found if features else {"test/logits": found["test/logits"]}
-    answers.write(path_of(folder, one), kept)
+    eval_outputs.write(path_of(folder, one), kept)
   for stage in result["stages"]:
     stage |= {"by_class": {"test": by_class(stage, k)}, "similarity": similarity(stage)}
   (folder / "result.json").write_text(json.dumps(result))
@@ -42,22 +42,24 @@ def path_of(folder, one):
   """Where the answers of a stage, or of a given network, are kept."""
   given = "methods" not in one
   return (
-    workdir.given_answers(folder, one["network"]) if given else Entry(folder / "store", one["key"]).answers
+    workdir.pretrained_outputs_path(folder, one["network"])
+    if given
+    else StageEntry(folder / "store", one["key"]).eval_outputs
   )
 
 
 def by_class(stage, k):
   """Accuracies that change from -50 to +50 points, class by class; the last class has no images."""
   change = [*np.linspace(-0.5, 0.5, k - 1).tolist(), None]
-  reads, found = stage["reads"], {"accuracy": [0.5] * (k - 1) + [None]}
-  there = {"teacher": reads["teachers"], "reference": reads["reference"], "earlier_1": reads["start"]}
+  reads, found = stage["inputs"], {"accuracy": [0.5] * (k - 1) + [None]}
+  there = {"teacher": reads["teachers"], "reference": reads["reference"], "earlier_1": reads["init"]}
   return found | {f"{role}_change": change for role, key in there.items() if key}
 
 
 def similarity(stage):
   """The same matrix, with one value missing, for every network that a stage reads."""
   cka = [[0.9, 0.2, 0.1], [0.3, None, 0.2], [0.1, 0.2, 0.7]]
-  reads = stage["reads"]
+  reads = stage["inputs"]
   roles = ["teacher", *(f"teacher_{i}" for i in range(2, 9))][: len(reads["teachers"])]
   roles += ["reference"] if reads["reference"] else []
-  return {role: {"learner": list(NAMES), "other": list(NAMES), "cka": cka} for role in roles}
+  return {role: {"student": list(NAMES), "other": list(NAMES), "cka": cka} for role in roles}

@@ -81,7 +81,7 @@ def test_mistakes_are_one_line(tmp_path, spoil, words):
 )
 def test_predictions_that_cannot_be_read_are_named(tmp_path, spoil, words):
   folder = made.run(tmp_path / "run")
-  path = folder / "store" / "-kd-0" / "choices.npz"
+  path = folder / "store" / "-kd-0" / "predictions.npz"
   spoil(path)
   record = records.read("WORKDIR", folder)
   (line,) = (line for line in record.left_out if "labels.npz" not in line)
@@ -94,7 +94,7 @@ def test_what_is_damaged_or_missing_is_left_out_and_told(tmp_path):
   workdir.write_labels(folder, {"test": np.zeros(made.IMAGES, int)})
   assert not records.read("WORKDIR", folder).left_out
   of = lambda name: folder / "store" / f"-{name}-0"
-  (of("kd") / "choices.npz").write_bytes(b"PK")
+  (of("kd") / "predictions.npz").write_bytes(b"PK")
   (of("fitnet") / "stage.json").write_text("{")
   (of("fitnet") / "metrics.jsonl").unlink()
   shutil.rmtree(of("teacher"))
@@ -104,7 +104,7 @@ def test_what_is_damaged_or_missing_is_left_out_and_told(tmp_path):
     "stage 'teacher': -teacher-0",
     str(of("fitnet") / "metrics.jsonl"),
     str(of("fitnet") / "stage.json"),
-    str(of("kd") / "choices.npz"),
+    str(of("kd") / "predictions.npz"),
     str(folder / "labels.npz"),
   ]
   assert set(record.choices) == {"fitnet"} and len(record.curves["fitnet"]) == 1 and not record.labels
@@ -129,7 +129,7 @@ def test_stages_of_versions_that_kept_less(tmp_path):
 
 def stages(*pairs):
   return [
-    {"name": n, "key": n, "network": "s", "epochs": 2, "reads": {"start": s, "teachers": []}}
+    {"name": n, "key": n, "network": "s", "epochs": 2, "inputs": {"init": s, "teachers": []}}
     for n, s in pairs
   ]
 
@@ -145,7 +145,7 @@ def test_what_counts_is_the_last_stage_or_the_best_by_validation():
   for stage, accuracy in zip(of, (0.9, 0.8), strict=True):
     stage["metrics"] = {"last": {"validation/accuracy": accuracy}}
   assert records.chosen(of, "s")["name"] == "a"
-  of[1]["reads"]["start"] = "a"
+  of[1]["inputs"]["init"] = "a"
   assert records.chosen(of, "s")["name"] == "b"
 
 

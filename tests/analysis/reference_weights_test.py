@@ -9,7 +9,7 @@ import runs
 from smskd_jax import report
 from smskd_jax.analysis import figures, forgetting_figures, reference_weights
 from smskd_jax.analysis.forgetting_figures import Bar, Point
-from smskd_jax.config import resolve
+from smskd_jax.config.schema import resolve
 
 
 def variant(weight=0.5, stage="previous", **changes):
@@ -57,7 +57,7 @@ def test_names_of_the_last_stage_and_seeds_do_not_matter():
 
 
 @pytest.mark.parametrize(
-  "spoiled", [{}, {"stages": []}, {"stages": [{"learner": "student"}]}, {"stages": None}]
+  "spoiled", [{}, {"stages": []}, {"stages": [{"network": "student"}]}, {"stages": None}]
 )
 def test_configs_of_other_versions_are_left_out(spoiled):
   assert not reference_weights.lines(dict.fromkeys("abc", spoiled), "student")

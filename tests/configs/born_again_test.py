@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 import runs
-from smskd_jax.config import resolve
+from smskd_jax.config.schema import resolve
 from smskd_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ def get_config(arg=None):
 
 def test_each_generation_learns_from_the_one_before():
   config = get_config("generations=2,epochs=3")
-  assert [s["learner"] for s in config["stages"]] == ["generation_0", "generation_1", "generation_2"]
+  assert [s["network"] for s in config["stages"]] == ["generation_0", "generation_1", "generation_2"]
   assert [s["teachers"] for s in config["stages"]] == [(), ("generation_0",), ("generation_1",)]
   assert {s["epochs"] for s in config["stages"]} == {3}
   assert len({str(network) for network in config["networks"].values()}) == 1

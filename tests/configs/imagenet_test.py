@@ -6,7 +6,7 @@ import pytest
 
 from photographs import write_folder
 import runs
-from smskd_jax.config import resolve
+from smskd_jax.config.schema import resolve
 from smskd_jax.errors import UserError
 
 
@@ -18,17 +18,17 @@ def test_the_recipe():
   config = get_config("stages=dkd+kd")
   teacher, dkd, kd = config["stages"]
   assert config["data"]["streamed"] and config["data"]["image_size"] == 224
-  assert (config["data"]["random_crop_area"], config["data"]["central_crop"]) == (0.08, 0.875)
+  assert (config["data"]["min_crop_area"], config["data"]["center_crop_fraction"]) == (0.08, 0.875)
   for stage in config["stages"]:
     of = stage["optimizer"]
-    assert (of["learning_rate"], of["learning_rate_of"], of["momentum"], of["weight_decay"]) == (
+    assert (of["learning_rate"], of["base_batch_size"], of["momentum"], of["weight_decay"]) == (
       0.1,
       256,
       0.9,
       1e-4,
     )
     assert stage["schedule"]["milestones"] == (0.3, 0.6, 0.9)
-    assert stage["augment"]["crop_flip"] == {"padding": 0, "flip": True, "views": 0}
+    assert stage["augment"]["crop_flip"] == {"padding": 0, "flip": True, "num_views": 0}
   assert (teacher["epochs"], dkd["epochs"], kd["epochs"]) == (100, 30, 70)
   assert kd["reference"]["stage"] == "previous"
   assert (kd["task_weight"], kd["methods"][0]["weight"], kd["methods"][0]["temperature"]) == (0.5, 0.5, 1.0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import literature
-from smskd_jax.config import resolve
+from smskd_jax.config.schema import resolve
 from smskd_jax.errors import UserError
+from smskd_jax.recipes import literature
 from smskd_jax.training import schedule
 
 
@@ -15,7 +15,7 @@ def get_config(arg=None):
 
 
 def students(config):
-  return [s for s in config["stages"] if s["learner"] == "student"]
+  return [s for s in config["stages"] if s["network"] == "student"]
 
 
 def rates(entry):
@@ -33,7 +33,7 @@ def test_the_recipe_of_crd():
   assert teacher["optimizer"] == {
     "name": "sgd",
     "learning_rate": 0.05,
-    "learning_rate_of": 0,
+    "base_batch_size": 0,
     "clip_norm": 0.0,
     "accumulate_steps": 1,
     "momentum": 0.9,
@@ -41,7 +41,7 @@ def test_the_recipe_of_crd():
     "weight_decay": 5e-4,
   }
   assert teacher["schedule"]["milestones"] == (150 / 240, 180 / 240, 210 / 240)
-  assert teacher["augment"] == {"crop_flip": {"padding": 4, "flip": True, "views": 0}}
+  assert teacher["augment"] == {"crop_flip": {"padding": 4, "flip": True, "num_views": 0}}
   assert (fitnet["methods"][0]["weight"], fitnet["task_weight"]) == (100.0, 1.0)
   assert (kd["methods"][0]["weight"], kd["methods"][0]["temperature"], kd["task_weight"]) == (0.9, 4.0, 0.1)
   assert fitnet["reference"]["stage"] == "none"
@@ -117,10 +117,10 @@ def test_joint_is_one_stage_of_all_methods_without_a_reference():
   assert joint["reference"]["stage"] == "none"
 
 
-@pytest.mark.parametrize("name", literature.names())
+@pytest.mark.parametrize("name", literature.recipe_names())
 def test_every_recipe_is_a_config(name):
   _, student = get_config(f"stages={name}")["stages"]
-  published = literature.recipe(name, "resnet56", "resnet20")
+  published = literature.published_recipe(name, "resnet56", "resnet20")
   assert student["methods"][0]["weight"] == published.term.weight
   assert student["task_weight"] == published.task_weight
 
@@ -179,4 +179,4 @@ def test_the_rate_is_that_of_the_network(student, rate):
 def test_a_teacher_from_a_folder_is_not_trained():
   config = get_config("teacher=resnet32x4,teacher_variables=teachers/one,student=resnet8x4,stages=fitnet+kd")
   assert config["networks"]["teacher"]["variables"] == "teachers/one"
-  assert [stage["learner"] for stage in config["stages"]] == ["student", "student"]
+  assert [stage["network"] for stage in config["stages"]] == ["student", "student"]

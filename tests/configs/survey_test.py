@@ -13,13 +13,14 @@ import pytest
 
 import marks
 import runs
-from smskd_jax import data, plan
-from smskd_jax.config import resolve
+from smskd_jax import data
+from smskd_jax.config.schema import resolve
+from smskd_jax.engine import plan
 from smskd_jax.errors import UserError
-from smskd_jax.models import spec
-from smskd_jax.state import Frozen
-from smskd_jax.training import batches, initial
-from smskd_jax.training.stage import make_train_step, outputs, outputs_by_batch
+from smskd_jax.models import introspection
+from smskd_jax.training import batches, initialization
+from smskd_jax.training.stage import frozen_outputs, frozen_outputs_batch_stats, make_train_step
+from smskd_jax.types import Frozen
 
 SMALL = "dataset=digits,image_size=16,padding=2,teacher=survey_resnet14,teachers=survey_resnet8"
 T, LAMBDA = 5.0, 0.5
@@ -38,7 +39,7 @@ def get_config(arg=""):
 
 
 def students(config):
-  return [stage for stage in config["stages"] if stage["learner"] == "student"]
+  return [stage for stage in config["stages"] if stage["network"] == "student"]
 
 
 # What each mode is made of: (stages of the student, their teachers, their terms with weights, task weight, epochs).
@@ -106,7 +107,7 @@ def test_the_survey_s_epochs_drop_at_its_milestones():
 
 def test_particulars_of_the_modes():
   grid = students(get_config("mode=kdparam"))
-  assert len(grid) == 25 and {s["start"] for s in grid} == {"fresh"}
+  assert len(grid) == 25 and {s["init"] for s in grid} == {"scratch"}
   assert {s["methods"][0]["temperature"] for s in grid} == {1.0, 5.0, 10.0, 15.0, 20.0}
   for mode in ("allkd", "kdparam"):
     assert get_config(f"mode={mode}")["data"]["validation"] == 0.1
@@ -117,7 +118,7 @@ def test_particulars_of_the_modes():
   assert [s["teachers"] for s in chain] == [
     (), (RESNET14,), ("assistant_survey_resnet20",), ("assistant_survey_resnet14",)
   ]  # fmt: skip
-  assert [s["select"] for s in chain] == ["last", "validation", "validation", "last"]
+  assert [s["keep_checkpoint"] for s in chain] == ["last", "validation", "validation", "last"]
   (oh,) = students(get_config("mode=oh"))
   assert oh["teacher_statistics"] == "batch" and oh["methods"][0]["margin"] == "batch_norm"
   first, second = students(get_config("mode=stl,unlabeled=digits"))
@@ -126,7 +127,7 @@ def test_particulars_of_the_modes():
     "adam",
     1e-3,
   )
-  assert (second["trains"], second["methods"][0]["temperature"], second["start"]) == (
+  assert (second["trainable"], second["methods"][0]["temperature"], second["init"]) == (
     "head",
     10.0,
     "previous",
@@ -189,7 +190,7 @@ def huber(x):
 
 
 def relational(student, teacher):
-  pairs = zip(relations(student.pooled), relations(teacher.pooled), strict=True)
+  pairs = zip(relations(student.embedding), relations(teacher.embedding), strict=True)
   return sum(weight * huber(s - t) for weight, (s, t) in zip((25, 50), pairs, strict=True))
 
 
@@ -251,7 +252,7 @@ LOSSES = {
   "pkd": lambda s, t, y: distilled(s, t[0], y) + patient(s, t[0]),
   "sfd": lambda s, t, y: cross_entropy(s, y) + maxima(s, t[0], np.max),
   "sfd,reduction=mean": lambda s, t, y: cross_entropy(s, y) + maxima(s, t[0], np.mean),
-  "stl,unlabeled=fashion_mnist_small": lambda s, t, y: ((s.pooled - t[0].pooled) ** 2).mean(),
+  "stl,unlabeled=fashion_mnist_small": lambda s, t, y: ((s.embedding - t[0].embedding) ** 2).mean(),
   "blind": lambda s, t, y: LAMBDA * T**2 * divergence(s, t[0]),
 }  # fmt: skip
 
@@ -266,22 +267,25 @@ def plans_of(mode):
 
 def first_step(plan_, dataset):
   """The losses of a stage's first step; what both networks said in it, view by view; and the labels."""
-  image, key, made = spec.image(dataset.image_shape), jax.random.key(0), plan_.stage
-  fresh = lambda network, seed: initial.init_variables(network, jax.random.key(seed), image)
+  image, key, made = introspection.image_spec(dataset.image_shape), jax.random.key(0), plan_.stage
+  fresh = lambda network, seed: initialization.init_variables(network, jax.random.key(seed), image)
   teachers = tuple(fresh(network, 7 + i) for i, network in enumerate(made.teachers))
-  state = initial.init_state(made, key, fresh(made.learner, 1), teachers, image, dataset.train.label)
-  frozen, batch = Frozen(jax.random.key(5), teachers), next(batches.draw(plan_.drawing, key, 0))
+  state = initialization.init_state(made, key, fresh(made.student, 1), teachers, image, dataset.train.label)
+  frozen, batch = Frozen(jax.random.key(5), teachers), next(batches.iterate_batches(plan_.input_spec, key, 0))
 
   @jax.jit
   def run(state, frozen, batch):
     _, metrics = make_train_step(made)(state, frozen, batch)
     view_key, _ = jax.random.split(jax.random.fold_in(frozen.key, state.step))
-    variables, said = {"params": state.params["learner"], **state.model_state}, []
+    variables, said = {"params": state.params["student"], **state.model_state}, []
     for i, view in enumerate(made.views):
       seen = view(view_key if i == 0 else jax.random.fold_in(view_key, i), batch)
-      learner = outputs_by_batch(made.learner, variables, seen, None)
+      learner = frozen_outputs_batch_stats(made.student, variables, seen, None)
       said.append(
-        (learner, tuple(outputs(*pair, seen) for pair in zip(made.teachers, frozen.teachers, strict=True)))
+        (
+          learner,
+          tuple(frozen_outputs(*pair, seen) for pair in zip(made.teachers, frozen.teachers, strict=True)),
+        )
       )
     # Of the metrics those that need no gradient: the backward pass is not compiled.
     return {name: value for name, value in metrics.items() if name != "gradient_norm"}, said
@@ -292,7 +296,7 @@ def first_step(plan_, dataset):
 @pytest.mark.parametrize("mode", marks.quick(LOSSES, ("kd", "uda", "triplet", "sfd")))
 def test_the_loss_is_the_survey_s_by_hand(mode):
   plans, dataset = plans_of(mode)
-  first = next(p for p in plans if p.config["learner"] == "student")
+  first = next(p for p in plans if p.config["network"] == "student")
   metrics, said, label = first_step(plans[-1] if mode == "takd" else first, dataset)
   expected = np.mean([LOSSES[mode](student, teachers, label) for student, teachers in said])
   np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-4)
@@ -308,10 +312,12 @@ def test_overhaul_is_added_to_the_labels_by_the_thousandth():
 def test_what_has_no_labels_learns_from_its_own_images():
   plans, dataset = plans_of("stl,unlabeled=fashion_mnist_small")
   _, embedding, classifier = plans
-  assert embedding.drawing.images.image is dataset.unlabeled and (embedding.drawing.images.label == -1).all()
-  assert classifier.stage.trains == "head" and classifier.reads.start == embedding.key
-  (blind,) = [p for p in plans_of("blind")[0] if p.config["learner"] == "student"]
-  batch = next(batches.draw(blind.drawing, jax.random.key(0), 0))
+  assert (
+    embedding.input_spec.images.image is dataset.unlabeled and (embedding.input_spec.images.label == -1).all()
+  )
+  assert classifier.stage.trainable == "head" and classifier.inputs.init == embedding.key
+  (blind,) = [p for p in plans_of("blind")[0] if p.config["network"] == "student"]
+  batch = next(batches.iterate_batches(blind.input_spec, jax.random.key(0), 0))
   noise = np.asarray(blind.stage.views[0](jax.random.key(1), batch))
   assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 

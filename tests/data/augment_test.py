@@ -10,7 +10,7 @@ from smskd_jax.data import augment
 KEY = jax.random.key(7)
 
 crop_flip = jax.jit(augment.crop_flip, static_argnames=("padding", "flip"))
-draw = jax.jit(augment.draw, static_argnames="padding")
+draw = jax.jit(augment.sample_crop_flip, static_argnames="padding")
 
 
 def images(n, h=8, w=9, c=3):

@@ -18,7 +18,7 @@ def test_moments_equal_numpy(arrays, save):
 def test_moments_over_more_images_than_one_histogram_takes():
   image = np.zeros((5000, 8, 8, 1), np.uint8)
   image[4500:] = 255
-  (mean,), (std,) = dataset._moments("", image)
+  (mean,), (std,) = dataset._measure_channel_stats("", image)
   assert mean == 0.1
   np.testing.assert_allclose(std, 0.3, rtol=1e-15)
 

@@ -25,7 +25,7 @@ def test_cutout_is_a_square_about_any_pixel(size):
   result = jax.jit(lambda x: erasing.cutout(KEY, x, INDEX, size=size, fill=0))(WHITE)
   top, left, height, width = boxes(result, 0)
   assert height.max() == width.max() == size
-  y, x = np.floor(np.asarray(augment.uniform(KEY, INDEX, 2)) * [32, 24]).astype(int).T
+  y, x = np.floor(np.asarray(augment.uniform_per_example(KEY, INDEX, 2)) * [32, 24]).astype(int).T
   np.testing.assert_array_equal(top, np.maximum(y - size // 2, 0))
   np.testing.assert_array_equal(left + width, np.minimum(x - size // 2 + size, 24))
   np.testing.assert_allclose([y.mean(), x.mean()], [15.5, 11.5], atol=0.6)
@@ -74,7 +74,7 @@ def test_random_levels_are_uniform_and_of_each_example():
 
 def test_the_square_of_fixmatch_equals_its_definition():
   result = jax.jit(lambda x: erasing.random_square(KEY, x, INDEX))(WHITE)
-  drawn = np.asarray(augment.uniform(KEY, INDEX, 3), float)
+  drawn = np.asarray(augment.uniform_per_example(KEY, INDEX, 3), float)
   _, _, height, width = boxes(result, 123)
   for got, at, n in ((height, 1, 32), (width, 2, 24)):
     side = 0.5 * 24 * drawn[:, 0]

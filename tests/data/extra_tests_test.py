@@ -5,7 +5,7 @@ import pytest
 
 from smskd_jax import data
 from smskd_jax.data import corruptions, extra_tests
-from smskd_jax.data.dataset import Arrays, Split, build
+from smskd_jax.data.dataset import RawSplits, Split, validate_and_build
 from smskd_jax.errors import UserError
 
 
@@ -13,14 +13,17 @@ from smskd_jax.errors import UserError
 def like_cifar():
   rng = np.random.default_rng(0)
   split = Split(rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8), np.arange(20) % 10)
-  return build("npz:mine", Arrays(split, split))
+  return validate_and_build("npz:mine", RawSplits(split, split))
 
 
 def test_names_are_written_out_once():
-  assert extra_tests.names("f", ("contrast:2", "cifar10.1", "contrast:2")) == ("contrast:2", "cifar10.1")
-  assert extra_tests.names("f", ("contrast",)) == tuple(f"contrast:{s}" for s in range(1, 6))
-  assert extra_tests.names("f", ("corruptions:3",)) == tuple(f"{n}:3" for n in corruptions.CORRUPTIONS)
-  assert len(extra_tests.names("f", ("corruptions",))) == 45
+  assert extra_tests.expand_names("f", ("contrast:2", "cifar10.1", "contrast:2")) == (
+    "contrast:2",
+    "cifar10.1",
+  )
+  assert extra_tests.expand_names("f", ("contrast",)) == tuple(f"contrast:{s}" for s in range(1, 6))
+  assert extra_tests.expand_names("f", ("corruptions:3",)) == tuple(f"{n}:3" for n in corruptions.CORRUPTIONS)
+  assert len(extra_tests.expand_names("f", ("corruptions",))) == 45
 
 
 @pytest.mark.parametrize(
@@ -33,29 +36,29 @@ def test_names_are_written_out_once():
 )
 def test_unknown_names_are_refused(name, message):
   with pytest.raises(UserError, match=f"data.extra_tests: .*{message}"):
-    extra_tests.names("data.extra_tests", (name,))
+    extra_tests.expand_names("data.extra_tests", (name,))
 
 
 def test_corrupted_copies_keep_their_labels():
   digits = data.load("digits")
-  found = extra_tests.load("f", "contrast:4", digits, "")
+  found = extra_tests.load_test_set("f", "contrast:4", digits, "")
   np.testing.assert_array_equal(found.label, digits.test.label)
   np.testing.assert_array_equal(found.image, corruptions.corrupt(digits.test.image, "contrast", 4))
 
 
 def test_sets_are_made_when_they_are_needed_but_files_are_read_at_once(like_cifar, tmp_path):
-  sets = extra_tests.prepare("f", ("contrast:4", "contrast:2"), like_cifar, "")
+  sets = extra_tests.lazy_test_sets("f", ("contrast:4", "contrast:2"), like_cifar, "")
   assert list(sets) == ["contrast:4", "contrast:2"]
   expected = corruptions.corrupt(like_cifar.test.image, "contrast", 2)
   np.testing.assert_array_equal(sets["contrast:2"]().image, expected)
   with pytest.raises(UserError, match=r"cifar10.1_v6_data.npy is missing"):
-    extra_tests.prepare("f", ("cifar10.1",), like_cifar, str(tmp_path))
+    extra_tests.lazy_test_sets("f", ("cifar10.1",), like_cifar, str(tmp_path))
 
 
 def test_cifar_10_1_comes_in_the_size_of_the_data(like_cifar, tmp_path):
   write(tmp_path, np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 9, 3, 3], np.uint8))
   small = like_cifar._replace(train=like_cifar.train._replace(image=like_cifar.train.image[:, ::2, ::2]))
-  assert extra_tests.load("f", "cifar10.1", small, str(tmp_path)).image.shape == (4, 16, 16, 3)
+  assert extra_tests.load_test_set("f", "cifar10.1", small, str(tmp_path)).image.shape == (4, 16, 16, 3)
 
 
 def write(folder, image, label):
@@ -66,19 +69,19 @@ def write(folder, image, label):
 def test_cifar_10_1(like_cifar, tmp_path):
   image, label = np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 9, 3, 3], np.uint8)
   write(tmp_path, image, label)
-  found = extra_tests.load("f", "cifar10.1", like_cifar, str(tmp_path))
+  found = extra_tests.load_test_set("f", "cifar10.1", like_cifar, str(tmp_path))
   np.testing.assert_array_equal(found.label, label)
   assert found.label.dtype == np.int32 and found.image.shape == image.shape
   with pytest.raises(UserError, match="f: 'cifar10.1' tests networks for CIFAR-10, and 'digits' is another"):
-    extra_tests.load("f", "cifar10.1", data.load("digits"), str(tmp_path))
+    extra_tests.load_test_set("f", "cifar10.1", data.load("digits"), str(tmp_path))
 
 
 def test_missing_and_damaged_files_are_named(like_cifar, tmp_path):
   with pytest.raises(UserError, match="cifar10.1_v6_data.npy is missing; get it from"):
-    extra_tests.load("f", "cifar10.1", like_cifar, str(tmp_path))
+    extra_tests.load_test_set("f", "cifar10.1", like_cifar, str(tmp_path))
   (tmp_path / "cifar10.1_v6_data.npy").write_bytes(b"no array")
   with pytest.raises(UserError, match="cannot be read"):
-    extra_tests.load("f", "cifar10.1", like_cifar, str(tmp_path))
+    extra_tests.load_test_set("f", "cifar10.1", like_cifar, str(tmp_path))
   write(tmp_path, np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 10]))
   with pytest.raises(UserError, match="holds other arrays"):
-    extra_tests.load("f", "cifar10.1", like_cifar, str(tmp_path))
+    extra_tests.load_test_set("f", "cifar10.1", like_cifar, str(tmp_path))

@@ -11,7 +11,8 @@ from smskd_jax import data
 from smskd_jax.data import idx
 
 needs_debian = pytest.mark.skipif(
-  not pathlib.Path(idx.DEBIAN).is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+  not pathlib.Path(idx.DEBIAN_FOLDER).is_dir(),
+  reason="Debian's package dataset-fashion-mnist is not installed",
 )
 
 
@@ -58,7 +59,7 @@ def test_refuses_an_absent_folder(tmp_path, refuses):
 
 
 def test_refuses_an_absent_default(monkeypatch, refuses, tmp_path):
-  monkeypatch.setattr(idx, "DEBIAN", str(tmp_path))
+  monkeypatch.setattr(idx, "DEBIAN_FOLDER", str(tmp_path))
   refuses("fashion_mnist", "data.folder: no file", "apt-get install")
 
 

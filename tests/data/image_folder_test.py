@@ -101,7 +101,7 @@ def test_val_stands_in_for_a_missing_test_folder(tmp_path, rgb):
 
 def test_streamed_they_are_the_same_images(tmp_path, rgb):
   save(tmp_path / "train/bee/2.png", np.zeros((30, 20, 3), np.uint8))  # of another size
-  loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, central_crop=1.0)
+  loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, center_crop_fraction=1.0)
   assert loaded.image_shape == (8, 8, 3) and loaded.class_names == ("ant", "bee")
   assert loaded.train.label.tolist() == [0, 0, 1, 1] and loaded.test.label.tolist() == [0, 1]
   for split, first in ((loaded.train, 0), (loaded.test, 3)):
@@ -128,7 +128,9 @@ def test_streamed_some_are_held_out(tmp_path, rgb):
   for i in range(2, 9):
     save(tmp_path / f"train/bee/{i}.png", np.full((8, 10, 3), 10 * i, np.uint8))
     save(tmp_path / f"train/ant/{i + 1}.png", np.full((8, 10, 3), 10 * i, np.uint8))
-  loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, central_crop=1.0, validation=0.25)
+  loaded = data.load(
+    f"folder:{tmp_path}", streamed=True, image_size=8, center_crop_fraction=1.0, validation=0.25
+  )
   in_memory = data.load(f"folder:{tmp_path}", validation=0.25)
   for name in ("train", "validation"):
     ours, theirs = getattr(loaded, name), getattr(in_memory, name)

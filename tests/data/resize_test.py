@@ -13,7 +13,7 @@ from smskd_jax.data import resize
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resizes_as_pillow_does(shape, channels):
   image = photographs.rgb()[:4, ..., :channels]
-  ours = resize.to_shape(image, (*shape, channels))
+  ours = resize.resize_images(image, (*shape, channels))
   assert ours.shape == (4, *shape, channels) and ours.dtype == np.uint8
   theirs = Image.fromarray(image[2].squeeze()).resize(shape[::-1], Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(ours[2].squeeze(), np.asarray(theirs))
@@ -21,16 +21,16 @@ def test_resizes_as_pillow_does(shape, channels):
 
 def test_grey_is_repeated_and_colours_become_their_luma():
   image = photographs.rgb()[:4]
-  grey = resize.to_shape(image, (*image.shape[1:3], 1))
+  grey = resize.resize_images(image, (*image.shape[1:3], 1))
   theirs = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in image])
   assert np.abs(grey[..., 0].astype(int) - theirs).max() <= 1  # Pillow rounds in fixed point
-  coloured = resize.to_shape(grey, image.shape[1:])
+  coloured = resize.resize_images(grey, image.shape[1:])
   assert all((coloured[..., [i]] == grey).all() for i in range(3))
 
 
 def test_images_of_the_right_shape_stay_as_they_are():
   image = photographs.rgb()
-  assert resize.to_shape(image, image.shape[1:]) is image
+  assert resize.resize_images(image, image.shape[1:]) is image
 
 
 def test_a_data_set_of_another_size(arrays, save):

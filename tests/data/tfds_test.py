@@ -18,13 +18,13 @@ from smskd_jax.data import tfds as tfds_reader
 from smskd_jax.errors import UserError
 from smskd_jax.training import batches
 
-COUNTS = {"train": 300, "test": 100}
+NUM_EXAMPLES = {"train": 300, "test": 100}
 NAMES = ["cat", "dog", "owl"]
 
 
 def examples(split):
   """Images [n, 9, 8, 3] and labels [n] of a split."""
-  n = COUNTS[split]
+  n = NUM_EXAMPLES[split]
   return np.random.default_rng(n).integers(0, 256, (n, 9, 8, 3), np.uint8), np.arange(n) % 3
 
 
@@ -44,7 +44,7 @@ class SmskdRoundTrip(tensorflow_datasets.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split) for split in COUNTS}
+    return {split: self._generate_examples(split) for split in NUM_EXAMPLES}
 
   def _generate_examples(self, split):
     for i, (image, label) in enumerate(zip(*examples(split), strict=True)):
@@ -77,7 +77,7 @@ def in_order(split):
 def test_round_trip(name, prepared, capfd):
   loaded = data.load(f"tfds:{name}", folder=str(prepared))
   assert loaded.class_names == tuple(NAMES)
-  for split in COUNTS:
+  for split in NUM_EXAMPLES:
     found, expected = getattr(loaded, split), data.Split(*examples(split))
     np.testing.assert_array_equal(found.image[in_order(found)], expected.image[in_order(expected)])
     np.testing.assert_array_equal(found.label[in_order(found)], expected.label[in_order(expected)])
@@ -85,7 +85,9 @@ def test_round_trip(name, prepared, capfd):
 
 
 def stream(folder):
-  return data.load("tfds:smskd_round_trip", folder=str(folder), streamed=True, image_size=8, central_crop=1.0)
+  return data.load(
+    "tfds:smskd_round_trip", folder=str(folder), streamed=True, image_size=8, center_crop_fraction=1.0
+  )
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def cache(tmp_path, monkeypatch):
 def test_streamed_they_are_the_same_examples(prepared, cache, capfd):
   loaded, in_memory = stream(prepared), data.load("tfds:smskd_round_trip", folder=str(prepared))
   assert loaded.class_names == in_memory.class_names and loaded.image_shape == (8, 8, 3)
-  for split in COUNTS:
+  for split in NUM_EXAMPLES:
     found, expected = getattr(loaded, split), getattr(in_memory, split)
     np.testing.assert_array_equal(found.label, expected.label)
     np.testing.assert_array_equal(found.image[:], expected.image[:, :8])  # of 9 pixels: round(0.5) is 0
@@ -108,7 +110,7 @@ def test_streamed_they_are_the_same_examples(prepared, cache, capfd):
 def test_streamed_their_labels_are_read_once(prepared, cache, monkeypatch):
   first = stream(prepared)
   assert len(list(cache.rglob("*.npy"))) == 2
-  monkeypatch.setattr(tfds_reader, "_in_blocks", None)
+  monkeypatch.setattr(tfds_reader, "_iterate_in_batches", None)
   again = stream(prepared)
   np.testing.assert_array_equal(again.train.label, first.train.label)
   assert again.fingerprint == first.fingerprint
@@ -120,9 +122,10 @@ def test_streamed_their_labels_are_read_once(prepared, cache, monkeypatch):
 
 def test_streamed_other_processes_may_read_them(prepared, cache):
   train = stream(prepared).train
-  drawing = batches.Drawing(batches.labeled(train), 50, 1, 6)
+  drawing = batches.InputSpec(batches.labeled_subset(train), 50, 1, 6)
   ours, theirs = (
-    list(batches.draw(drawing._replace(workers=workers), jax.random.key(0), 0)) for workers in (0, 1)
+    list(batches.iterate_batches(drawing._replace(num_workers=workers), jax.random.key(0), 0))
+    for workers in (0, 1)
   )
   assert len(ours) == 6
   for one, other in zip(ours, theirs, strict=True):

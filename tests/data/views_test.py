@@ -88,7 +88,7 @@ def test_a_chain_applies_its_parts_in_order_with_keys_of_their_own():
 
 def test_options_are_those_of_a_part():
   known = {
-    "crop_flip": {"padding": 4, "flip": True, "views": 0},
+    "crop_flip": {"padding": 4, "flip": True, "num_views": 0},
     "randaugment": {"num_ops": 2, "magnitude": 9, "fill": 0},
     "cutout": {"size": 16, "fill": 128},
   }

@@ -11,8 +11,8 @@ import pytest
 import marks
 import runs
 from smskd_jax.exchange import safetensors_file, stablehlo_file
-from smskd_jax.exchange.trained import Trained
-from smskd_jax.models import spec
+from smskd_jax.exchange.exported_network import ExportedNetwork
+from smskd_jax.models import introspection
 
 SHAPE = (16, 16, 3)
 # Between them: every kind of pooling, groups and shuffles, padding by zeros and by none, attention.
@@ -34,13 +34,15 @@ def networks():
   """Networks with numbers in the place of what training leaves, spread widely enough for every part to matter."""
   made = {}
   for name, options in NETWORKS.items():
-    trained = Trained(name, options, {}, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), ("a", "b", "c", "d"))
+    trained = ExportedNetwork(
+      name, options, {}, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), ("a", "b", "c", "d")
+    )
     rng = np.random.default_rng(len(made))
     draw = {
       "params": lambda x, rng=rng: rng.normal(0, 0.3, x.shape).astype(np.float32),
       "batch_stats": lambda x, rng=rng: rng.uniform(0.5, 1.5, x.shape).astype(np.float32),
     }
-    shapes = spec.variables(trained.network, SHAPE)
+    shapes = introspection.variable_shapes(trained.network, SHAPE)
     variables = {collection: jax.tree.map(draw[collection], tree) for collection, tree in shapes.items()}
     made[name] = trained._replace(variables=variables)
   return made

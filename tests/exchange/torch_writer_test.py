@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.exchange import torch_reader, torch_writer
-from smskd_jax.exchange.trained import Trained
+from smskd_jax.exchange.exported_network import ExportedNetwork
 
 CONTENT = {
   "model": {
@@ -46,6 +46,6 @@ def test_refuses_what_it_cannot_write(tmp_path):
 
 
 def test_a_network_without_a_counterpart_is_refused(tmp_path):
-  trained = Trained("simkd", {}, {}, (8, 8, 1), (0.0,), (1.0,), ("a", "b"))
+  trained = ExportedNetwork("simkd", {}, {}, (8, 8, 1), (0.0,), (1.0,), ("a", "b"))
   with pytest.raises(ValueError, match="--format: torch: 'simkd' has no counterpart"):
     torch_writer.write_trained(trained, tmp_path / "file.pth")

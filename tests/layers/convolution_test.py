@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax import models
 from smskd_jax.layers import basic, convolution, winograd
-from smskd_jax.models import spec
+from smskd_jax.models import introspection
 
 
 def plain(x, kernel, stride=1):
@@ -60,7 +60,7 @@ def test_what_a_cpu_computes_is_what_is_written(shape, stride, primitives, float
     return y, *pull_back(gradient)
 
   found = jax.jit(both)(x, kernel)
-  with convolution.as_written():
+  with convolution.use_xla_convolution():
     expected = jax.jit(lambda *a: both(*a))(x, kernel)
   for a, b in zip(found, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -69,11 +69,11 @@ def test_what_a_cpu_computes_is_what_is_written(shape, stride, primitives, float
 
 
 def test_gradients_come_in_pieces_of_few_positions():
-  assert convolution._pieces(jnp.zeros((8, 32, 32, 1))) == 2
-  assert convolution._pieces(jnp.zeros((6, 32, 32, 1))) == 2
-  assert convolution._pieces(jnp.zeros((5, 32, 32, 1))) == 5
-  assert convolution._pieces(jnp.zeros((64, 8, 8, 1))) == 1
-  assert convolution._pieces(jnp.zeros((2, 100, 100, 1))) == 2
+  assert convolution._num_chunks(jnp.zeros((8, 32, 32, 1))) == 2
+  assert convolution._num_chunks(jnp.zeros((6, 32, 32, 1))) == 2
+  assert convolution._num_chunks(jnp.zeros((5, 32, 32, 1))) == 5
+  assert convolution._num_chunks(jnp.zeros((64, 8, 8, 1))) == 1
+  assert convolution._num_chunks(jnp.zeros((2, 100, 100, 1))) == 2
 
 
 def test_other_platforms_get_the_convolution_itself():
@@ -86,7 +86,9 @@ def test_other_platforms_get_the_convolution_itself():
 
 
 def test_operations_are_counted_as_written(monkeypatch):
-  count = lambda: spec.forward_flops.__wrapped__(models.factory("resnet8x4")(num_classes=10), (32, 32, 3))
+  count = lambda: introspection.forward_flops.__wrapped__(
+    models.factory("resnet8x4")(num_classes=10), (32, 32, 3)
+  )
   found = count()
   monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 10_000)
   assert found == count()

@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import ab
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(ab.loss)
@@ -76,7 +76,7 @@ def test_equal_shapes_need_no_connector():
 )
 def test_other_shapes_are_connected_by_a_convolution_and_batch_norm(student, teacher):
   learner, other = outputs(arrays(0, 6, *student)), outputs(arrays(1, 6, *teacher))
-  method, aux = started(learner, other, student_taps=(0,), teacher_taps=(-1,))
+  method, aux = started(learner, other, student_layers=(0,), teacher_layers=(-1,))
 
   def average(x, size):
     b, h, w, c = x.shape
@@ -101,7 +101,7 @@ def test_refuses_margins(margin):
 
 
 def test_refuses_taps():
-  with pytest.raises(ValueError, match="ab: student_taps must be a tuple of integers, got 1"):
-    ab.method(student_taps=1, teacher_taps=(1,))
+  with pytest.raises(ValueError, match="ab: student_layers must be a tuple of integers, got 1"):
+    ab.method(student_layers=1, teacher_layers=(1,))
   with pytest.raises(AssertionError):
     loss((arrays(0, 2, 2, 2, 3),), (arrays(0, 2, 2, 2, 4),))

@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax.losses import afd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import at
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(at.loss, static_argnames="p")
@@ -77,7 +77,9 @@ def test_reads_all_stages_or_the_named_taps():
   student, teacher = ([arrays(10 * s + i, 2, 2, 2, 3) for i in range(3)] for s in range(2))
   of_stages = loss(tuple(student[1:]), tuple(teacher[1:]))
   np.testing.assert_allclose(run(at.method(), outputs(*student), outputs(*teacher)), of_stages)
-  of_taps = run(at.method(student_taps=(0,), teacher_taps=(-1,), p=4), outputs(*student), outputs(*teacher))
+  of_taps = run(
+    at.method(student_layers=(0,), teacher_layers=(-1,), p=4), outputs(*student), outputs(*teacher)
+  )
   np.testing.assert_allclose(of_taps, loss((student[0],), (teacher[-1],), p=4))
 
 
@@ -104,8 +106,8 @@ def test_equals_the_term_of_the_survey():
   [
     ({"p": 0}, "at: p must be at least 1, got 0"),
     ({"p": 2.5}, "at: p must be an integer, got 2.5"),
-    ({"student_taps": (1,)}, "at: student_taps and teacher_taps must be as many"),
-    ({"student_taps": (1.0,), "teacher_taps": (1,)}, "at: student_taps must be an integer, got 1.0"),
+    ({"student_layers": (1,)}, "at: student_layers and teacher_layers must be as many"),
+    ({"student_layers": (1.0,), "teacher_layers": (1,)}, "at: student_layers must be an integer, got 1.0"),
   ],
 )
 def test_refuses(hyper_parameters, message):
@@ -118,4 +120,4 @@ def test_refuses_taps_that_are_not_there():
   with pytest.raises(ValueError, match="at: needs feature maps after the stem"):
     run(at.method(), one, one)
   with pytest.raises(ValueError, match="at: tap 1 does not exist, the teacher has 1 feature maps"):
-    run(at.method(student_taps=(0,), teacher_taps=(1,)), one, one)
+    run(at.method(student_layers=(0,), teacher_layers=(1,)), one, one)

@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import catkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Head, Outputs
+from smskd_jax.types import Head, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -17,8 +17,8 @@ def maps(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape)
 
 
-def outputs(unpooled, head):
-  return Outputs(unpooled.mean((1, 2)) @ head.kernel + head.bias[None], None, (), (), unpooled, head)
+def outputs(final_map, head):
+  return Outputs(final_map.mean((1, 2)) @ head.kernel + head.bias[None], None, (), (), final_map, head)
 
 
 def head(seed, d, k=5):
@@ -26,7 +26,7 @@ def head(seed, d, k=5):
 
 
 def begin(method, learner, teacher):
-  """The Aux of a pair, from shapes."""
+  """The MethodVariables of a pair, from shapes."""
   return method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, (teacher,))), None)
 
 
@@ -54,18 +54,18 @@ def test_the_formula_in_numpy(seed, normalize):
 
 
 def test_the_mean_of_the_activation_maps_are_the_logits():
-  classifier, unpooled = head(0, 6), maps(2, 4, 3, 2, 6)
-  found = catkd.class_activation_maps(unpooled, classifier)
+  classifier, final_map = head(0, 6), maps(2, 4, 3, 2, 6)
+  found = catkd.class_activation_maps(final_map, classifier)
   assert found.shape == (4, 3, 2, 5)
-  np.testing.assert_allclose(found.mean((1, 2)), outputs(unpooled, classifier).logits)
-  np.testing.assert_allclose(found[1, 2, 0], unpooled[1, 2, 0] @ classifier.kernel + classifier.bias)
+  np.testing.assert_allclose(found.mean((1, 2)), outputs(final_map, classifier).logits)
+  np.testing.assert_allclose(found[1, 2, 0], final_map[1, 2, 0] @ classifier.kernel + classifier.bias)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_method_is_the_loss_of_the_activation_maps_of_any_size(size, normalize):
   learner, teacher = outputs(maps(0, 4, 4, 3, 6), head(2, 6)), outputs(maps(1, 4, 2, 5, 7), head(4, 7))
-  cams = [catkd.class_activation_maps(x.unpooled, x.head) for x in (learner, teacher)]
+  cams = [catkd.class_activation_maps(x.final_map, x.head) for x in (learner, teacher)]
   method = catkd.method(size=size, normalize=normalize)
   aux = begin(method, learner, teacher)
   rows, _ = method.apply(*aux, learner, (teacher,), Context(None))
@@ -118,7 +118,7 @@ def test_half_precision_is_computed_in_single():
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-@pytest.mark.parametrize("field", ["unpooled", "head"])
+@pytest.mark.parametrize("field", ["final_map", "head"])
 def test_refuses_networks_without_a_linear_classifier(field, who):
   whole = outputs(maps(0, 4, 4, 4, 6), head(2, 6))
   learner, teacher = (

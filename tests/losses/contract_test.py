@@ -11,7 +11,7 @@ import marks
 import networks
 from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, contract
 from smskd_jax.losses.contract import OUTPUTS, Context, pmean, transform_logits
-from smskd_jax.state import Batch, Head, Norm, Outputs
+from smskd_jax.types import Batch, Head, Norm, Outputs
 
 NAMES = sorted(METHODS)
 TRAITS = {name: make() for name, make in METHODS.items()}
@@ -25,7 +25,7 @@ OVER_DEVICES = sorted({*FAMILIES["relation"], "ctkd", "kdsvd", "mlkd", "ofd", "v
 WITHOUT_GOLDEN = [
   "afd",
   "catkd",
-  "crd_in_batch",
+  "crd_infonce",
   "ickd",
   "irg",
   "logits_cosine",
@@ -70,13 +70,13 @@ def example(name, b=8, k=5, dtype=np.float32):
   """
   rng = np.random.default_rng(0)
   learner = network(rng, b, k, (3, 4, 6), (8, 8, 4))
-  learner = learner._replace(peers=(network(rng, b, k, (2,), (4,)),))
+  learner = learner._replace(peer_outputs=(network(rng, b, k, (2,), (4,)),))
   teacher = network(rng, b, k, (5, 7, 9, 8), (8, 4, 4, 2))
   index = rng.permutation(NUM_EXAMPLES)[:b].astype(np.int32)
   if TRAITS[name].multi_view:
     # Some of the first view's answers have to be sure: uda learns from no others.
-    learner = learner._replace(logits=4 * learner.logits, other_views=(network(rng, b, k, (2,), (4,)),))
-    teacher = teacher._replace(other_views=(network(rng, b, k, (2,), (4,)),))
+    learner = learner._replace(logits=4 * learner.logits, view_outputs=(network(rng, b, k, (2,), (4,)),))
+    teacher = teacher._replace(view_outputs=(network(rng, b, k, (2,), (4,)),))
   learner, teacher = jax.tree.map(lambda x: jnp.asarray(x, dtype), (learner, teacher))
   batch = Batch(
     jnp.zeros((b, 8, 8, 3), jnp.uint8), jnp.asarray(training_labels(k)[index]), jnp.asarray(index)
@@ -95,7 +95,7 @@ def of_rows(f, tree, otherwise=lambda x: x):
 
 
 def started(name, learner, teachers, k=5):
-  """The method with its default hyper-parameters, and its Aux from shapes alone."""
+  """The method with its default hyper-parameters, and its MethodVariables from shapes alone."""
   method = METHODS[name]()
   return method, method.init(jax.random.key(0), spec(learner), spec(teachers), training_labels(k))
 
@@ -127,7 +127,7 @@ def program(name):
     TRACED.append(name)
     return loss_and_gradients(METHODS[name](), aux, learner, teachers, batch)
 
-  return jax.jit(run, compiler_options=networks.IN_HASTE)
+  return jax.jit(run, compiler_options=networks.FAST_COMPILE)
 
 
 def assert_finite(tree):
@@ -246,8 +246,8 @@ def test_one_device_equals_four(name):
     def parted(results, axis_name=None):
       (loss, state), (by_params, by_learner, _) = results
       parameters = pmean((by_params, by_learner.head, by_learner.norms), axis_name)
-      views = tuple(view._replace(head=None, norms=()) for view in by_learner.other_views)
-      by_rows = by_learner._replace(head=None, norms=(), peers=(), other_views=views)
+      views = tuple(view._replace(head=None, norms=()) for view in by_learner.view_outputs)
+      by_rows = by_learner._replace(head=None, norms=(), peer_outputs=(), view_outputs=views)
       return (loss, by_rows), (state, parameters)
 
     (loss, by_learner), of_all = parted(program(name)(aux, *everything))
@@ -269,9 +269,9 @@ def test_one_device_equals_four(name):
 
 def poisoned(outputs, fields):
   """The outputs with NaN in some fields, those of the other views too."""
-  views = tuple(poisoned(view, fields) for view in outputs.other_views)
+  views = tuple(poisoned(view, fields) for view in outputs.view_outputs)
   nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)
-  return outputs._replace(**{field: nan(getattr(outputs, field)) for field in fields}, other_views=views)
+  return outputs._replace(**{field: nan(getattr(outputs, field)) for field in fields}, view_outputs=views)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -326,7 +326,7 @@ def test_a_plug_in_has_the_traits_of_the_method_that_it_wraps(name):
 
 
 def test_plug_ins_that_read_logits_declare_it():
-  assert PLUGINS["every_teacher"](METHODS["cc"](), weighting="tcp").reads == {"embedding", "logits"}
+  assert PLUGINS["multi_teacher"](METHODS["cc"](), weighting="tcp").reads == {"embedding", "logits"}
   assert PLUGINS["ctkd"](METHODS["at"](), per_instance=True).student_reads == {"features", "logits"}
 
 
@@ -342,7 +342,7 @@ def test_refuses_any_other_number_of_teachers(name):
 def test_a_stage_of_one_view_will_do_or_is_refused(name):
   learner, teachers, batch = example(name)
   method, aux = started(name, learner, teachers)
-  first = lambda network: network._replace(other_views=())
+  first = lambda network: network._replace(view_outputs=())
   run = lambda: apply(method, aux, first(learner), tuple(map(first, teachers)), batch)
   if TRAITS[name].min_views > 1:
     with pytest.raises(ValueError, match=f"{name}: needs a stage of two views or more"):
@@ -357,7 +357,7 @@ def test_reads_labels_or_places_only_where_it_says_so(name):
   learner, teachers, batch = example(name)
   _, aux = started(name, learner, teachers)
   run = lambda batch: jax.tree.leaves(program(name)(aux, learner, teachers, batch))
-  # Not only other names for the classes: crd_in_batch asks no more than which images are of one.
+  # Not only other names for the classes: crd_infonce asks no more than which images are of one.
   others = (
     batch._replace(label=(batch.label + jnp.arange(8)) % 5),
     batch._replace(index=(batch.index + 1) % NUM_EXAMPLES),

@@ -10,12 +10,12 @@ import pytest
 
 from smskd_jax.losses import crd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Batch, Outputs
+from smskd_jax.types import Batch, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 N = 40
-update = jax.jit(crd.update)
+update = jax.jit(crd.update_bank)
 LABELS = np.random.default_rng(3).integers(0, 4, N).astype(np.int32)
 
 
@@ -59,7 +59,7 @@ def run(method, aux, everything, key):
 
 @functools.partial(jax.jit, static_argnames="positives")
 def drawn(classes, batch, key, positives):
-  return crd.draw(classes, batch, jax.random.key(key), num_negatives=11, positives=positives)
+  return crd.sample_indices(classes, batch, jax.random.key(key), num_negatives=11, positives=positives)
 
 
 def test_worked_by_hand():
@@ -106,7 +106,7 @@ def test_two_steps_in_numpy(positives):
     assert (LABELS[index[:, 1:]] != batch.label[:, None]).all()
     embedded = [
       unit(x @ aux.params[who]["kernel"] + aux.params[who]["bias"])
-      for who, x in (("student", learner.pooled), ("teacher", teacher.pooled))
+      for who, x in (("student", learner.embedding), ("teacher", teacher.embedding))
     ]
     banks = [aux.state.memory_student, aux.state.memory_teacher]
     exponentials = [
@@ -164,7 +164,7 @@ def test_the_normalizers_are_constants_in_the_gradient():
     key, state = jax.random.key(0), jax.tree.map(jnp.asarray, fixed.state)
     return method.apply(params, state, outputs(pooled), teachers, Context(batch, key))[0].mean()
 
-  check_grads(mean_loss, (aux.params, example()[0].pooled), order=1, modes=("rev",))
+  check_grads(mean_loss, (aux.params, example()[0].embedding), order=1, modes=("rev",))
 
 
 def test_no_exponential_overflows():

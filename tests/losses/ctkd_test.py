@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax.losses import contract, ctkd, fitnet, kd, mlkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Aux, Outputs
+from smskd_jax.types import MethodVariables, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -59,7 +59,7 @@ def test_the_curriculum_counts_whole_epochs_from_one(epoch, expected):
 def test_kd_at_a_temperature_of_one_becomes_kd_at_the_learned_temperature():
   learner, teacher = outputs(0), outputs(1)
   aux = start(CTKD, learner, teacher)
-  assert aux == Aux({"theta": 1.0, "method": ()}, ())
+  assert aux == MethodVariables({"theta": 1.0, "method": ()}, ())
   loss, (_, by_student) = jitted(CTKD, aux, learner, (teacher,))
   t = 1 + 20 / (1 + np.exp(-1))
   np.testing.assert_allclose(loss, kd.loss(learner.logits, teacher.logits, temperature=t))
@@ -143,8 +143,8 @@ def mean_of_teachers():
 
 def test_what_the_wrapped_method_learns_and_remembers_and_other_outputs_stay():
   peer, teacher = outputs(1), outputs(2)
-  learner = outputs(0)._replace(peers=(peer,))
-  hint = fitnet.method(student_tap=0, teacher_tap=0)
+  learner = outputs(0)._replace(peer_outputs=(peer,))
+  hint = fitnet.method(student_layer=0, teacher_layer=0)
   method = ctkd.method(hint, start=2.0, end=0.0)
   aux = start(method, learner, teacher)
   inputs = (learner, (teacher,), Context(None, jax.random.key(1)))
@@ -154,7 +154,7 @@ def test_what_the_wrapped_method_learns_and_remembers_and_other_outputs_stay():
   jax.tree.map(np.testing.assert_allclose, state, expected_state)
 
   of_peers = contract.stateless(
-    lambda student, *_: student.peers[0].logits[:, 0] - peer.logits[:, 0], reads=("peer_outputs",)
+    lambda student, *_: student.peer_outputs[0].logits[:, 0] - peer.logits[:, 0], reads=("peer_outputs",)
   )
   method = ctkd.method(of_peers)
   assert not np.any(method.apply(*start(method, learner, teacher), *inputs)[0])

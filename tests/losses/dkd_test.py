@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import dkd, kd
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(dkd.loss)

@@ -13,9 +13,9 @@ from smskd_jax.losses import dml
 from smskd_jax.losses.contract import Context
 from smskd_jax.models import cohort
 from smskd_jax.runtime import parallel
-from smskd_jax.state import Outputs
 from smskd_jax.training import optimizer
-from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.types import Outputs
 import tiny
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,7 +35,7 @@ def softmax(x):
 
 def outputs(first, *others):
   of_one = lambda x: Outputs(jnp.asarray(x), None, (), ())
-  return of_one(first)._replace(peers=tuple(map(of_one, others)))
+  return of_one(first)._replace(peer_outputs=tuple(map(of_one, others)))
 
 
 def test_worked_by_hand():
@@ -120,7 +120,7 @@ def make_stage():
   """Two different students."""
   options = {"num_classes": networks.NUM_CLASSES, "first": "tiny", "peer": "tiny", "peer_width": 0.5}
   return Stage(
-    learner=cohort.make(tiny.MODELS, **options),
+    student=cohort.make(tiny.MODELS, **options),
     optimizer=optimizer.sgd(0.05),
     terms=(Term("dml", 1.0, dml.method()),),
   )
@@ -131,7 +131,7 @@ def trained():
   """(metrics of each step, the last state, the first one, what is frozen) of a few steps on one batch."""
   with jax.enable_x64(True):
     stage, batch, found = make_stage(), networks.batch_of(0, dtype=np.float64), []
-    first, frozen = networks.begin(stage, dtype=np.float64)
+    first, frozen = networks.init_stage(stage, dtype=np.float64)
     state, step = first, quick(make_train_step(stage))
     for _ in range(5):
       state, metrics = step(state, frozen, batch)
@@ -142,9 +142,9 @@ def trained():
 def test_the_objective_is_that_of_both_members(trained):
   (metrics, *_), _, first, _ = trained
   stage, batch = make_stage(), networks.batch_of(0, dtype=np.float64)
-  train = lambda variables: stage.learner.apply(variables, batch.image, train=True, mutable=["batch_stats"])
-  said, _ = quick(train)(learner_variables(first))
-  members = [said.logits, said.peers[0].logits]
+  train = lambda variables: stage.student.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+  said, _ = quick(train)(student_variables(first))
+  members = [said.logits, said.peer_outputs[0].logits]
   task = sum(optax.softmax_cross_entropy_with_integer_labels(x, batch.label).mean() for x in members)
   np.testing.assert_allclose(metrics["task"], task, rtol=1e-9)
   np.testing.assert_allclose(metrics["distill/dml"], dml.loss(members).mean(), rtol=1e-9)
@@ -155,14 +155,14 @@ def test_the_objective_is_that_of_both_members(trained):
 def test_every_member_learns(trained):
   metrics, last, first, _ = trained
   assert metrics[-1]["loss"] < metrics[0]["loss"]
-  moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params["learner"], last.params["learner"])
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params["student"], last.params["student"])
   assert set(moved) == {"members_0", "members_1"} and all(jax.tree.leaves(moved))
 
 
 def test_four_devices_train_as_one_does(trained):
   metrics, _, state, frozen = trained
   devices = jax.local_devices()[:4]
-  batch = parallel.split(networks.batch_of(0, dtype=np.float64), devices)
+  batch = parallel.shard(networks.batch_of(0, dtype=np.float64), devices)
   state, frozen = parallel.replicate(state, devices), parallel.replicate(frozen, devices)
   step = parallel.compile_step(make_train_step(make_stage(), parallel.AXIS), devices)
   for expected in metrics:

@@ -32,7 +32,7 @@ def test_a_card_says_everything(name):
 
 def test_the_page_is_up_to_date():
   page = (ROOT / "docs" / "methods.md").read_text()
-  assert page == docs.markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
+  assert page == docs.format_markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
 
 
 def test_the_list_has_a_line_for_each(capsys):
@@ -56,5 +56,5 @@ def test_one_is_explained_with_its_formula():
 
 def test_several_names_are_explained_one_after_another(capsys):
   assert main(["kd", "fitnet"]) == 0
-  kd, fitnet = (docs.explain(docs.describe(name)) for name in ("kd", "fitnet"))
+  kd, fitnet = (docs.format_method(docs.describe(name)) for name in ("kd", "fitnet"))
   assert capsys.readouterr().out == f"{kd}\n\n{fitnet}\n"

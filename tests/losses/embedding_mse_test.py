@@ -6,7 +6,7 @@ import numpy as np
 
 from smskd_jax.losses import embedding_mse
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 
 def test_is_the_mean_squared_difference():

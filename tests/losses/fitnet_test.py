@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import fitnet
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -23,8 +23,8 @@ def outputs(*features):
 
 @jax.jit
 def run(student, teacher):
-  """Loss, Aux at the start and state afterwards of one step, with the maps at tap 0."""
-  method = fitnet.method(student_tap=0, teacher_tap=0)
+  """Loss, MethodVariables at the start and state afterwards of one step, with the maps at tap 0."""
+  method = fitnet.method(student_layer=0, teacher_layer=0)
   learner, teachers = outputs(student), (outputs(teacher),)
   aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, teachers)), None)
   loss, state = method.apply(*aux, learner, teachers, Context(None, jax.random.key(1)))
@@ -112,7 +112,7 @@ def test_the_running_statistics_approach_those_of_the_batch_and_do_not_change_th
 
   @jax.jit
   def step(state):
-    return fitnet.method(student_tap=0, teacher_tap=0).apply(
+    return fitnet.method(student_layer=0, teacher_layer=0).apply(
       aux.params, state, outputs(student), (outputs(teacher),), Context(None)
     )
 
@@ -125,7 +125,7 @@ def test_the_running_statistics_approach_those_of_the_batch_and_do_not_change_th
 
 
 def test_the_regressor_and_the_student_learn():
-  method = fitnet.method(student_tap=0, teacher_tap=0)
+  method = fitnet.method(student_layer=0, teacher_layer=0)
   student, teacher = maps(0, 4, 8, 8, 3), jnp.abs(maps(1, 4, 4, 4, 5))
   aux = method.init(jax.random.key(0), outputs(student), (outputs(teacher),), None)
 
@@ -160,10 +160,10 @@ def test_refuses_taps_that_do_not_exist(tap, students, teachers, message):
   feature = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
   learner, teacher = outputs(*[feature] * students), outputs(*[feature] * teachers)
   with pytest.raises(ValueError, match=message):
-    fitnet.method(student_tap=tap, teacher_tap=tap).init(jax.random.key(0), learner, (teacher,), None)
+    fitnet.method(student_layer=tap, teacher_layer=tap).init(jax.random.key(0), learner, (teacher,), None)
 
 
 @pytest.mark.parametrize("tap", [1.0, "2", True, None])
 def test_refuses_taps_that_are_no_integers(tap):
-  with pytest.raises(ValueError, match="fitnet: student_tap must be an integer, got "):
-    fitnet.method(student_tap=tap)
+  with pytest.raises(ValueError, match="fitnet: student_layer must be an integer, got "):
+    fitnet.method(student_layer=tap)

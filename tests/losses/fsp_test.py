@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import fsp
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(fsp.loss)
@@ -102,11 +102,11 @@ def test_other_channels_are_projected_by_convolutions_that_learn():
     ),
     ({"project": 1}, "fsp: project must be True or False, got 1"),
     (
-      {"student_taps": (0,), "teacher_taps": (0,)},
+      {"student_layers": (0,), "teacher_layers": (0,)},
       r"fsp: needs two feature maps or more of each network, got .*0, 0",
     ),
     (
-      {"student_taps": (0, 3), "teacher_taps": (0, 1)},
+      {"student_layers": (0, 3), "teacher_layers": (0, 1)},
       "fsp: tap 3 does not exist, the student has 3 feature maps",
     ),
   ],

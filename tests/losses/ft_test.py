@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.losses import ft
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -26,7 +26,7 @@ LEARNER, TEACHER = ((3, 4, 4, 2), (3, 2, 2, 6))
 
 
 def prepared(**hyper_parameters):
-  """(method, function that makes its Aux, learner, teachers): a map of 4x4x2 and the teacher's of 2x2x6."""
+  """(method, function that makes its MethodVariables, learner, teachers): a map of 4x4x2 and the teacher's of 2x2x6."""
   learner, teachers = outputs(arrays(0, *LEARNER)), (outputs(arrays(1, *TEACHER)),)
   method = ft.method(**hyper_parameters)
   return method, lambda: method.init(jax.random.key(0), learner, teachers, None), learner, teachers
@@ -34,7 +34,7 @@ def prepared(**hyper_parameters):
 
 @functools.cache
 def started():
-  """(Aux, learner, teachers)."""
+  """(MethodVariables, learner, teachers)."""
   _, init, learner, teachers = prepared()
   return jax.jit(init)(), learner, teachers
 
@@ -165,8 +165,8 @@ def test_rate(rate, channels):
     ({"p2": 1.5}, "ft: p2 must be an integer, got 1.5"),
     ({"reconstruction_weight": 0.0}, "ft: reconstruction_weight must be a positive number"),
     ({"paraphraser_epochs": -1.0}, "ft: paraphraser_epochs must be a number >= 0, got -1.0"),
-    ({"student_tap": 0.5}, "ft: student_tap must be an integer, got 0.5"),
-    ({"teacher_tap": 4}, "ft: tap 4 does not exist, the teacher has 1 feature maps"),
+    ({"student_layer": 0.5}, "ft: student_layer must be an integer, got 0.5"),
+    ({"teacher_layer": 4}, "ft: tap 4 does not exist, the teacher has 1 feature maps"),
   ],
 )
 def test_refuses(hyper_parameters, message):

@@ -52,7 +52,7 @@ LOSSES = {
   "kd_logit_standardization": kd_logit_standardization,
   "mlkd_batch": lambda **inputs: module("mlkd").batch_loss(**inputs),
   "mlkd_class": lambda **inputs: module("mlkd").class_loss(**inputs),
-  "multi_teacher_kd": lambda student_logits, teacher_logits, **hparams: module("every_teacher").mean(
+  "multi_teacher_kd": lambda student_logits, teacher_logits, **hparams: module("multi_teacher").mean(
     [module("kd").loss(student_logits, teacher, **hparams) for teacher in teacher_logits]
   ),
   "ofd": ofd,

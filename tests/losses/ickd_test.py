@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import ickd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(ickd.loss)
@@ -77,10 +77,10 @@ def test_the_method_in_numpy_and_the_connector_learns():
 @pytest.mark.parametrize(
   "taps, message",
   [
-    ({"student_tap": 2}, "ickd: tap 2 does not exist, the student has 2 feature maps"),
-    ({"teacher_tap": -4}, "ickd: tap -4 does not exist, the teacher has 3 feature maps"),
-    ({"student_tap": 1.0}, "ickd: student_tap must be an integer, got 1.0"),
-    ({"teacher_tap": True}, "ickd: teacher_tap must be an integer, got True"),
+    ({"student_layer": 2}, "ickd: tap 2 does not exist, the student has 2 feature maps"),
+    ({"teacher_layer": -4}, "ickd: tap -4 does not exist, the teacher has 3 feature maps"),
+    ({"student_layer": 1.0}, "ickd: student_layer must be an integer, got 1.0"),
+    ({"teacher_layer": True}, "ickd: teacher_layer must be an integer, got True"),
   ],
 )
 def test_refuses(taps, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import irg
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 edges, transformation = jax.jit(irg.edges), jax.jit(irg.transformation)
@@ -21,7 +21,7 @@ def network(seed, b=5, sizes=((4, 3), (2, 6)), d=6):
 
 def arguments(student, teacher):
   return (
-    *(student.logits, teacher.logits, student.pooled, teacher.pooled),
+    *(student.logits, teacher.logits, student.embedding, teacher.embedding),
     *(student.features, teacher.features),
   )
 
@@ -55,7 +55,7 @@ def test_equals_numpy(seed):
     return distance / distance.max()
 
   vertices = ((student.logits - teacher.logits) ** 2).mean()
-  taps = zip((*student.features, student.pooled), (*teacher.features, teacher.pooled), strict=True)
+  taps = zip((*student.features, student.embedding), (*teacher.features, teacher.embedding), strict=True)
   of_edges = np.mean([(edges(s) - edges(t)) ** 2 for s, t in taps])
   moved = ((transformation(*student.features) - transformation(*teacher.features)) ** 2).mean()
   rows = loss(*arguments(student, teacher))
@@ -67,7 +67,7 @@ def test_ignores_scale_translation_and_rotation_of_what_it_relates():
   student, teacher = network(0), network(1)
   rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
   moved = student._replace(
-    pooled=3 * student.pooled @ rotation + 5, features=tuple(1e-3 * x for x in student.features)
+    embedding=3 * student.embedding @ rotation + 5, features=tuple(1e-3 * x for x in student.features)
   )
   np.testing.assert_allclose(loss(*arguments(moved, teacher)), loss(*arguments(student, teacher)), rtol=1e-8)
   np.testing.assert_allclose(loss(*arguments(teacher, teacher)), 0, atol=1e-25)
@@ -113,13 +113,16 @@ def test_memory_of_a_large_batch():
 @pytest.mark.parametrize(
   "options, message",
   [
-    ({"student_taps": (-3, -1)}, "irg: tap -3 does not exist, the student has 2 feature maps"),
+    ({"student_layers": (-3, -1)}, "irg: tap -3 does not exist, the student has 2 feature maps"),
     (
-      {"student_taps": (0,), "teacher_taps": (0,)},
+      {"student_layers": (0,), "teacher_layers": (0,)},
       "irg: needs two taps or more of each network, got one pair",
     ),
-    ({"student_taps": (), "teacher_taps": ()}, "irg: needs two taps or more of each network, got one pair"),
-    ({"teacher_taps": (0, 1, 2)}, "irg: student_taps and teacher_taps must be as many"),
+    (
+      {"student_layers": (), "teacher_layers": ()},
+      "irg: needs two taps or more of each network, got one pair",
+    ),
+    ({"teacher_layers": (0, 1, 2)}, "irg: student_layers and teacher_layers must be as many"),
     ({"vertex_weight": -1.0}, "irg: vertex_weight must be a number >= 0, got -1.0"),
     ({"edge_weight": True}, "irg: edge_weight must be a number >= 0, got True"),
     ({"transformation_weight": float("nan")}, "irg: transformation_weight must be a number >= 0, got nan"),

@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.losses import kdsvd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(functools.partial(kdsvd.loss, signs="sum"), static_argnames="k")
@@ -169,7 +169,10 @@ def test_other_channels_are_projected_by_convolutions_that_learn():
     ({"k": 1.5}, "kdsvd: k must be an integer, got 1.5"),
     ({"signs": "lapack"}, "kdsvd: signs must be one of sum, svd, got 'lapack'"),
     ({"project": "no"}, "kdsvd: project must be True or False, got 'no'"),
-    ({"student_taps": (1,), "teacher_taps": (1, 2)}, "kdsvd: student_taps and teacher_taps must be as many"),
+    (
+      {"student_layers": (1,), "teacher_layers": (1, 2)},
+      "kdsvd: student_layers and teacher_layers must be as many",
+    ),
   ],
 )
 def test_refuses(hyper_parameters, message):

@@ -10,7 +10,7 @@ import pytest
 
 from smskd_jax.losses import fitnet, kd, logit_standardization, mlkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -79,7 +79,7 @@ def test_ignores_scale_and_offset_of_either_network(move):
 
 def test_what_is_learned_and_remembered_is_the_wrapped_methods():
   learner, teacher = outputs(0), outputs(1)
-  wrapped = fitnet.method(student_tap=0, teacher_tap=0)
+  wrapped = fitnet.method(student_layer=0, teacher_layer=0)
   aux = jax.jit(lambda key: wrapped.init(key, spec(learner), (spec(teacher),), None))(jax.random.key(0))
   expected = jax.jit(wrapped.apply)(*aux, learner, (teacher,), Context(None, jax.random.key(1), 0.5))
   jax.tree.map(np.testing.assert_allclose, run(wrapped, learner, teacher), expected)

@@ -15,8 +15,8 @@ DRAWS = {"other": memory_bank.sample_negatives, "same": memory_bank.sample_posit
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _drawn(who, index, count, key):
-  words = memory_bank.random_words(jax.random.key(key), index, count)
-  return DRAWS[who](memory_bank.by_class(LABELS), jnp.asarray(LABELS)[index], words)
+  words = memory_bank.random_bits(jax.random.key(key), index, count)
+  return DRAWS[who](memory_bank.make_class_index(LABELS), jnp.asarray(LABELS)[index], words)
 
 
 def drawn(who, index, count, key=0):
@@ -49,7 +49,7 @@ def test_draws_belong_to_the_example_and_the_key():
 
 def test_draws_worked_by_hand():
   # Sorted: examples 1, 3 of class 0, examples 0, 2, 4 of class 1, example 5 of class 2.
-  classes = jax.jit(memory_bank.by_class)(np.array([1, 0, 1, 0, 1, 2]))
+  classes = jax.jit(memory_bank.make_class_index)(np.array([1, 0, 1, 0, 1, 2]))
   words = np.tile(np.arange(7, dtype=np.uint32), (3, 1))
   label = np.array([0, 1, 2])
   others = [[0, 2, 4, 5, 0, 2, 4], [1, 3, 5, 1, 3, 5, 1], [1, 3, 0, 2, 4, 1, 3]]

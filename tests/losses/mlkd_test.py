@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.losses import kd, mlkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -94,7 +94,7 @@ def test_half_precision_is_computed_in_single():
 
 
 def outputs(first, *others):
-  return Outputs(first, None, (), (), other_views=tuple(Outputs(other, None, (), ()) for other in others))
+  return Outputs(first, None, (), (), view_outputs=tuple(Outputs(other, None, (), ()) for other in others))
 
 
 def run(learner, teacher, **options):

@@ -10,7 +10,7 @@ import pytest
 
 from smskd_jax.losses import nst
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(nst.loss)
@@ -94,11 +94,11 @@ def test_reads_all_stages_or_the_named_taps():
 
   np.testing.assert_allclose(run(), loss(tuple(student[1:]), tuple(teacher[1:])))
   expected = loss((student[0],), (teacher[-1],))
-  np.testing.assert_allclose(run(student_taps=(0,), teacher_taps=(-1,)), expected)
+  np.testing.assert_allclose(run(student_layers=(0,), teacher_layers=(-1,)), expected)
   with pytest.raises(ValueError, match="nst: tap 3 does not exist, the student has 3 feature maps"):
-    run(student_taps=(3,), teacher_taps=(0,))
+    run(student_layers=(3,), teacher_layers=(0,))
 
 
 def test_refuses_unequal_numbers_of_taps():
-  with pytest.raises(ValueError, match="nst: student_taps and teacher_taps must be as many"):
-    nst.method(student_taps=(1, 2), teacher_taps=(1,))
+  with pytest.raises(ValueError, match="nst: student_layers and teacher_layers must be as many"):
+    nst.method(student_layers=(1, 2), teacher_layers=(1,))

@@ -54,10 +54,10 @@ def test_of_label():
 
 def test_log_softmax_of_others_leaves_the_label_out():
   logits, labels = jnp.array([[1.0, 2.0, 3.0], [1e4, -1e4, 0.0]]), jnp.array([1, 0])
-  others = numerics.log_softmax_of_others(logits, labels)
+  others = numerics.log_softmax_without_label(logits, labels)
   np.testing.assert_allclose(others[0], [-np.log1p(np.exp(2)), 0, -np.log1p(np.exp(-2))], rtol=1e-6)
   np.testing.assert_allclose(others[1], [0, -1e4, 0])
-  gradient = jax.grad(lambda z: numerics.log_softmax_of_others(z, labels).sum())(logits)
+  gradient = jax.grad(lambda z: numerics.log_softmax_without_label(z, labels).sum())(logits)
   assert np.isfinite(gradient).all() and (gradient[jnp.arange(2), labels] == 0).all()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from smskd_jax.losses import ofd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Norm, Outputs
+from smskd_jax.types import Norm, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -142,7 +142,7 @@ def test_the_connectors_learn_and_start_as_the_authors_do():
   "hparams, message",
   [
     ({"margin": "mean"}, "ofd: margin must be one of batch_norm, running, got 'mean'"),
-    ({"teacher_taps": [1]}, "ofd: teacher_taps must be a tuple of integers"),
+    ({"teacher_layers": [1]}, "ofd: teacher_layers must be a tuple of integers"),
   ],
 )
 def test_refuses(hparams, message):

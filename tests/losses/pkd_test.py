@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import pkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -62,7 +62,7 @@ def test_the_mean_is_that_of_the_survey():
 
 
 def test_nothing_is_learned_between_maps_of_equal_channels():
-  method = pkd.method(student_taps=(1,), teacher_taps=(-2,))
+  method = pkd.method(student_layers=(1,), teacher_layers=(-2,))
   aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
   assert not jax.tree.leaves(aux)
   assert method.apply(*aux, LEARNER, (LEARNER,), Context(None))[0].max() == 0

@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import reviewkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -65,8 +65,10 @@ def test_method_in_numpy():
   # Maps of the student that are larger and smaller than the teacher's, with ratios that are no integers.
   learner, teacher = network(0, (8, 8, 2), (5, 5, 2), (2, 2, 4)), network(20, (8, 8, 3), (3, 3, 3), (4, 4, 5))
   aux, loss = start(learner, teacher)
-  students = [np.asarray(x) for x in learner.features[1:]] + [np.asarray(learner.pooled)[:, None, None]]
-  targets = [np.asarray(x) for x in teacher.preactivations[1:]] + [np.asarray(teacher.pooled)[:, None, None]]
+  students = [np.asarray(x) for x in learner.features[1:]] + [np.asarray(learner.embedding)[:, None, None]]
+  targets = [np.asarray(x) for x in teacher.preactivations[1:]] + [
+    np.asarray(teacher.embedding)[:, None, None]
+  ]
   results, g = [], None
   for i in (2, 1, 0):
     params = jax.tree.map(np.asarray, aux.params[f"tap{i}"])
@@ -104,7 +106,7 @@ def test_every_part_and_all_stages_of_the_student_learn():
   gradients = jax.jit(jax.grad(lambda *xs: loss(*xs).mean(), argnums=(0, 1)))
   by_params, by_learner = gradients(aux.params, learner)
   assert all((x != 0).any() for x in jax.tree.leaves(by_params))
-  assert all((x != 0).any() for x in (*by_learner.features[1:], by_learner.pooled))
+  assert all((x != 0).any() for x in (*by_learner.features[1:], by_learner.embedding))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import sfd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -79,7 +79,7 @@ def test_method_has_the_stem_and_projects_where_channels_differ():
   [
     ({"reduction": "sum"}, "sfd: reduction must be one of max, mean, got 'sum'"),
     ({"eps": -1e-6}, "sfd: eps must be a number >= 0, got -1e-06"),
-    ({"student_taps": (0, 1)}, "sfd: student_taps and teacher_taps must be as many"),
+    ({"student_layers": (0, 1)}, "sfd: student_layers and teacher_layers must be as many"),
   ],
 )
 def test_refuses(hparams, message):

@@ -10,12 +10,13 @@ import pytest
 import networks
 from smskd_jax.losses import simkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.models import MODELS, reuse
+from smskd_jax.models import MODELS
+from smskd_jax.models import simkd as simkd_network
 from smskd_jax.runtime import parallel
-from smskd_jax.state import Head, Outputs, Reused
 from smskd_jax.training import optimizer
-from smskd_jax.training.initial import init_state
-from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+from smskd_jax.training.initialization import init_state
+from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.types import FrozenHead, Head, Outputs
 import tiny
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -28,13 +29,13 @@ def maps(seed, *shape):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-def outputs(unpooled, k=5, head=Head):
-  d = unpooled.shape[-1]
-  return Outputs(maps(7, unpooled.shape[0], k), None, (), (), unpooled, head(maps(8, d, k), maps(9, k)))
+def outputs(final_map, k=5, head=Head):
+  d = final_map.shape[-1]
+  return Outputs(maps(7, final_map.shape[0], k), None, (), (), final_map, head(maps(8, d, k), maps(9, k)))
 
 
 def begin(method, learner, teacher):
-  """The Aux of a pair, from shapes."""
+  """The MethodVariables of a pair, from shapes."""
   shapes = jax.eval_shape(lambda: (learner, (teacher,)))
   return quick(lambda key: method.init(key, *shapes, None))(jax.random.key(0))
 
@@ -126,14 +127,16 @@ def test_refuses_a_teacher_whose_classifier_does_not_fit(shape):
     rf"simkd: the student is made for a classifier of shape \[6, 5\], the teacher's has \[{d}, {k}\]; give "
   )
   with pytest.raises(ValueError, match=message):
-    begin(simkd.method(), outputs(maps(0, 1, 2, 2, 6), head=Reused), teacher)
+    begin(simkd.method(), outputs(maps(0, 1, 2, 2, 6), head=FrozenHead), teacher)
   with pytest.raises(ValueError, match=message):
     simkd.init_student(
       {"params": {}, "head": {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(5)}}, (teacher,)
     )
 
 
-@pytest.mark.parametrize("field, head", [("unpooled", Head), ("unpooled", Reused), ("head", Reused)])
+@pytest.mark.parametrize(
+  "field, head", [("final_map", Head), ("final_map", FrozenHead), ("head", FrozenHead)]
+)
 def test_refuses_a_teacher_that_does_not_give_what_is_needed(field, head):
   learner = outputs(maps(0, 1, 2, 2, 6), head=head)
   with pytest.raises(ValueError, match=f"simkd: the teacher does not give Outputs.{field}"):
@@ -150,7 +153,7 @@ def make_stage():
   """A student that reuses the classifier of a wider teacher."""
   options = {"num_classes": networks.NUM_CLASSES, "body": "tiny", "teacher": "tiny", "teacher_width": 2.0}
   return Stage(
-    learner=reuse.make(tiny.MODELS, **options),
+    student=simkd_network.make(tiny.MODELS, **options),
     optimizer=optimizer.sgd(0.05),
     teachers=(tiny.make(num_classes=networks.NUM_CLASSES, width=2.0),),
     terms=(Term("simkd", 1.0, simkd.method()),),
@@ -163,7 +166,7 @@ def trained():
   """(losses, the last state, the first one, what is frozen) of a few steps on one batch."""
   with jax.enable_x64(True):
     stage, batch, losses = make_stage(), networks.batch_of(0, dtype=np.float64), []
-    first, frozen = networks.begin(stage, dtype=np.float64)
+    first, frozen = networks.init_stage(stage, dtype=np.float64)
     state, step = first, quick(make_train_step(stage))
     for _ in range(5):
       state, metrics = step(state, frozen, batch)
@@ -177,17 +180,17 @@ def test_the_student_learns_and_the_classifier_stays_the_teachers(trained):
   assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
   for state in (first, last):
     jax.tree.map(np.testing.assert_array_equal, state.model_state["head"], frozen.teachers[0]["params"]["fc"])
-  moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params["learner"], last.params["learner"])
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params["student"], last.params["student"])
   assert all(jax.tree.leaves(moved["projector"])) and moved["body"]["conv"]["kernel"]
-  assert not jax.tree.leaves(last.params["aux"]), "a second projector"
+  assert not jax.tree.leaves(last.params["methods"]), "a second projector"
 
 
 def test_the_student_predicts_by_the_teachers_classifier(trained):
   _, last, _, frozen = trained
   image = networks.batch_of(1, dtype=np.float64).image
-  said = quick(make_stage().learner.apply)(learner_variables(last), image)
+  said = quick(make_stage().student.apply)(student_variables(last), image)
   fc = frozen.teachers[0]["params"]["fc"]
-  expected = np.asarray(said.unpooled).mean((1, 2)) @ fc["kernel"] + np.asarray(fc["bias"])[None]
+  expected = np.asarray(said.final_map).mean((1, 2)) @ fc["kernel"] + np.asarray(fc["bias"])[None]
   assert expected.any()
   np.testing.assert_allclose(said.logits, expected, rtol=1e-9)
 
@@ -195,7 +198,7 @@ def test_the_student_predicts_by_the_teachers_classifier(trained):
 def test_four_devices_train_as_one_does(trained):
   losses, last, state, frozen = trained
   devices = jax.local_devices()[:4]
-  batch = parallel.split(networks.batch_of(0, dtype=np.float64), devices)
+  batch = parallel.shard(networks.batch_of(0, dtype=np.float64), devices)
   state, frozen = parallel.replicate(state, devices), parallel.replicate(frozen, devices)
   step = parallel.compile_step(make_train_step(make_stage(), parallel.AXIS), devices)
   for loss in losses:
@@ -206,9 +209,9 @@ def test_four_devices_train_as_one_does(trained):
 
 def test_a_stage_of_the_zoos_networks_can_be_planned_without_running_it():
   of_teacher = {"teacher": "vgg8", "teacher_width": 0.125}
-  learner = reuse.make(MODELS, num_classes=10, body="resnet8", width=0.25, **of_teacher)
+  learner = simkd_network.make(MODELS, num_classes=10, body="resnet8", width=0.25, **of_teacher)
   teacher = MODELS["vgg8"](num_classes=10, width=0.125)
-  stage = make_stage()._replace(learner=learner, teachers=(teacher,))
+  stage = make_stage()._replace(student=learner, teachers=(teacher,))
   image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
   of_each = [jax.eval_shape(network.init, jax.random.key(0), image) for network in (learner, teacher)]
 

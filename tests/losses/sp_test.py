@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import sp
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(sp.loss)
@@ -59,18 +59,18 @@ def test_takes_the_last_maps_by_default_and_all_stages_for_empty_taps():
     return sp.method(**taps).apply((), (), learner, (teacher,), Context(None))[0]
 
   np.testing.assert_allclose(run(), sp.loss(learner.features[-1:], teacher.features[-1:]))
-  stages = run(student_taps=(), teacher_taps=())
+  stages = run(student_layers=(), teacher_layers=())
   np.testing.assert_allclose(stages, sp.loss(learner.features[1:3], teacher.features[1:3]))
 
 
 @pytest.mark.parametrize(
   "taps, message",
   [
-    ({"student_taps": (5,)}, "sp: tap 5 does not exist, the student has 3 feature maps"),
-    ({"teacher_taps": (-9,)}, "sp: tap -9 does not exist, the teacher has 4 feature maps"),
-    ({"student_taps": (1, 2)}, "sp: student_taps and teacher_taps must be as many"),
-    ({"student_taps": (1.0,)}, "sp: student_taps must be an integer, got 1.0"),
-    ({"student_taps": 1}, "sp: student_taps must be a tuple of integers, got 1"),
+    ({"student_layers": (5,)}, "sp: tap 5 does not exist, the student has 3 feature maps"),
+    ({"teacher_layers": (-9,)}, "sp: tap -9 does not exist, the teacher has 4 feature maps"),
+    ({"student_layers": (1, 2)}, "sp: student_layers and teacher_layers must be as many"),
+    ({"student_layers": (1.0,)}, "sp: student_layers must be an integer, got 1.0"),
+    ({"student_layers": 1}, "sp: student_layers must be a tuple of integers, got 1"),
   ],
 )
 def test_refuses(taps, message):

@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax.losses import srrl
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Head, Outputs
+from smskd_jax.types import Head, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -17,14 +17,14 @@ def arrays(seed, *shape):
 
 
 def outputs(seed, *shape, k=5):
-  unpooled = jnp.abs(arrays(seed, *shape))
+  final_map = jnp.abs(arrays(seed, *shape))
   head = Head(arrays(seed + 1, shape[-1], k), arrays(seed + 2, k))
-  pooled = unpooled.mean((1, 2))
-  return Outputs(pooled @ head.kernel + head.bias[None], pooled, (), (), unpooled, head)
+  pooled = final_map.mean((1, 2))
+  return Outputs(pooled @ head.kernel + head.bias[None], pooled, (), (), final_map, head)
 
 
 def begin(method, learner, teacher):
-  """The Aux of a pair, from shapes."""
+  """The MethodVariables of a pair, from shapes."""
   return method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, (teacher,))), None)
 
 
@@ -47,13 +47,13 @@ def test_the_whole_in_numpy(seed):
   method = srrl.method(feature_weight=0.5, logits_weight=3.0)
   aux = begin(method, learner, teacher)
   rows, state = method.apply(*aux, learner, (teacher,), Context(None))
-  x = np.asarray(learner.unpooled) @ np.asarray(aux.params["conv"]["kernel"])[0, 0]
+  x = np.asarray(learner.final_map) @ np.asarray(aux.params["conv"]["kernel"])[0, 0]
   mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
   adapted = np.maximum((x - mean) / np.sqrt(var + 1e-5), 0).mean((1, 2))
   answer = adapted @ teacher.head.kernel + teacher.head.bias[None]
-  expected = 0.5 * np.square(adapted - teacher.pooled).mean(1) + 3 * np.square(answer - teacher.logits).mean(
-    1
-  )
+  expected = 0.5 * np.square(adapted - teacher.embedding).mean(1) + 3 * np.square(
+    answer - teacher.logits
+  ).mean(1)
   np.testing.assert_allclose(rows, expected, rtol=1e-9)
   np.testing.assert_allclose(state["norm"]["mean"], 0.1 * mean.ravel(), rtol=1e-9)
 
@@ -64,17 +64,17 @@ def test_the_connector_and_the_student_learn():
   aux = begin(method, learner, teacher)
 
   @jax.jit
-  def gradients(params, unpooled):
-    def loss(params, unpooled):
-      student = learner._replace(unpooled=unpooled)
+  def gradients(params, final_map):
+    def loss(params, final_map):
+      student = learner._replace(final_map=final_map)
       return method.apply(params, aux.state, student, (teacher,), Context(None))[0].mean()
 
-    return jax.value_and_grad(loss, argnums=(0, 1))(params, unpooled)
+    return jax.value_and_grad(loss, argnums=(0, 1))(params, final_map)
 
-  before, (by_params, by_student) = gradients(aux.params, learner.unpooled)
+  before, (by_params, by_student) = gradients(aux.params, learner.final_map)
   assert all((x != 0).any() for x in jax.tree.leaves((by_params, by_student)))
   params = jax.tree.map(lambda p, g: p - 0.01 * g, aux.params, by_params)
-  assert gradients(params, learner.unpooled - 0.01 * by_student)[0] < before
+  assert gradients(params, learner.final_map - 0.01 * by_student)[0] < before
 
 
 def test_half_precision_is_computed_in_single():
@@ -96,7 +96,7 @@ def test_keeps_its_digits_where_the_answers_are_large():
   np.testing.assert_allclose(rows, exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize("who, field", [("student", "unpooled"), ("teacher", "head")])
+@pytest.mark.parametrize("who, field", [("student", "final_map"), ("teacher", "head")])
 def test_refuses_networks_that_do_not_give_what_is_needed(who, field):
   whole = outputs(0, 4, 2, 2, 6)
   learner, teacher = (

@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax.losses import tfkd
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Aux, Batch, Outputs
+from smskd_jax.types import Batch, MethodVariables, Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(tfkd.loss)
@@ -66,7 +66,7 @@ def test_reads_no_teacher(num_teachers):
   learner = Outputs(jnp.asarray(student), None, (), ())
   teachers = num_teachers * (Outputs(jnp.ones((4, 17)), None, (), ()),)
   method = tfkd.method()
-  assert method.init(jax.random.key(0), learner, teachers, labels) == Aux()
+  assert method.init(jax.random.key(0), learner, teachers, labels) == MethodVariables()
   batch = Batch(None, jnp.asarray(labels), None)
   rows, _ = method.apply((), (), learner, teachers, Context(batch, jax.random.key(1)))
   np.testing.assert_allclose(rows, loss(student, labels), rtol=1e-12)

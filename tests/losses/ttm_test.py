@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import kd, ttm
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(ttm.loss)

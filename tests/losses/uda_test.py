@@ -7,7 +7,7 @@ import pytest
 
 from smskd_jax.losses import logit_standardization, uda
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -22,7 +22,7 @@ def softmax(x):
 
 
 def outputs(first, *others):
-  return Outputs(first, None, (), (), other_views=tuple(Outputs(other, None, (), ()) for other in others))
+  return Outputs(first, None, (), (), view_outputs=tuple(Outputs(other, None, (), ()) for other in others))
 
 
 def run(learner, teachers=(), **options):

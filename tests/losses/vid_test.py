@@ -6,7 +6,7 @@ import pytest
 
 from smskd_jax.losses import vid
 from smskd_jax.losses.contract import Context
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -95,7 +95,7 @@ def test_regressors_variances_and_the_student_learn():
     ({"init_variance": 1e-6}, "vid: init_variance must be above eps = 1e-05, got 1e-06"),
     ({"eps": -1.0}, "vid: eps must be a positive number, got -1.0"),
     ({"train_variance": 1}, "vid: train_variance must be True or False, got 1"),
-    ({"student_taps": (1,)}, "vid: student_taps and teacher_taps must be as many"),
+    ({"student_layers": (1,)}, "vid: student_layers and teacher_layers must be as many"),
   ],
 )
 def test_refuses(hparams, message):

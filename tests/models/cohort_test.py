@@ -36,19 +36,19 @@ def variables_of(network):
 
 
 def test_says_what_each_member_says(float64):
-  network = make(peers=2)
+  network = make(num_peers=2)
   variables = variables_of(network)
   outputs = quick(network.apply)(variables, images())
-  assert len(outputs.peers) == 2
+  assert len(outputs.peer_outputs) == 2
   kinds = [("resnet8", 0.25), ("vgg8", 0.125), ("vgg8", 0.125)]
-  for i, (found, (name, width)) in enumerate(zip((outputs, *outputs.peers), kinds, strict=True)):
+  for i, (found, (name, width)) in enumerate(zip((outputs, *outputs.peer_outputs), kinds, strict=True)):
     own = {collection: tree[f"members_{i}"] for collection, tree in variables.items()}
     expected = quick(MODELS[name](num_classes=5, width=width).apply)(own, images())
-    jax.tree.map(np.testing.assert_array_equal, found._replace(peers=()), expected)
+    jax.tree.map(np.testing.assert_array_equal, found._replace(peer_outputs=()), expected)
 
 
 def test_equal_members_start_from_different_weights():
-  network = make(peer="resnet8", peer_width=0.25, peers=2)
+  network = make(peer="resnet8", peer_width=0.25, num_peers=2)
 
   @quick
   def first_layers(key):
@@ -64,7 +64,7 @@ def test_any_image(shape):
   with jax.enable_x64(True):  # nothing is promoted even then
     outputs, variables = shapes_of(make(), shape)
   assert set(variables) == {"params", "batch_stats"}
-  assert [x.logits.shape for x in (outputs, *outputs.peers)] == [(2, 5), (2, 5)]
+  assert [x.logits.shape for x in (outputs, *outputs.peer_outputs)] == [(2, 5), (2, 5)]
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((outputs, variables)))
 
 
@@ -74,7 +74,7 @@ def test_statistics_span_the_devices(float64):
 
   def train(image, axis_name=None):
     outputs, state = network.apply(variables, image, train=True, axis_name=axis_name, mutable=["batch_stats"])
-    return [x.logits for x in (outputs, *outputs.peers)], state
+    return [x.logits for x in (outputs, *outputs.peer_outputs)], state
 
   one, state = quick(train)(images(8))
   on_each = jax.pmap(lambda x: train(x, "batch"), axis_name="batch", devices=jax.devices()[:4])
@@ -91,9 +91,9 @@ def test_statistics_span_the_devices(float64):
   [
     ({"first": "resnet9"}, "cohort: first must be one of resnet8, .*, got 'resnet9'"),
     ({"peer": ""}, "cohort: peer must be one of resnet8, .*, got ''"),
-    ({"peers": 0}, "cohort: peers must be a positive integer, got 0"),
-    ({"peers": 1.0}, "cohort: peers must be a positive integer, got 1.0"),
-    ({"peers": True}, "cohort: peers must be a positive integer, got True"),
+    ({"num_peers": 0}, "cohort: num_peers must be a positive integer, got 0"),
+    ({"num_peers": 1.0}, "cohort: num_peers must be a positive integer, got 1.0"),
+    ({"num_peers": True}, "cohort: num_peers must be a positive integer, got True"),
     ({"width": 0.0}, "^resnet: width must be a positive number, got 0.0"),
     ({"peer_width": 0.0}, "^cohort: peer: vgg: width must be a positive number, got 0.0"),
     ({"num_classes": 0}, "^resnet: num_classes must be a positive integer, got 0"),
@@ -106,4 +106,4 @@ def test_refuses_options(options, message):
 
 def test_equal_options_make_equal_networks():
   assert make() == make() and hash(make()) == hash(make())
-  assert make() != make(peers=2)
+  assert make() != make(num_peers=2)

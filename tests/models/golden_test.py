@@ -84,7 +84,7 @@ def assert_close(outputs, expected, rtol):
     np.testing.assert_allclose(actual, expected[key], rtol, rtol * np.abs(expected[key]).max(), err_msg=key)
 
   close(outputs.logits, "logits")
-  close(outputs.pooled, "pooled")
+  close(outputs.embedding, "pooled")
   for i, x in enumerate(outputs.features):
     close(x.mean((1, 2)), f"tap_mean.{i}")
   for i, x in enumerate(outputs.preactivations):
@@ -105,7 +105,7 @@ def test_is_the_public_network(name):
   assert all(x.dtype == np.float64 for x in jax.tree.leaves(outputs))
   assert [list(x.shape[1:]) for x in outputs.features] == entry["taps"]
   assert [x.shape for x in outputs.preactivations] == [x.shape for x in outputs.features]
-  assert list(outputs.pooled.shape[1:]) == entry["pooled"]
+  assert list(outputs.embedding.shape[1:]) == entry["pooled"]
   assert_close(outputs, expected, 1e-6)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smskd_jax.models import MODELS, spec, torch_weights
+from smskd_jax.models import MODELS, introspection, torch_weights
 
 SHAPE = (224, 224, 3)
 
@@ -12,14 +12,14 @@ SHAPE = (224, 224, 3)
   "name, parameters", [("imagenet_mobilenet_v1", 4_231_976), ("imagenet_mobilenet_v2", 3_504_872)]
 )
 def test_parameters(name, parameters):
-  assert spec.num_parameters(MODELS[name](num_classes=1000), SHAPE) == parameters
+  assert introspection.num_parameters(MODELS[name](num_classes=1000), SHAPE) == parameters
 
 
 # Multiply-adds of the papers: 569 million (V1, table 8) and 300 million (V2, table 4).
 @pytest.mark.parametrize("name, flops", [("imagenet_mobilenet_v1", 569e6), ("imagenet_mobilenet_v2", 300e6)])
 def test_flops(name, flops):
   network = MODELS[name](num_classes=1000)
-  assert spec.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.05)
+  assert introspection.forward_flops(network, SHAPE) / 2 == pytest.approx(flops, rel=0.05)
 
 
 def test_names_of_v2_are_torchvisions():

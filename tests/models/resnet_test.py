@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.layers.basic import Layers
-from smskd_jax.models import MODELS, resnet, spec, torch_weights
+from smskd_jax.models import MODELS, introspection, resnet, torch_weights
 
 IMAGE = jnp.zeros((1, 32, 32, 3))
 
@@ -27,7 +27,7 @@ def test_half_width_for_small_experiments():
 
 def test_width_leaves_at_least_one_channel():
   outputs, _ = shapes(MODELS["resnet8"](num_classes=10, width=0.001))
-  assert outputs.pooled.shape == (1, 1)
+  assert outputs.embedding.shape == (1, 1)
 
 
 def test_depth_counts_convolutions_and_the_classifier():
@@ -88,7 +88,7 @@ def test_a_block_with_a_shortcut_without_parameters():
 def test_option_a_has_the_papers_parameters():
   # He et al., table 6: 0.85 M of 56 layers, for ten classes.
   network = MODELS["resnet56"](num_classes=10, shortcut="A")
-  assert spec.num_parameters(network, (32, 32, 3)) == 853_018
+  assert introspection.num_parameters(network, (32, 32, 3)) == 853_018
   assert not [key for key in torch_weights.torch_shapes(network) if "downsample" in key]
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from smskd_jax.models import MODELS, spec
+from smskd_jax.models import MODELS, introspection
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from smskd_jax.models import MODELS, spec
   ],
 )
 def test_parameters_of_table_2(name, options, parameters):
-  assert spec.num_parameters(MODELS[name](num_classes=10, **options), (32, 32, 3)) == parameters
+  assert introspection.num_parameters(MODELS[name](num_classes=10, **options), (32, 32, 3)) == parameters
 
 
 @pytest.mark.parametrize("options, message", [({"depth": 11}, "6n \\+ 4"), ({"factor": 0}, "factor must be")])
@@ -39,7 +39,7 @@ def test_no_relu_between_the_blocks_of_a_stage():
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
       lambda x, rng=rng: rng.uniform(-0.5, 0.5, x.shape).astype(np.float32),
-      spec.variables(network, (8, 8, 3)),
+      introspection.variable_shapes(network, (8, 8, 3)),
     )
     variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
     of_second = variables["params"]["layer1_1"]["bn2"]

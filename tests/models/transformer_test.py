@@ -4,21 +4,21 @@ import jax
 import numpy as np
 import pytest
 
-from smskd_jax.models import MODELS, spec, transformer
+from smskd_jax.models import MODELS, introspection, transformer
 
 
 def numbers(network, shape, seed=0):
   rng = np.random.default_rng(seed)
   draw = lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32)
-  return jax.tree.map(draw, spec.variables(network, shape))
+  return jax.tree.map(draw, introspection.variable_shapes(network, shape))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "mixer_tiny"])
 def test_taps_are_maps_of_tokens(name):
-  outputs = spec.outputs(MODELS[name](num_classes=10), (32, 24, 3))
+  outputs = introspection.output_shapes(MODELS[name](num_classes=10), (32, 24, 3))
   assert [x.shape for x in outputs.features] == [(1, 8, 6, 192)] * 5
-  assert outputs.unpooled.shape == (1, 8, 6, 192)
-  large = spec.outputs(MODELS[name](num_classes=10, patch=16), (224, 224, 3))
+  assert outputs.final_map.shape == (1, 8, 6, 192)
+  large = introspection.output_shapes(MODELS[name](num_classes=10, patch_size=16), (224, 224, 3))
   assert large.features[-1].shape == (1, 14, 14, 192)
 
 
@@ -27,11 +27,13 @@ def test_parameters_by_hand():
   d = 192
   block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (8 * d * d + 5 * d)
   network = MODELS["vit_tiny"](num_classes=10)
-  assert spec.num_parameters(network, (32, 32, 3)) == (48 * d + d) + 12 * block + 2 * d + (10 * d + 10)
+  assert introspection.num_parameters(network, (32, 32, 3)) == (48 * d + d) + 12 * block + 2 * d + (
+    10 * d + 10
+  )
 
 
 def test_positions_tell_all_places_apart():
-  found = transformer.positions(7, 5, 16).reshape(35, 16)
+  found = transformer.sinusoidal_positions(7, 5, 16).reshape(35, 16)
   distance = np.linalg.norm(found[:, None] - found[None], axis=-1) + np.eye(35)
   assert distance.min() > 0.1
   # A row further down changes the half of the channels that is of rows, and no other.
@@ -71,7 +73,7 @@ def test_only_positions_know_places(monkeypatch):
   logits = lambda: [jax.jit(lambda x: network.apply(variables, x).logits)(x) for x in (image, swapped)]
   one, other = logits()
   assert np.abs(one - other).max() > 1e-3
-  monkeypatch.setattr(transformer, "positions", lambda h, w, c: np.zeros((1, h, w, c)))
+  monkeypatch.setattr(transformer, "sinusoidal_positions", lambda h, w, c: np.zeros((1, h, w, c)))
   one, other = logits()
   np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -79,4 +81,4 @@ def test_only_positions_know_places(monkeypatch):
 @pytest.mark.parametrize("patch", [0, -4, 2.5, True])
 def test_refuses_bad_patches(patch):
   with pytest.raises(ValueError, match="vit_tiny: patch must be a positive integer"):
-    MODELS["vit_tiny"](num_classes=5, patch=patch)
+    MODELS["vit_tiny"](num_classes=5, patch_size=patch)

@@ -7,7 +7,7 @@ import pytest
 
 import marks
 from smskd_jax.models import MODELS
-from smskd_jax.state import Outputs
+from smskd_jax.types import Outputs
 
 SMALL = ["resnet8", "vgg8"]  # where running the network is needed
 # All the code of all families, and what the height of the first tap is of the image's.
@@ -70,7 +70,7 @@ def test_any_image(name, shape):
   assert set(variables) == ({"params"} if name in TOKENS else {"params", "batch_stats"})
   assert isinstance(outputs, Outputs)
   assert outputs.logits.shape == (2, 5)
-  assert outputs.pooled.shape == (2, outputs.unpooled.shape[-1])
+  assert outputs.embedding.shape == (2, outputs.final_map.shape[-1])
   assert outputs.features[0].shape[1:3] == tuple(-(-size // STRIDES[name]) for size in shape[:2])
   sizes = [x.shape[1] for x in outputs.features]
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 1
@@ -82,10 +82,10 @@ def test_any_image(name, shape):
 def test_bfloat16_is_what_maps_are_computed_in_and_nothing_is_kept_in(name):
   network = MODELS[name](num_classes=5, dtype="bfloat16")
   outputs, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images(2))
-  assert {x.dtype for x in (*outputs.features, *outputs.preactivations, outputs.unpooled)} == {
+  assert {x.dtype for x in (*outputs.features, *outputs.preactivations, outputs.final_map)} == {
     jnp.dtype(jnp.bfloat16)
   }
-  assert {x.dtype for x in (outputs.logits, outputs.pooled, *outputs.head)} == {jnp.dtype(jnp.float32)}
+  assert {x.dtype for x in (outputs.logits, outputs.embedding, *outputs.head)} == {jnp.dtype(jnp.float32)}
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
@@ -138,9 +138,9 @@ def test_outputs_are_consistent(name):
     np.testing.assert_array_equal(feature, jax.nn.relu(preactivation))
   for preactivation in outputs.preactivations[1:]:
     assert (preactivation < 0).any()
-  np.testing.assert_allclose(outputs.pooled, outputs.features[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(outputs.embedding, outputs.features[-1].mean((1, 2)), rtol=1e-5, atol=1e-6)
   classifier = variables["params"]["fc" if "fc" in variables["params"] else "classifier"]
-  expected = outputs.pooled @ classifier["kernel"] + classifier["bias"][None]
+  expected = outputs.embedding @ classifier["kernel"] + classifier["bias"][None]
   np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -198,8 +198,8 @@ def test_statistics_span_the_devices(name):
 def test_head_and_unpooled_map_explain_the_logits(name):
   network, variables = network_and_variables(name)
   outputs = jax.jit(network.apply)(variables, images(4))
-  np.testing.assert_allclose(outputs.unpooled.mean((1, 2)), outputs.pooled, rtol=1e-5)
-  pooled, (kernel, bias) = np.asarray(outputs.pooled), map(np.asarray, outputs.head)
+  np.testing.assert_allclose(outputs.final_map.mean((1, 2)), outputs.embedding, rtol=1e-5)
+  pooled, (kernel, bias) = np.asarray(outputs.embedding), map(np.asarray, outputs.head)
   logits = pooled @ kernel + bias
   np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
 

@@ -4,10 +4,10 @@ import pytest
 
 import runs
 from smskd_jax import data
+from smskd_jax.config import study_schema as studies
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import smskd_tables
-from smskd_jax.studies import config as studies
-from smskd_jax.studies import tree
+from smskd_jax.studies import stage_graph
 
 # Small enough to be planned in seconds; the paper's schedule at a tenth of its epochs.
 SMALL = "dataset=digits,epochs=24,pair=resnet14-resnet8,seeds=0"
@@ -39,7 +39,7 @@ def test_table_1():
   assert study["published"]["at.smskd"] == 72.16 and study["quoted"] == {"at.sakd": 71.5, "rkd.sakd": 71.29}
   of_claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
   assert of_claims["at.smskd", "at.alone"] == "+1.80" and of_claims["rkd.smskd", "rkd.dla"] == "-0.68"
-  assert [stage["learner"] for stage in study["teachers"]["stages"]] == ["teacher"]
+  assert [stage["network"] for stage in study["teachers"]["stages"]] == ["teacher"]
 
 
 @pytest.mark.parametrize("pair", ["resnet56-resnet20", "vgg13-vgg8"])
@@ -74,7 +74,7 @@ def test_figure_2_has_the_combinations_of_the_text():
 
 def planned(name, arg=SMALL):
   study, folder = load(name, arg), runs.ROOT / "no_such_store"
-  return study, tree.nodes(study, data.load, folder, {})
+  return study, stage_graph.build_graph(study, data.load, folder, {})
 
 
 def test_figure_4_trains_its_first_method_once_for_all_transitions():
@@ -107,7 +107,7 @@ def test_orders_and_weightings():
 
 @pytest.mark.parametrize("methods", ["at+crd", "kd"])
 def test_teacher_outputs_are_cached_where_no_method_reads_maps(methods):
-  variants = load("table1", f"methods={methods},teacher_cache=float16,crops=9")["variants"]
+  variants = load("table1", f"methods={methods},teacher_cache=float16,num_views=9")["variants"]
   cached = {name: [stage["teacher_cache"] for stage in v["stages"]] for name, v in variants.items()}
   assert cached["student"] == ["off"] and cached["kd"] == ["float16", "float16"]
   if methods != "kd":

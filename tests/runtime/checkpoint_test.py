@@ -100,9 +100,11 @@ def test_digest_sees_structure_shapes_types_and_bytes():
     {"a": np.zeros(4, np.int32), "b": np.ones(2)},
     {"a": np.array([0, 0, 0, -0.0], np.float32), "b": np.ones(2)},
   ]
-  digests = {checkpoint.digest(t) for t in (tree, *others)}
+  digests = {checkpoint.tree_digest(t) for t in (tree, *others)}
   assert len(digests) == 5
-  assert checkpoint.digest({name: leaf.copy() for name, leaf in tree.items()}) == checkpoint.digest(tree)
+  assert checkpoint.tree_digest({name: leaf.copy() for name, leaf in tree.items()}) == checkpoint.tree_digest(
+    tree
+  )
 
 
 def test_variables_alone(tmp_path):

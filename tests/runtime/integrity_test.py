@@ -9,9 +9,9 @@ import pytest
 
 from smskd_jax import store as command
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import integrity, inventory, kinds, recovery, store
-from smskd_jax.runtime.integrity import Damaged
-from smskd_jax.runtime.store import Entry
+from smskd_jax.runtime import file_kinds, integrity, inventory, recovery, store
+from smskd_jax.runtime.integrity import DamagedFileError
+from smskd_jax.runtime.store import StageEntry
 
 
 def flip(path, place=None):
@@ -32,17 +32,17 @@ DAMAGES = {
 
 def entry_of(folder, key, reads=(), name=None):
   """A finished stage made by hand."""
-  entry = Entry(folder, key)
-  description = {"reads": {"start": None, "teachers": list(reads), "reference": None}}
-  entry.begin(description, {"name": name or f"stage {key}", "network": "net"})
+  entry = StageEntry(folder, key)
+  description = {"inputs": {"init": None, "teachers": list(reads), "reference": None}}
+  entry.write_metadata(description, {"name": name or f"stage {key}", "network": "net"})
   entry.checkpoints.mkdir()
   entry.metrics.write_text('{"step": 0, "epoch": 0.0, "test/accuracy": 0.5}\n')
-  for path in (entry.choices, entry.answers, entry.lesson):
+  for path in (entry.predictions, entry.eval_outputs, entry.method_state):
     store.write_arrays(path, {"step": np.arange(100)})
   (entry.final / "d").mkdir(parents=True)
   for name in ("_METADATA", "manifest", "d/kernel", "d/bias"):
     (entry.final / name).write_bytes(name.encode() * 200)
-  entry.finish({"accuracy": 0.5, "reads": description["reads"]})
+  entry.mark_finished({"accuracy": 0.5, "inputs": description["inputs"]})
   return entry
 
 
@@ -53,7 +53,9 @@ def teacher(tmp_path):
 
 def files_of(entry):
   listed = integrity.read_json(entry.folder / "result.json")["files"]
-  assert {"stage.json", "metrics.jsonl", "choices.npz", "answers.npz", "lesson.npz"} < set(listed)
+  assert {"stage.json", "metrics.jsonl", "predictions.npz", "eval_outputs.npz", "method_state.npz"} < set(
+    listed
+  )
   assert any(name.startswith("final/") for name in listed)
   return ["result.json", *listed]
 
@@ -65,14 +67,16 @@ def test_damage_of_every_file_of_a_stage_is_found_and_named(tmp_path, damage):
   names = [name for name in files_of(whole) if (whole.folder / name).stat().st_size]
   assert len(names) == 10
   for i, name in enumerate(names):
-    entry = Entry(tmp_path / str(i), "key")
+    entry = StageEntry(tmp_path / str(i), "key")
     shutil.copytree(whole.folder, entry.folder)
     path = entry.folder / name
     DAMAGES[damage](path)
     assert [*entry.problems()] == [name]
     told = []
-    found = recovery.look_up(entry, "kd", told.append)
-    assert (found.result is None) == (name != "answers.npz") and found.answers == (name != "answers.npz")
+    found = recovery.read_finished(entry, "kd", told.append)
+    assert (found.result is None) == (name != "eval_outputs.npz") and found.has_eval_outputs == (
+      name != "eval_outputs.npz"
+    )
     assert len(told) == 1 and f"stage 'kd': {path} is " in told[0]
 
 
@@ -80,10 +84,10 @@ def test_what_others_were_built_on_is_refused_with_the_way_out(teacher):
   entry_of(teacher.folder.parent, "student", reads=["teacher"])
   kernel = teacher.final / "d" / "kernel"
   flip(kernel)
-  with pytest.raises(Damaged, match="final/.* is damaged .*run the command that trained it again"):
-    teacher.checked(teacher.final)
+  with pytest.raises(DamagedFileError, match="final/.* is damaged .*run the command that trained it again"):
+    teacher.verified(teacher.final)
   with pytest.raises(UserError) as error:
-    recovery.look_up(teacher, "teacher", pytest.fail)
+    recovery.read_finished(teacher, "teacher", pytest.fail)
   assert "\n" not in str(error.value) and str(kernel) in str(error.value)
   assert "1 stage were" not in str(error.value)
   way_out = str(error.value).partition("python -m smskd_jax.store ")[2].split()
@@ -95,9 +99,11 @@ def test_records_that_are_damaged_are_done_without_where_stages_were_built(teach
   entry_of(teacher.folder.parent, "student", reads=["teacher"])
   flip(teacher.metrics)
   told = []
-  found = recovery.look_up(teacher, "teacher", told.append)
+  found = recovery.read_finished(teacher, "teacher", told.append)
   assert (
-    found.result == {"accuracy": 0.5, "reads": found.result["reads"]} and not found.metrics and found.answers
+    found.result == {"accuracy": 0.5, "inputs": found.result["inputs"]}
+    and not found.has_metrics
+    and found.has_eval_outputs
   )
   assert "metrics.jsonl" in told[0] and "reports go without it" in told[0]
 
@@ -106,15 +112,15 @@ def test_a_result_that_is_lost_is_not_taken_for_a_stage_in_training(teacher):
   entry_of(teacher.folder.parent, "student", reads=["teacher"])
   (teacher.folder / "result.json").unlink()
   with pytest.raises(UserError, match="result.json is missing; 1 stage was built on it"):
-    recovery.look_up(teacher, "teacher", pytest.fail)
+    recovery.read_finished(teacher, "teacher", pytest.fail)
   teacher.checkpoints.mkdir()
-  assert recovery.look_up(teacher, "teacher", pytest.fail).result is None
+  assert recovery.read_finished(teacher, "teacher", pytest.fail).result is None
 
 
 def test_variables_that_came_from_a_stage_are_built_on_it(teacher):
-  copy = Entry(teacher.folder.parent, "copy")
-  copy.begin({"variables": "abc"}, {"source": str(teacher.final)})
-  copy.finish({"fingerprint": "abc"})
+  copy = StageEntry(teacher.folder.parent, "copy")
+  copy.write_metadata({"variables": "abc"}, {"source": str(teacher.final)})
+  copy.mark_finished({"fingerprint": "abc"})
   stages = inventory.scan(teacher.folder.parent)
   assert [stage.name for stage in inventory.readers(stages, ["teacher"])] == ["given"]
 
@@ -122,19 +128,19 @@ def test_variables_that_came_from_a_stage_are_built_on_it(teacher):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_json_and_arrays_that_are_damaged_are_one_line(tmp_path, damage):
   config, labels = tmp_path / "config.json", tmp_path / "labels.npz"
-  store.write_checked(config, {"seed": 0, "lists": (1, 2.5, None)})
+  store.write_json_with_checksum(config, {"seed": 0, "lists": (1, 2.5, None)})
   store.write_arrays(labels, {"test": np.arange(300)})
   assert integrity.read_json(config) == {"seed": 0, "lists": [1, 2.5, None]}
   for path, read in ((config, integrity.read_json), (labels, integrity.read_arrays)):
     DAMAGES[damage](path)
-    with pytest.raises(Damaged) as error:
+    with pytest.raises(DamagedFileError) as error:
       read(path)
     assert str(error.value).startswith(f"{path} is ") and "\n" not in str(error.value)
 
 
 def test_every_bit_of_a_json_file_matters_or_changes_nothing(tmp_path):
   path = tmp_path / "result.json"
-  store.write_checked(path, {"accuracy": 0.8125, "name": "kd"})
+  store.write_json_with_checksum(path, {"accuracy": 0.8125, "name": "kd"})
   whole = path.read_bytes()
   found = 0
   for place in range(len(whole)):
@@ -144,7 +150,7 @@ def test_every_bit_of_a_json_file_matters_or_changes_nothing(tmp_path):
         "accuracy": 0.8125,
         "name": "kd",
       }
-    except Damaged:
+    except DamagedFileError:
       found += 1
     path.write_bytes(whole)
   assert found > 0.8 * len(whole)
@@ -163,7 +169,10 @@ def test_files_that_did_not_change_are_read_once(teacher, monkeypatch):
 
 def test_kinds_of_folders(teacher, tmp_path):
   root = teacher.folder.parent
-  assert kinds.of(teacher.folder) == kinds.STAGE and kinds.of(root) == kinds.STORE
-  assert kinds.of(tmp_path) is None
+  assert (
+    file_kinds.folder_kind(teacher.folder) == file_kinds.STAGE
+    and file_kinds.folder_kind(root) == file_kinds.STORE
+  )
+  assert file_kinds.folder_kind(tmp_path) is None
   with pytest.raises(UserError, match="WORKDIR: .* is a store of stages, not the workdir of a run"):
-    kinds.check("WORKDIR", root, kinds.RUN)
+    file_kinds.check_kind("WORKDIR", root, file_kinds.RUN)

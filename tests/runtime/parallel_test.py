@@ -21,7 +21,7 @@ def eight_devices():
 
 def test_cpu_devices_by_default(monkeypatch):
   monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
-  count = lambda *sizes: len(parallel.select(sizes))
+  count = lambda *sizes: len(parallel.select_devices(sizes))
   assert count(128) == 4
   assert count(64) == 2  # no fewer than 32 images each
   assert count(32) == 1
@@ -38,26 +38,26 @@ def test_a_process_that_leaves_accelerators_looks_for_none():
 
 
 def test_as_many_as_asked_for():
-  assert len(parallel.select([64], 8)) == 8
+  assert len(parallel.select_devices([64], 8)) == 8
   with pytest.raises(UserError, match="--cpu_devices: 0 is too small"):
-    parallel.select([64], 0)
+    parallel.select_devices([64], 0)
   with pytest.raises(UserError, match="--cpu_devices: 16, but JAX was started with 8"):
-    parallel.select([64], 16)
+    parallel.select_devices([64], 16)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
   with pytest.raises(UserError, match="batch_size: 30 images do not divide over 8 devices; .* 24 or 32"):
-    parallel.select([64, 30], 8)
+    parallel.select_devices([64, 30], 8)
   with pytest.raises(UserError, match="the nearest that do: 8$"):
-    parallel.check_divides(3, 8)
+    parallel.check_divisible(3, 8)
 
 
 def test_split_and_joined():
   devices = jax.devices()[:4]
   tree = {"x": np.arange(24).reshape(8, 3), "y": np.arange(8)}
-  parts = parallel.split(tree, devices)
+  parts = parallel.shard(tree, devices)
   assert parts["x"].shape == (4, 2, 3) and parts["y"].shape == (4, 2)
-  np.testing.assert_array_equal(parallel.joined(jnp.asarray(parts["x"]), devices), tree["x"])
+  np.testing.assert_array_equal(parallel.unshard(jnp.asarray(parts["x"]), devices), tree["x"])
 
 
 def test_a_step_over_devices_is_one_of_the_whole_batch():
@@ -69,7 +69,7 @@ def test_a_step_over_devices_is_one_of_the_whole_batch():
 
   state, frozen = (parallel.replicate(jnp.float32(v), devices) for v in (1, 10))
   state, metrics = parallel.compile_step(step, devices)(
-    state, frozen, parallel.split(np.arange(8.0, dtype=np.float32), devices)
+    state, frozen, parallel.shard(np.arange(8.0, dtype=np.float32), devices)
   )
   assert float(state) == 36 and float(metrics["mean"]) == 3.5
   shards = [float(s.data) for s in state.addressable_shards]
@@ -87,5 +87,5 @@ def test_the_old_state_is_given_away():
 def test_predictions_keep_their_order():
   devices = jax.devices()[:4]
   predict = parallel.compile_predict(lambda variables, x: variables * x, devices)
-  out = predict(parallel.replicate(jnp.float32(2), devices), parallel.split(np.arange(8.0), devices))
-  np.testing.assert_array_equal(parallel.joined(out, devices), 2 * np.arange(8.0))
+  out = predict(parallel.replicate(jnp.float32(2), devices), parallel.shard(np.arange(8.0), devices))
+  np.testing.assert_array_equal(parallel.unshard(out, devices), 2 * np.arange(8.0))

@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import store, workdir
-from smskd_jax.runtime.store import Entry, key_of
+from smskd_jax.runtime.store import StageEntry, key_of
 
 
 def test_key_depends_on_values_and_not_on_order():
@@ -19,21 +19,21 @@ def test_key_depends_on_values_and_not_on_order():
 
 
 def test_entry_is_finished_when_its_result_is_there(tmp_path):
-  entry = Entry(tmp_path, "key")
+  entry = StageEntry(tmp_path, "key")
   assert entry.result() is None
-  entry.begin({"seed": 0}, {"name": "teacher"})
+  entry.write_metadata({"seed": 0}, {"name": "teacher"})
   entry.checkpoints.mkdir()
   assert entry.result() is None
-  entry.finish({"accuracy": 0.5})
+  entry.mark_finished({"accuracy": 0.5})
   assert entry.result() == {"accuracy": 0.5}
   assert not entry.checkpoints.exists()
   assert json.loads((entry.folder / "stage.json").read_text())["hashed"] == {"seed": 0}
 
 
 def test_entry_of_another_format_is_refused(tmp_path, monkeypatch):
-  entry = Entry(tmp_path, "key")
-  entry.begin({}, {})
-  entry.finish({})
+  entry = StageEntry(tmp_path, "key")
+  entry.write_metadata({}, {})
+  entry.mark_finished({})
   monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
   with pytest.raises(
     UserError,
@@ -43,7 +43,7 @@ def test_entry_of_another_format_is_refused(tmp_path, monkeypatch):
 
 
 def hold(folder, held, release):
-  with Entry(folder, "key").lock(waiting=print):
+  with StageEntry(folder, "key").lock(waiting=print):
     held.set()
     release.wait(10)
 
@@ -60,7 +60,7 @@ def test_two_processes_take_turns(tmp_path):
     told.append(text)
     release.set()
 
-  with Entry(tmp_path, "key").lock(waiting):
+  with StageEntry(tmp_path, "key").lock(waiting):
     assert told == ["another process trains key; waiting for it"]
     assert release.is_set()
   other.join()
@@ -74,14 +74,14 @@ def test_a_killed_process_lets_go(tmp_path):
   assert held.wait(60)
   other.kill()
   other.join()
-  with Entry(tmp_path, "key").lock(pytest.fail):
+  with StageEntry(tmp_path, "key").lock(pytest.fail):
     pass
 
 
 def test_workdir_of_another_config_is_refused_with_the_first_field(tmp_path):
   config = {"seed": 0, "stages": ({"epochs": 3},), "networks": {"a": {"width": 1.0}}}
   store.write_json(tmp_path / "config.json", {"config": config})
-  workdir.check(tmp_path, config)
+  workdir.check_workdir(tmp_path, config)
   for other, message in (
     (config | {"seed": 1}, "config.seed is 0 there and 1 here"),
     (config | {"stages": ({"epochs": 4},)}, r"config.stages\[0\].epochs is 3 there and 4 here"),
@@ -89,14 +89,14 @@ def test_workdir_of_another_config_is_refused_with_the_first_field(tmp_path):
     (config | {"more": 1}, 'config.more is "absent" there and 1 here'),
   ):
     with pytest.raises(UserError, match=message):
-      workdir.check(tmp_path, other)
+      workdir.check_workdir(tmp_path, other)
 
 
 def test_workdir_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="--workdir: .* cannot be written to"):
-    workdir.check(tmp_path / "file" / "run", {})
+    workdir.check_workdir(tmp_path / "file" / "run", {})
   monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
   with pytest.raises(UserError, match="--workdir: .* cannot be written to"):
-    workdir.check(tmp_path / "new" / "run", {})
+    workdir.check_workdir(tmp_path / "new" / "run", {})
   assert not (tmp_path / "new").exists()

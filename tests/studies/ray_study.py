@@ -1,7 +1,7 @@
 """A study of four units on scikit-learn's digits, which save often."""
 
-from smskd_jax.config import experiment, method, network, stage
-from smskd_jax.studies.config import study
+from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config.study_schema import study
 from tiny import SMALL
 
 COMMON = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}

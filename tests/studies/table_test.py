@@ -1,15 +1,15 @@
-"""Tests of studies/table.py: what is compared with what."""
+"""Tests of studies/report.py: what is compared with what."""
 
 import pytest
 
 from analysis import made
 from smskd_jax.analysis import statistics
-from smskd_jax.studies import table
+from smskd_jax.studies import report
 
 
 def outcomes(*accuracies):
   return {
-    seed: table.Outcome(accuracy, accuracy, None, None, 100, 0, 1.0)
+    seed: report.Outcome(accuracy, accuracy, None, None, 100, 0, 1.0)
     for seed, accuracy in enumerate(accuracies)
   }
 
@@ -24,7 +24,7 @@ FOUND = {
 
 def rows(**fields):
   study = {"network": "student", "published": {}, "control": "one.nokd", "variants": dict.fromkeys(FOUND)}
-  text = table.text("title", study | fields, FOUND, {})
+  text = report.text("title", study | fields, FOUND, {})
   words, table_ = text.split("\n\n")[-2:]
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_.strip().splitlines()[2:]]
   return words, {row[0]: row for row in cells}
@@ -60,7 +60,7 @@ def test_a_variant_alone_is_compared_with_none():
 def test_both_tests_give_a_verdict():
   steady = {"new": outcomes(70.0, 71.0, 72.0), "old": outcomes(60.0, 61.1, 61.9)}
   study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(steady)}
-  row = table.text("title", study, steady, {}).strip().splitlines()[-1].strip("|").split("|")
+  row = report.text("title", study, steady, {}).strip().splitlines()[-1].strip("|").split("|")
   assert [cell.strip() for cell in row[-2:]] == ["undecided at 3 seeds, about 6 needed", "better"]
 
 
@@ -70,24 +70,24 @@ def test_what_a_variant_costs_is_all_that_its_network_was_trained():
     "name": name,
     "network": network,
     "key": name,
-    "reads": {"start": None, "teachers": [], "reference": None} | reads,
+    "inputs": {"init": None, "teachers": [], "reference": None} | reads,
     "backward_passes": 10,
-    "forward_passes": {"learner": 10, "teachers": 3, "reference": 2},
+    "forward_passes": {"student": 10, "teachers": 3, "reference": 2},
     "seconds": 1.0,
     "metrics": {"last": {"test/accuracy": 0.5}, "oracle": {"test/accuracy": 0.5}},
   }
   stages = [stage("t", "teacher"), stage("1", "student"), stage("2", "student", reference="1")]
-  found = table._outcome({"stages": stages}, "student")
+  found = report._outcome({"stages": stages}, "student")
   assert (found.images, found.frozen, found.seconds) == (20, 10, 2)
   study = {"network": "student", "published": {}, "control": "a", "variants": {"a": None}}
-  text = table.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
+  text = report.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
   assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][8:10] == ["20", "20"]
 
 
 def claims(found, paper, **fields):
   study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(found)}
   told = [{"variant": "new", "control": "old", "paper": paper}]
-  lines = table.text("title", study | {"claims": told} | fields, found, {}).strip().splitlines()
+  lines = report.text("title", study | {"claims": told} | fields, found, {}).strip().splitlines()
   return [cell.strip() for cell in lines[-1].strip("|").split("|")], lines
 
 
@@ -133,9 +133,9 @@ def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
       of_first = made.overlap("at", "key-at", kept, forgotten, gained)
       others = [of_first, made.overlap("vid", "key-vid", 1, 1, 1)][:i]
       one, *_ = made.stage(name, start=names[i - 1] if i else None)
-      reads = one["reads"] | {"start": f"key-{names[i - 1]}" if i else None}
-      stages.append(one | {"key": f"key-{name}", "reads": reads, "forgetting": {"test": others}})
-    return table._outcome({"stages": stages}, "student"), table._outcome({"stages": stages[:1]}, "student")
+      reads = one["inputs"] | {"init": f"key-{names[i - 1]}" if i else None}
+      stages.append(one | {"key": f"key-{name}", "inputs": reads, "forgetting": {"test": others}})
+    return report._outcome({"stages": stages}, "student"), report._outcome({"stages": stages[:1]}, "student")
 
   (first, alone), (second, _) = outcome(60, 20, 20), outcome(80, 10, 10)
   assert (first.iou, first.forgotten, second.iou, second.forgotten) == (0.6, 20, 0.8, 10)
@@ -144,7 +144,7 @@ def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
   study = {"network": "student", "published": {}, "control": "alone", "variants": dict.fromkeys(found)}
   cells = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in table.text("title", study, found, {}).splitlines()
+    for line in report.text("title", study, found, {}).splitlines()
     if line.startswith("|")
   ]
   header, _, stages, one = cells[:4]

@@ -10,12 +10,12 @@ from smskd_jax.training import batches
 KEY = jax.random.key(3)
 TRAIN = Split(np.arange(17, dtype=np.uint8).reshape(17, 1, 1, 1), np.arange(17, dtype=np.int32) % 4)
 OTHERS = np.arange(100, 107, dtype=np.uint8).reshape(7, 1, 1, 1)
-ALL = batches.Drawing(batches.labeled(TRAIN), batch_size=3, epochs=4, steps_per_epoch=5)
-BOTH = ALL._replace(beside=batches.unlabeled(OTHERS, 17), beside_batch_size=2)
+ALL = batches.InputSpec(batches.labeled_subset(TRAIN), batch_size=3, epochs=4, steps_per_epoch=5)
+BOTH = ALL._replace(unlabeled=batches.unlabeled_subset(OTHERS, 17), unlabeled_batch_size=2)
 
 
 def indices(drawing, first=0):
-  return [batch.index for batch in batches.draw(drawing, KEY, first)]
+  return [batch.index for batch in batches.iterate_batches(drawing, KEY, first)]
 
 
 def test_an_epoch_sees_no_image_twice_and_the_next_another_order():
@@ -25,7 +25,7 @@ def test_an_epoch_sees_no_image_twice_and_the_next_another_order():
 
 
 def test_a_batch_holds_the_images_of_its_index():
-  for batch in batches.draw(ALL, KEY, 0):
+  for batch in batches.iterate_batches(ALL, KEY, 0):
     np.testing.assert_array_equal(batch.image.ravel(), batch.index)
     np.testing.assert_array_equal(batch.label, batch.index % 4)
     assert batch.index.dtype == np.int32
@@ -46,7 +46,7 @@ def test_behind_the_last_step_there_is_nothing():
 
 def test_others_come_behind_without_labels_and_leave_the_order_of_the_first_alone():
   whole = indices(ALL)
-  for i, batch in enumerate(batches.draw(BOTH, KEY, 0)):
+  for i, batch in enumerate(batches.iterate_batches(BOTH, KEY, 0)):
     np.testing.assert_array_equal(batch.index[:3], whole[i])
     assert (batch.label[:3] >= 0).all() and (batch.label[3:] == -1).all()
     np.testing.assert_array_equal(batch.image[3:].ravel(), batch.index[3:] - 17 + 100)
@@ -62,12 +62,12 @@ def test_others_come_again_in_another_order_where_an_epoch_needs_more():
 
 def test_a_part_keeps_the_proportions_of_the_classes_and_its_images_their_index():
   label = np.repeat([0, 1, 2], [40, 20, 40]).astype(np.int32)
-  part = batches.labeled(Split(np.zeros((100, 1, 1, 1), np.uint8), label), 10, seed=1)
-  assert np.bincount(label[part.rows]).tolist() == [4, 2, 4]
-  drawing = batches.Drawing(part, 5, 2, 2)
-  assert {int(i) for index in indices(drawing) for i in index} == set(part.rows.tolist())
-  assert (batches.labeled(Split(part.image, label), 10, seed=1).rows == part.rows).all()
-  assert (batches.labeled(Split(part.image, label), 10, seed=2).rows != part.rows).any()
+  part = batches.labeled_subset(Split(np.zeros((100, 1, 1, 1), np.uint8), label), 10, seed=1)
+  assert np.bincount(label[part.indices]).tolist() == [4, 2, 4]
+  drawing = batches.InputSpec(part, 5, 2, 2)
+  assert {int(i) for index in indices(drawing) for i in index} == set(part.indices.tolist())
+  assert (batches.labeled_subset(Split(part.image, label), 10, seed=1).indices == part.indices).all()
+  assert (batches.labeled_subset(Split(part.image, label), 10, seed=2).indices != part.indices).any()
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_a_part_keeps_the_proportions_of_the_classes_and_its_images_their_index(
 def test_refuses_parts_that_cannot_be(count, message):
   label = np.repeat([0, 1, 2], [1, 8, 8]).astype(np.int32)
   with pytest.raises(ValueError, match=f"max_images: .*{message}"):
-    batches.labeled(TRAIN._replace(label=label), count)
+    batches.labeled_subset(TRAIN._replace(label=label), count)

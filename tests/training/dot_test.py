@@ -7,7 +7,7 @@ import pytest
 
 import networks
 from smskd_jax.training import optimizer
-from smskd_jax.training.stage import Stage, learner_variables, make_train_step
+from smskd_jax.training.stage import Stage, make_train_step, student_variables
 
 
 def test_three_steps_in_numpy(float64):
@@ -45,14 +45,14 @@ def test_a_parameter_of_one_gradient_is_trained_by_sgd(missing, float64):
 def test_without_a_difference_it_is_sgd_on_the_sum(float64):
   """A whole stage: with delta = 0 both momenta add up to the one of SGD."""
   stage = networks.make_stage(("kd", 0.9), ("fitnet", 2.0), learning_rate=0.1)
-  of_dot = stage._replace(optimizer=optimizer.dot(0.1, delta=0.0), two_gradients=True)
+  of_dot = stage._replace(optimizer=optimizer.dot(0.1, delta=0.0), separate_distill_gradient=True)
 
   def trained(stage: Stage):
-    state, frozen = networks.begin(stage, dtype=np.float64)
+    state, frozen = networks.init_stage(stage, dtype=np.float64)
     step = jax.jit(make_train_step(stage))
     for i in range(3):
       state, metrics = step(state, frozen, networks.batch_of(i, dtype=np.float64))
-    return learner_variables(state), metrics
+    return student_variables(state), metrics
 
   ours, theirs = trained(of_dot), trained(stage)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, theirs)

@@ -14,7 +14,7 @@ LOGITS, OTHER = (RNG.normal(size=(200, 7)) + 2 * np.eye(7)[LABEL] for _ in range
 
 def test_extreme_logits_stay_finite():
   logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
-  values = evaluate.evaluate(logits, np.array([0, 0]), {"teacher": logits})
+  values = evaluate.classification_metrics(logits, np.array([0, 0]), {"teacher": logits})
   assert all(np.isfinite(v) for v in values.values())
   of_teacher = {"teacher_agreement", "teacher_kl", "teacher_lost", "teacher_won", "teacher_iou"}
   assert set(values) == {"accuracy", "top2", "nll", "ece", "ace", "brier"} | of_teacher
@@ -29,28 +29,28 @@ def test_predictions_do_not_depend_on_the_padding_of_the_last_batch(count):
     sizes.append(len(places))
     return image[places].reshape(len(places), -1)[:, :3]
 
-  logits = evaluate.in_batches(predict, count, 4)
+  logits = evaluate.map_in_batches(predict, count, 4)
   np.testing.assert_array_equal(logits, image.reshape(count, -1)[:, :3])
   assert set(sizes) == {4}
 
 
 def test_every_value_is_that_of_its_measure():
-  values = evaluate.evaluate(LOGITS, LABEL, {"reference": OTHER}, bins=7)
+  values = evaluate.classification_metrics(LOGITS, LABEL, {"reference": OTHER}, bins=7)
   assert values["ece"] == metrics.expected_calibration_error(LOGITS, LABEL, 7)
   assert values["ace"] == metrics.adaptive_calibration_error(LOGITS, LABEL, 7)
-  assert values["brier"] == metrics.brier(LOGITS, LABEL)
+  assert values["brier"] == metrics.brier_score(LOGITS, LABEL)
   assert values["reference_kl"] == metrics.kl_divergence(LOGITS, OTHER)
 
 
 def test_what_is_won_less_what_is_lost_is_the_gain_in_accuracy():
-  values = evaluate.evaluate(LOGITS, LABEL, {"reference": OTHER})
+  values = evaluate.classification_metrics(LOGITS, LABEL, {"reference": OTHER})
   gain = values["accuracy"] - metrics.top_k_accuracy(OTHER, LABEL, 1)
   assert values["reference_lost"] > 0 and values["reference_won"] > 0
   assert values["reference_won"] - values["reference_lost"] == pytest.approx(gain)
 
 
 def test_each_role_has_its_own_values():
-  values = evaluate.evaluate(LOGITS, LABEL, {"teacher": LOGITS, "reference": OTHER})
+  values = evaluate.classification_metrics(LOGITS, LABEL, {"teacher": LOGITS, "reference": OTHER})
   assert values["teacher_lost"] == values["teacher_won"] == 0 and values["teacher_iou"] == 1
   assert values["reference_lost"] > 0
   both = values["accuracy"] - values["reference_won"]
@@ -58,14 +58,16 @@ def test_each_role_has_its_own_values():
 
 
 def test_by_class_is_json_with_null_where_a_class_has_no_example():
-  values = evaluate.by_class(LOGITS, LABEL, {"teacher": OTHER})
+  values = evaluate.per_class_metrics(LOGITS, LABEL, {"teacher": OTHER})
   assert set(values) == {"accuracy", "teacher_change"}
   assert json.loads(json.dumps(values, allow_nan=False)) == values
   assert [of[6] for of in values.values()] == [None, None]
   as_arrays = {name: np.array(of, float) for name, of in values.items()}
   np.testing.assert_array_equal(as_arrays["accuracy"], metrics.class_accuracy(LOGITS, LABEL))
-  np.testing.assert_array_equal(as_arrays["teacher_change"], metrics.class_change(LOGITS, OTHER, LABEL))
+  np.testing.assert_array_equal(
+    as_arrays["teacher_change"], metrics.class_accuracy_delta(LOGITS, OTHER, LABEL)
+  )
 
 
 def test_by_class_without_others():
-  assert set(evaluate.by_class(LOGITS, LABEL)) == {"accuracy"}
+  assert set(evaluate.per_class_metrics(LOGITS, LABEL)) == {"accuracy"}

@@ -9,11 +9,11 @@ import golden
 from smskd_jax.losses import kd
 from smskd_jax.models import MODELS
 from smskd_jax.models.torch_weights import from_torch, to_torch
-from smskd_jax.state import Batch, Frozen
 from smskd_jax.training import optimizer
-from smskd_jax.training.initial import init_state
+from smskd_jax.training.initialization import init_state
 from smskd_jax.training.reference import REFERENCE_TO_STUDENT, Reference, sample_weights, weighting_inputs
-from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.types import Batch, Frozen
 
 # index.json: the reference first, times tau^2, weighted by 1 - the teacher's TCP. published.json: Eq. 8 and 9 of SMSKD.
 INDEXES = [golden.index("training", name) for name in ("index.json", "published.json")]
@@ -35,7 +35,7 @@ def network(name, num_classes, salt):
 def make_stage(case, student, teacher):
   anchor = case["reference"]
   return Stage(
-    learner=student,
+    student=student,
     optimizer=optimizer.sgd(
       case["learning_rate"],
       momentum=case["momentum"],
@@ -87,7 +87,7 @@ def test_equals_pytorch(case, float64):
       np.testing.assert_allclose(weights, expected["tcp_weight"][i], rtol=1e-6)
     for theirs, ours in names.items():
       np.testing.assert_allclose(metrics[ours], expected[theirs][i], rtol=1e-6, err_msg=f"{theirs}, step {i}")
-  check_student(to_torch(jax.device_get(learner_variables(state))), expected)
+  check_student(to_torch(jax.device_get(student_variables(state))), expected)
 
 
 def check_student(final, expected):

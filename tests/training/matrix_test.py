@@ -7,10 +7,10 @@ import pytest
 import networks
 from smskd_jax.losses import METHODS
 from smskd_jax.models import MODELS
-from smskd_jax.state import Frozen
 from smskd_jax.training import optimizer
-from smskd_jax.training.initial import init_state
+from smskd_jax.training.initialization import init_state
 from smskd_jax.training.stage import Stage, Term, make_train_step
+from smskd_jax.types import Frozen
 
 # Name -> (teacher and its width, student and its width, shape of an image).
 PAIRS = {
@@ -40,7 +40,7 @@ def stage_of(pair, names):
   make = lambda name, width: MODELS[name](num_classes=networks.NUM_CLASSES, width=width)
   views = (lambda key, batch: batch.image, lambda key, batch: batch.image[:, :, ::-1])
   stage = Stage(
-    learner=make(student, width),
+    student=make(student, width),
     optimizer=optimizer.sgd(0.01),
     teachers=(make(teacher, teacher_width),),
     terms=tuple(Term(name, 1e-3, METHODS[name]()) for name in names),
@@ -62,14 +62,14 @@ def shapes_of(stage, shape):
   fresh = lambda network: jax.eval_shape(network.init, key, image)
   teachers = tuple(map(fresh, stage.teachers))
   begin = lambda variables, teachers: init_state(stage, key, variables, teachers, image, networks.LABELS)
-  return jax.eval_shape(begin, fresh(stage.learner), teachers), Frozen(key, teachers)
+  return jax.eval_shape(begin, fresh(stage.student), teachers), Frozen(key, teachers)
 
 
 def check_one_step(stage, shape):
-  state, frozen = networks.begin(stage, shape=shape)
-  step = jax.jit(make_train_step(stage), compiler_options=networks.IN_HASTE)
+  state, frozen = networks.init_stage(stage, shape=shape)
+  step = jax.jit(make_train_step(stage), compiler_options=networks.FAST_COMPILE)
   new_state, metrics = step(state, frozen, networks.batch_of(0, shape=shape))
-  for path, x in jax.tree_util.tree_leaves_with_path((metrics, new_state.params, new_state.aux_state)):
+  for path, x in jax.tree_util.tree_leaves_with_path((metrics, new_state.params, new_state.method_state)):
     assert np.isfinite(np.asarray(x)).all(), jax.tree_util.keystr(path)
   assert jax.tree.structure(new_state) == jax.tree.structure(state)
 

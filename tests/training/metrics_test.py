@@ -42,9 +42,9 @@ def test_agreement_and_divergence():
 
 def test_an_ensemble_is_the_mean_of_probabilities():
   other = np.roll(P, 1, axis=0)
-  ensemble = metrics.ensemble([LOGITS, np.log(other) - 3])
+  ensemble = metrics.ensemble_logits([LOGITS, np.log(other) - 3])
   np.testing.assert_allclose(np.exp(ensemble), (P + other) / 2, rtol=1e-5)
-  assert metrics.ensemble([LOGITS]) is LOGITS
+  assert metrics.ensemble_logits([LOGITS]) is LOGITS
 
 
 def drawn(n=600, k=5, seed=0):
@@ -128,7 +128,7 @@ def test_no_ranges_are_refused():
 
 def test_brier_by_hand():
   expected = np.mean([0.3**2 + 0.2**2 + 0.1**2, 0.1**2 + 0.7**2 + 0.6**2, 0.45**2 + 0.65**2 + 0.2**2, 0.245])
-  assert metrics.brier(LOGITS, LABEL) == pytest.approx(expected, abs=1e-6)
+  assert metrics.brier_score(LOGITS, LABEL) == pytest.approx(expected, abs=1e-6)
 
 
 def test_brier_is_scikit_learns_summed_over_classes():
@@ -136,12 +136,12 @@ def test_brier_is_scikit_learns_summed_over_classes():
   p = np.exp(metrics.log_softmax(logits))
   one_class = [sklearn.metrics.brier_score_loss(label == c, p[:, c]) for c in range(4)]
   expected = sum(one_class) + np.mean(np.square(p[:, 4]))  # it refuses a class without examples
-  assert metrics.brier(logits, label) == pytest.approx(expected, rel=1e-9)
+  assert metrics.brier_score(logits, label) == pytest.approx(expected, rel=1e-9)
 
 
 def test_brier_is_zero_at_best_and_two_at_worst():
-  assert metrics.brier(np.array([[1e4, 0.0]]), np.array([0])) == 0
-  assert metrics.brier(np.array([[1e4, 0.0]]), np.array([1])) == 2
+  assert metrics.brier_score(np.array([[1e4, 0.0]]), np.array([0])) == 0
+  assert metrics.brier_score(np.array([[1e4, 0.0]]), np.array([1])) == 2
 
 
 def test_class_accuracy_is_scikit_learns_recall():
@@ -159,8 +159,8 @@ def test_class_accuracy_is_scikit_learns_recall():
 def test_class_change_by_hand():
   other = LOGITS[:, [1, 0, 2]]  # right on example 2 alone, which is of class 1
   np.testing.assert_array_equal(metrics.class_accuracy(LOGITS, LABEL), [1, 1 / 3, np.nan])
-  np.testing.assert_array_equal(metrics.class_change(LOGITS, other, LABEL), [1, 0, np.nan])
-  np.testing.assert_array_equal(metrics.class_change(LOGITS, LOGITS, LABEL), [0, 0, np.nan])
+  np.testing.assert_array_equal(metrics.class_accuracy_delta(LOGITS, other, LABEL), [1, 0, np.nan])
+  np.testing.assert_array_equal(metrics.class_accuracy_delta(LOGITS, LOGITS, LABEL), [0, 0, np.nan])
 
 
 def test_overlap_by_hand():

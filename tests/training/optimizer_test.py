@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from smskd_jax.training import optimizer
-from smskd_jax.training.optimizer import OF_TWO_GRADIENTS, OPTIMIZERS
+from smskd_jax.training.optimizer import OPTIMIZERS, SEPARATE_GRADIENT_OPTIMIZERS
 
 RNG = np.random.default_rng(0)
 PARAMS = {"kernel": RNG.normal(size=(3, 2)), "bias": RNG.normal(size=2)}
 GRADIENTS = [jax.tree.map(lambda x: RNG.normal(size=x.shape), PARAMS) for _ in range(6)]
-OF_ONE_GRADIENT = sorted(set(OPTIMIZERS) - OF_TWO_GRADIENTS)
+OF_ONE_GRADIENT = sorted(set(OPTIMIZERS) - SEPARATE_GRADIENT_OPTIMIZERS)
 
 
 def rate(count):

@@ -90,7 +90,7 @@ def test_the_published_loss_by_hand_and_its_gradient(float64):
   """Eq. 8: KL(student || reference) without a factor. Its gradient by finite differences."""
   weights = np.linspace(0, 1, 6)
   q, p = softmax(OTHER), softmax(LOGITS)
-  loss = lambda student: reference.loss(student, jnp.asarray(OTHER), jnp.asarray(weights))
+  loss = lambda student: reference.weighted_divergence(student, jnp.asarray(OTHER), jnp.asarray(weights))
   np.testing.assert_allclose(loss(jnp.asarray(LOGITS)), weights * (p * np.log(p / q)).sum(-1), rtol=1e-9)
   gradient = jax.grad(lambda student: loss(student).sum())(jnp.asarray(LOGITS))
   by_hand = weights[:, None] * p * (np.log(p / q) - (p * np.log(p / q)).sum(-1, keepdims=True))
@@ -102,7 +102,7 @@ def test_the_published_loss_by_hand_and_its_gradient(float64):
 def test_temperature_and_factor_of_both_divergences(divergence, scaled, float64):
   p, q = softmax(LOGITS / 3), softmax(OTHER / 3)
   first, second = (p, q) if divergence == "student_to_reference" else (q, p)
-  values = reference.loss(
+  values = reference.weighted_divergence(
     jnp.asarray(LOGITS),
     jnp.asarray(OTHER),
     jnp.ones(6),
@@ -117,7 +117,7 @@ def test_temperature_and_factor_of_both_divergences(divergence, scaled, float64)
 
 def test_an_unknown_divergence_is_refused():
   with pytest.raises(ValueError, match="divergence: 'both' is not one of student_to_reference"):
-    reference.loss(jnp.asarray(LOGITS), jnp.asarray(OTHER), jnp.ones(6), divergence="both")
+    reference.weighted_divergence(jnp.asarray(LOGITS), jnp.asarray(OTHER), jnp.ones(6), divergence="both")
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_an_unknown_divergence_is_refused():
   ],
 )
 def test_contradictions(options, message):
-  assert reference.contradiction(reference.Reference(**options)).startswith(message)
-  assert reference.contradiction(reference.Reference()) is None
+  assert reference.conflicting_option(reference.Reference(**options)).startswith(message)
+  assert reference.conflicting_option(reference.Reference()) is None
 
 
 def test_the_divergence_from_the_reference_by_hand_and_its_gradient():
   weights = np.linspace(0, 1, 6)
-  loss = lambda student: reference.loss(
+  loss = lambda student: reference.weighted_divergence(
     student,
     jnp.asarray(OTHER),
     jnp.asarray(weights),
@@ -153,6 +153,6 @@ def test_the_divergence_from_the_reference_by_hand_and_its_gradient():
 
 def test_a_snapshot_outlives_what_it_was_taken_from():
   variables = {"w": jnp.arange(3.0)}
-  copy = reference.snapshot(variables)
+  copy = reference.copy_variables(variables)
   variables["w"].delete()
   np.testing.assert_array_equal(copy["w"], [0, 1, 2])

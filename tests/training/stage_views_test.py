@@ -12,9 +12,9 @@ import networks
 from smskd_jax.data import mixing
 from smskd_jax.losses import METHODS, contract
 from smskd_jax.runtime import parallel
-from smskd_jax.state import Aux, Outputs
-from smskd_jax.training import optimizer, task
-from smskd_jax.training.stage import Stage, Term, learner_variables, make_train_step
+from smskd_jax.training import optimizer, targets
+from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.types import MethodVariables, Outputs
 import tiny
 
 HALF = np.arange(8)  # of a batch of 16; with two devices, all of the first one's
@@ -39,10 +39,10 @@ def dimmed(key, batch):
 
 def mixed(key, image, label, axis_name):
   """By both ways to mix, one after the other."""
-  target = task.shares(task.Answer(label), networks.NUM_CLASSES, jnp.float64)
+  target = targets.soft_labels(targets.Targets(label), networks.NUM_CLASSES, jnp.float64)
   for mix in (mixing.mixup, mixing.cutmix):
     image, target = mix(key, image, target, axis_name)
-  return image, task.Answer(jnp.argmax(target, -1), target)
+  return image, targets.Targets(jnp.argmax(target, -1), target)
 
 
 def assert_near(ours, theirs):
@@ -52,7 +52,7 @@ def assert_near(ours, theirs):
 def test_a_step_of_two_views_is_the_mean_of_a_step_of_each(float64):
   """In training batch norm goes by the images of one view; only its memory passes through both, in order."""
   alone = make_stage("kd")
-  state, frozen = networks.begin(alone, dtype=np.float64)
+  state, frozen = networks.init_stage(alone, dtype=np.float64)
   batch = networks.batch_of(0, dtype=np.float64)
   both = jax.jit(make_train_step(alone._replace(views=(flipped, dimmed))))
   of_both, metrics = both(state, frozen, batch)
@@ -96,16 +96,18 @@ def keys_of(num_views, mixes, steps):
 
   def mix(key, image, label, axis_name):
     note("mix", key)
-    return image, task.Answer(label)
+    return image, targets.Targets(label)
 
   def apply(params, state, student, teachers, context):
     note("method", context.key)
     return student.logits[:, 0], state
 
-  noted = Term("noted", 1.0, contract.make(lambda *_: Aux(), apply, reads=(), student_reads=("logits",)))
+  noted = Term(
+    "noted", 1.0, contract.make(lambda *_: MethodVariables(), apply, reads=(), student_reads=("logits",))
+  )
   stage = Stage(Scaled(), optimizer.sgd(0.1), terms=(noted,), views=(view,) * num_views)
   stage = stage._replace(mix=mix if mixes else None)
-  (state, frozen), step = networks.begin(stage), jax.jit(make_train_step(stage))
+  (state, frozen), step = networks.init_stage(stage), jax.jit(make_train_step(stage))
   for at in steps:
     step(state._replace(step=jnp.int32(at)), frozen, networks.batch_of(0))
     jax.effects_barrier()
@@ -125,12 +127,12 @@ def test_a_method_that_needs_the_views_gets_them_at_once(multi_view):
   given = []
 
   def loss(student, teachers, context):
-    given.append([len(network.other_views) for network in (student, *teachers)])
+    given.append([len(network.view_outputs) for network in (student, *teachers)])
     return student.logits[:, 0]
 
   noted = Term("noted", 1.0, contract.stateless(loss, reads=("logits",), multi_view=multi_view))
   stage = make_stage("kd", views=(flipped, dimmed, flipped))._replace(terms=(noted,))
-  state, frozen = networks.begin(stage)
+  state, frozen = networks.init_stage(stage)
   jax.eval_shape(make_train_step(stage), state, frozen, networks.batch_of(0))
   assert given == ([[2, 2]] if multi_view else [[0, 0]] * 3)
 
@@ -138,9 +140,9 @@ def test_a_method_that_needs_the_views_gets_them_at_once(multi_view):
 def consistency(student, teachers, context):
   """A relation between the views of all examples."""
   del teachers
-  (other,) = student.other_views
-  everyone = contract.gather(other.pooled, context.axis_name)
-  return jnp.mean((student.pooled @ everyone.T) ** 2, axis=1)
+  (other,) = student.view_outputs
+  everyone = contract.gather(other.embedding, context.axis_name)
+  return jnp.mean((student.embedding @ everyone.T) ** 2, axis=1)
 
 
 # By name: a stage, and which of a batch have no label.
@@ -161,15 +163,15 @@ def trajectory(setting, num_devices):
   """The metrics of three steps, and what the learner is then."""
   stage, absent = SETTINGS[setting]
   devices = jax.local_devices()[:num_devices]
-  state, frozen = parallel.replicate(networks.begin(stage, dtype=np.float64), devices)
+  state, frozen = parallel.replicate(networks.init_stage(stage, dtype=np.float64), devices)
   step = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
   lines = []
   for i in range(3):
     batch = networks.batch_of(i, dtype=np.float64)
     batch.label[absent] = -1
-    state, metrics = step(state, frozen, parallel.split(batch, devices))
+    state, metrics = step(state, frozen, parallel.shard(batch, devices))
     lines.append(jax.device_get(metrics))
-  return lines, jax.device_get(learner_variables(state))
+  return lines, jax.device_get(student_variables(state))
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])

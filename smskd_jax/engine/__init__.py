@@ -1,0 +1,1 @@
+"""One run: plan, stages, evaluation and teacher cache."""

@@ -1,0 +1,178 @@
+"""What a stage's step costs and where its time goes: a trace, and a table beside what the machine can do.
+
+Steps are taken from the stage's first state and then thrown away: a profiled run trains as any other.
+"""
+
+from collections.abc import Callable, Iterable
+import itertools
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smskd_jax.engine.plan import StagePlan
+from smskd_jax.runtime import console, parallel, store
+from smskd_jax.training import stage as stage_lib
+from smskd_jax.types import Batch, Frozen, TrainState
+
+WARMUP_STEPS = 3  # steps before those that are traced
+MATRIX_SIZE = 2048  # of the matrices whose product shows what the devices can compute
+ARRAY_SIZE = 1 << 25  # that are read to show what their memory can give
+
+
+class HardwarePeaks(NamedTuple):
+  """What all devices together reach in a second, measured."""
+
+  flops: float  # of a product of large matrices in float32
+  bytes: float  # read from memory by sums over a large array
+
+
+class Profile(NamedTuple):
+  """A step, of all devices together, as XLA has compiled it."""
+
+  seconds: float  # a step
+  images: int  # a step
+  flops: float  # a step; by XLA's count, in which zeros of a convolution's padding cost nothing
+  bytes: float  # that its operations read and write; what stays in a cache is counted all the same
+  memory: int  # of a device: arguments, results and temporaries
+  peaks: HardwarePeaks
+
+
+def measure_peaks(devices: parallel.Devices, repeats: int = 5) -> HardwarePeaks:
+  """Measures what the devices can do."""
+  count = len(devices)
+  matrix, numbers = (
+    jnp.ones((count, MATRIX_SIZE, MATRIX_SIZE)),
+    jnp.ones((count, ARRAY_SIZE // MATRIX_SIZE // count, MATRIX_SIZE)),
+  )
+  scaled = parallel.compile_predict(lambda scale, x: scale * x, devices)
+  product = parallel.compile_predict(lambda scale, x: scale * (x @ x), devices)
+  total = parallel.compile_predict(lambda scale, x: scale * x.sum(0), devices)
+
+  def fastest(run, x):
+    x = scaled(1.0, x)  # lies on the devices now, as what a step reads
+    return min(_seconds(lambda: run(1.0, x)) for _ in range(repeats + 1))
+
+  return HardwarePeaks(
+    2 * count * MATRIX_SIZE**3 / fastest(product, matrix), numbers.nbytes / fastest(total, numbers)
+  )
+
+
+class Profiler:
+  """Looks at the stages of a run before they train; what the devices can do is measured once."""
+
+  def __init__(self, devices: parallel.Devices, folder: Path, steps: int):
+    """Takes where traces go and how many steps to trace of each stage; 0: none, and nothing is done at all."""
+    self._devices, self._folder, self._steps = devices, folder, steps
+    self._peaks: HardwarePeaks | None = None
+
+  def profile(self, plan: StagePlan, state: TrainState, frozen: Frozen, batches: Iterable[Batch]) -> None:
+    """Traces steps of a stage, writes FOLDER/STAGE/profile.json beside the trace and prints what it says.
+
+    Args:
+      plan: the stage.
+      state: its first state, on the devices.
+      frozen: what it reads.
+      batches: of the host, from its first step on.
+    """
+    if not self._steps:
+      return
+    frozen = parallel.replicate(frozen, self._devices)
+    self._peaks = self._peaks or measure_peaks(self._devices)
+    folder = self._folder / plan.name
+    found = profile_stage(plan, state, frozen, batches, self._devices, folder, self._steps, self._peaks)
+    console.log(f"{table({plan.name: found})}\n  trace: {folder}")
+
+
+def profile_stage(
+  plan: StagePlan,
+  state: TrainState,
+  frozen: Frozen,
+  batches: Iterable[Batch],
+  devices: parallel.Devices,
+  folder: Path,
+  steps: int,
+  peaks: HardwarePeaks,
+) -> Profile:
+  """Profiles the step of a stage.
+
+  Args:
+    plan: the stage.
+    state: its first state, on the devices; it is copied.
+    frozen: what it reads, on the devices.
+    batches: of the host, from its first step on.
+    devices: to train on.
+    folder: gets the trace, for TensorBoard or Perfetto, and profile.json.
+    steps: how many to trace, or as many as there are batches for.
+    ceilings: of these devices.
+  """
+  split = [parallel.shard_local(batch, devices) for batch in itertools.islice(batches, WARMUP_STEPS + steps)]
+  step: Any = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+  compiled = step.lower(state, frozen, split[0]).compile()
+  state = jax.tree.map(jnp.copy, state)
+
+  def run(some: Iterable[Batch]) -> None:
+    nonlocal state
+    for batch in some:
+      state, _ = compiled(state, frozen, batch)
+    jax.block_until_ready(state)
+
+  warm, traced = split[: len(split) - steps] or split[:1], split[-steps:]
+  run(warm)
+  with jax.profiler.trace(str(folder)):
+    seconds = _seconds(lambda: run(traced)) / len(traced)
+  found = _profile(compiled, seconds, plan.loop_config.batch_size, len(devices), peaks)
+  store.write_json(folder / "profile.json", found._asdict() | {"ceilings": found.peaks._asdict()})
+  return found
+
+
+def _profile(compiled: Any, seconds: float, images: int, count: int, ceilings: HardwarePeaks) -> Profile:
+  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  needed = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  moved = cost.get("bytes accessed", 0.0)
+  return Profile(seconds, images, count * cost["flops"], count * moved, needed, ceilings)
+
+
+def table(profiles: dict[str, Profile]) -> str:
+  """The profiles of stages by their names, for a console."""
+  header = (
+    "stage",
+    "ms a step",
+    "images/s",
+    "FLOPs",
+    "FLOP/s",
+    "of peak",
+    "bytes",
+    "bytes/s",
+    "of peak",
+    "memory",
+  )
+  rows = [
+    (
+      name,
+      f"{1e3 * of.seconds:.1f}",
+      f"{of.images / of.seconds:.0f}",
+      console.format_si(of.flops),
+      console.format_si(of.flops / of.seconds),
+      f"{of.flops / of.seconds / of.peaks.flops:.0%}",
+      console.format_si(of.bytes),
+      console.format_si(of.bytes / of.seconds),
+      f"{of.bytes / of.seconds / of.peaks.bytes:.0%}",
+      console.format_si(of.memory),
+    )
+    for name, of in profiles.items()
+  ]
+  return console.format_table(header, rows)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+  began = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - began

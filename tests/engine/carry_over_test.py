@@ -1,0 +1,151 @@
+"""Tests of stages that take over more than variables: they continue the previous stage, or its optimiser."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import runs
+from smskd_jax.config.schema import method, resolve, stage
+from smskd_jax.engine import experiment
+from smskd_jax.engine.plan import make_plans
+from smskd_jax.errors import UserError
+from smskd_jax.runtime import checkpoint
+from smskd_jax.training import carry_over, optimizer
+
+METHOD = method("fitnet", weight=0.1, warmup_epochs=3.0)
+SHARED = {"name": "multistep", "milestones": (0.25, 0.75), "total_epochs": 4}
+
+
+def config(*parts):
+  """The student's stages of so many epochs, on one schedule; each but the first continues the one before."""
+  base = runs.tiny()
+  teacher = base.stages[0]
+  stages, begin = [], 0
+  for epochs in parts:
+    stages.append(
+      stage(
+        "student",
+        teachers=("teacher",),
+        methods=(METHOD,),
+        epochs=epochs,
+        batch_size=128,
+        augment={"crop_flip": {"padding": 1, "flip": False}},
+        schedule=SHARED | {"start_epoch": begin},
+        carry_over="all" if begin else "variables",
+      )
+    )
+    begin += epochs
+  return runs.tiny(stages=(teacher, *stages), log_every_steps=1000)  # metrics once an epoch
+
+
+def run(workdir, *parts, store):
+  return experiment.run(config(*parts), workdir, store=store, cpu_devices=2)["stages"][1:]
+
+
+def lines(store, stages):
+  return [
+    json.loads(line)
+    for one in stages
+    for line in (store / one["key"] / "metrics.jsonl").read_text().splitlines()
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("carry_over")
+  return folder / "store", run(folder / "whole", 4, store=folder / "store"), folder
+
+
+def final(store, one):
+  return checkpoint.tree_digest(checkpoint.load_variables(store / one["key"] / "final"))
+
+
+@pytest.mark.parametrize("parts", [(2, 2), (1, 1, 2)])
+def test_a_stage_in_parts_is_the_whole_stage_bit_for_bit(whole, parts):
+  store, (of_whole,), folder = whole
+  of_parts = run(folder / f"parts_{parts}", *parts, store=store)
+  assert final(store, of_parts[-1]) == final(store, of_whole)
+  losses = [
+    [line["train/loss"] for line in lines(store, stages) if "train/loss" in line]
+    for stages in (of_parts, [of_whole])
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
+  last = of_parts[-1]["metrics"]["last"]
+  assert last["test/accuracy"] == of_whole["metrics"]["last"]["test/accuracy"]
+  assert last["epoch"] == of_parts[-1]["epochs"] == parts[-1], "epochs are the stage's own"
+
+
+def test_the_first_part_is_shared(whole):
+  keys = {
+    parts: [plan.key for plan in make_plans(resolve(config(*parts)), experiment.data.load("digits"))]
+    for parts in ((2, 2), (2, 1, 1))
+  }
+  assert keys[2, 2][:2] == keys[2, 1, 1][:2] and keys[2, 2][2] != keys[2, 1, 1][2]
+
+
+def grown(how, name="sgd", **options):
+  """The optimiser's states of a stage's end and of the next one's beginning, which has another method."""
+  # The network has a module of the name under which the methods' parameters are.
+  params = {"student": {"methods": {"w": jnp.ones(3)}}, "methods": ({"r": jnp.ones(2)},)}
+  of = optimizer.make(name, optax.constant_schedule(0.1), **options)
+  _, ended = of.update(jax.tree.map(jnp.ones_like, params), of.init(params), params)
+  fresh = of.init({"student": params["student"], "methods": ()} if how == "optimizer" else params)
+  return ended, fresh, carry_over._merge(fresh, carry_over.flatten_opt_state(ended), everything=how == "all")
+
+
+def count(state, kind):
+  found = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
+  return [int(x.count) for x in found]
+
+
+@pytest.mark.parametrize(("name", "options"), [("sgd", {}), ("adam", {}), ("sgd", {"clip_norm": 1.0})])
+def test_momentum_is_carried_and_the_schedule_begins_anew(name, options):
+  ended, _, merged = grown("optimizer", name, **options)
+  saved = carry_over.flatten_opt_state(ended)
+  for path, leaf in carry_over.flatten_opt_state(merged).items():
+    if "student" in path:
+      np.testing.assert_array_equal(leaf, saved[path], err_msg=path)
+      assert np.any(leaf)
+  assert count(merged, optax.ScaleByScheduleState) == [0]
+  assert count(merged, optax.ScaleByAdamState) == ([1] if name == "adam" else [])
+
+
+def test_a_stage_that_continues_takes_everything():
+  ended, _, merged = grown("all")
+  jax.tree.map(np.testing.assert_array_equal, ended, merged)
+
+
+BEFORE = {"epochs": 3, "schedule": SHARED}
+AFTER = {"epochs": 1, "schedule": SHARED | {"start_epoch": 3}, "methods": (METHOD,)}
+ALL = AFTER | {"carry_over": "all"}
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "message"),
+  [
+    (BEFORE, AFTER | {"epochs": 2}, r"stages\[2\].schedule: total_epochs: 4, but the stage has the epochs 3 to 5"),
+    (BEFORE, AFTER | {"schedule": SHARED | {"start_epoch": 2}}, r"start_epoch: 2, but the stages .* end at epoch 3"),
+    (BEFORE, AFTER | {"schedule": {"name": "multistep"}}, "'student' use 3 of the 4 epochs"),
+    (BEFORE, {"network": "other"}, "'student' use 3 of the 4 epochs of their shared schedule"),
+    (BEFORE, AFTER | {"init": "scratch"}, "'student' use 3 of the 4 epochs"),
+    (BEFORE, AFTER | {"optimizer": {"learning_rate": 0.1}}, "learning_rate is 0.1, and 0.05 in the stage before"),
+    ({"schedule": {"start_epoch": 1, "total_epochs": 2}}, AFTER, "start_epoch: 1, but the stages .* at epoch 0"),
+    (BEFORE, AFTER | {"carry_over": "momentum"}, "unknown 'momentum'"),
+    (BEFORE | {"carry_over": "optimizer"}, AFTER, "'optimizer', but the stage starts anew"),
+    (BEFORE | {"ema_decay": 0.9}, ALL, "ema_decay is 0.9"),
+    (BEFORE | {"optimizer": {"clip_norm": 1.0}}, ALL, "optimizer.clip_norm is 0.0, and 1.0 in the stage before"),
+    (BEFORE, ALL | {"optimizer": {"momentum": 0.5}}, "optimizer.momentum is 0.5, and 0.9 in the stage before"),
+    (BEFORE, ALL | {"task_weight": 0.5}, "task_weight is 0.5, and 1.0 in the stage before; make them equal"),
+    (BEFORE, ALL | {"reference": {"stage": "previous"}}, "but the stage has a reference"),
+  ],
+)  # fmt: skip
+def test_schedules_and_states_that_do_not_fit_are_refused(before, after, message):
+  networks = runs.tiny().networks.to_dict() | {"other": runs.tiny().networks.student.to_dict()}
+  first = stage("student", **{"teachers": ("teacher",), "methods": (METHOD,)} | before)
+  second = stage(**{"network": "student", "teachers": ("teacher",)} | after)
+  with pytest.raises(UserError, match=message):
+    resolve(runs.tiny(networks=networks, stages=(stage("teacher"), first, second)))

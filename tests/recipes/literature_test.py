@@ -1,0 +1,64 @@
+"""Tests of recipes/literature.py and its table."""
+
+import csv
+
+import pytest
+
+from smskd_jax.errors import UserError
+from smskd_jax.losses import METHODS
+from smskd_jax.models import NETWORKS
+from smskd_jax.recipes import literature
+
+
+def rows():
+  with literature.RECIPES_PATH.open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def test_the_table_has_every_method_for_stages_of_one_view_and_a_source_for_each_row():
+  of_plugins = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
+  of_one_view = {name for name, make in METHODS.items() if make().min_views == 1}
+  assert {of_plugins.get(name, name) for name in literature.recipe_names()} == of_one_view
+  assert all(row["source"] and None not in row for row in rows())
+  pairs = [(row["recipe"], row["teacher"], row["student"]) for row in rows()]
+  assert len(set(pairs)) == len(pairs)
+  assert all((name, "", "") in pairs for name in literature.recipe_names())
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: "-".join(filter(None, list(row.values())[:3])))
+def test_every_row_fits_its_method(row):
+  found = literature.published_recipe(row["recipe"], row["teacher"], row["student"])
+  assert found.term.weight == float(row["weight"]) and found.source == row["source"]
+
+
+def test_pairs_are_of_networks_by_their_names():
+  """A row of another spelling would never be found, and the one for all pairs taken in its place."""
+  own = {name for row in rows() for name in (row["teacher"], row["student"]) if name}
+  assert own | {name for pair in literature.published_accuracies() for name in pair} <= set(NETWORKS)
+  assert literature.published_recipe("dkd", "vgg13", "MobileNetV2").term.beta == 6.0
+
+
+def test_accuracies_are_those_of_the_paper_s_tables():
+  found = literature.published_accuracies()
+  assert len(found) == 13 and all(
+    set(row) - {"nokd"} <= set(literature.recipe_names()) for row in found.values()
+  )
+  assert found["resnet56", "resnet20"]["nokd"] == 69.06 and found["resnet56", "resnet20"]["kd"] == 70.66
+  assert found["wrn_40_2", "ShuffleV1"]["crd"] == 76.05 and found["vgg13", "MobileNetV2"]["nst"] == 58.16
+
+
+def test_small_networks_of_other_kinds_learn_slowly():
+  assert [literature.learning_rate(name) for name in ("resnet20", "MobileNetV2", "ShuffleV2")] == [
+    0.05,
+    0.01,
+    0.01,
+  ]
+
+
+def test_a_pair_without_a_row_has_that_of_all_pairs():
+  assert literature.published_recipe("kd", "mine", "yours") == literature.published_recipe("kd")
+
+
+def test_unknown_names_are_refused():
+  with pytest.raises(UserError, match="argument stages: unknown 'fitnt'; did you mean 'fitnet'"):
+    literature.published_recipe("fitnt", field="argument stages")
