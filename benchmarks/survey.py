@@ -283,7 +283,7 @@ def main():
     if not failures:
       failures = run_all(student_runs(args), args, write)
   except Interrupted as stop:
-    sys.exit(f"{stop}; the same command goes on from there")
+    sys.exit(f"{stop}; the same command continues from there")
   write(failures)
   if failures:
     sys.exit("\n".join(f"{name}: {error}" for name, error in failures.items()))

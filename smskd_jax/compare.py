@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 from smskd_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Prints the comparison that the command line asks for; returns the exit status."""
-  parser = command_line.parser("compare", __doc__)
+  parser = cli.make_parser("compare", __doc__)
   parser.add_argument("one", type=Path, help="the folder of a finished run, or of a study")
   parser.add_argument(
     "other", type=Path, help="a folder of the same kind; differences are this one less the first"
   )
-  return command_line.run(parser, arguments, lambda flags: run(flags.one, flags.other).removesuffix("\n"))
+  return cli.run(parser, arguments, lambda flags: run(flags.one, flags.other).removesuffix("\n"))
 
 
 def run(one: Path, other: Path) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 from smskd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Evaluates what the command line names; returns the exit status."""
-  parser = command_line.parser("evaluate", __doc__)
+  parser = cli.make_parser("evaluate", __doc__)
   parser.add_argument("path", type=Path, help="the trained network")
   parser.add_argument(
     "--data", required=True, help="a source, as data.source of a config: cifar100, npz:FILE"
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--teacher_network", help="as --network, of the teacher")
   parser.add_argument("--batch_size", type=int, default=512, help="of all devices; default: 512")
   parser.add_argument("--json", type=Path, help="a file for the same numbers")
-  return command_line.run(parser, arguments, _run)
+  return cli.run(parser, arguments, _run)
 
 
 def _run(flags: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 from smskd_jax.errors import UserError, unknown_name_error
 
 # Format -> ending of its file.
@@ -31,13 +31,13 @@ FORMATS = {"safetensors": "safetensors", "stablehlo": "stablehlo", "onnx": "onnx
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Exports what the command line names; returns the exit status."""
-  parser = command_line.parser("export", __doc__)
+  parser = cli.make_parser("export", __doc__)
   parser.add_argument("workdir", type=Path, help="the folder of a finished run")
   parser.add_argument("--network", default="student", help="its name in the run's config; default: student")
   parser.add_argument("--format", required=True, help=f"one or more of {', '.join(FORMATS)}, with commas")
   parser.add_argument("--out", type=Path, help="the folder to write to; default: WORKDIR/export")
   parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-  return command_line.run(parser, arguments, _run)
+  return cli.run(parser, arguments, _run)
 
 
 def _run(flags: argparse.Namespace) -> str:

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 from smskd_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Imports the file that the command line names; returns the exit status."""
-  parser = command_line.parser("import_torch", __doc__)
+  parser = cli.make_parser("import_torch", __doc__)
   parser.add_argument("file", nargs="?", type=Path, help="the checkpoint")
   parser.add_argument(
     "--network", help="its architecture, a name of --list, perhaps with options: resnet20:width=0.5"
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--mean", help="of its images in training: one value for each channel, or one for all")
   parser.add_argument("--std", help="likewise, the deviation")
   parser.add_argument("--list", action="store_true", help="list the networks and stop")
-  return command_line.run(parser, arguments, _run)
+  return cli.run(parser, arguments, _run)
 
 
 def _run(flags: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 
 if TYPE_CHECKING:
   from smskd_jax.analysis.page import Part, Section
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Makes the page that the command line asks for; returns the exit status."""
-  parser = command_line.parser("report", __doc__)
+  parser = cli.make_parser("report", __doc__)
   parser.add_argument("workdir", nargs="+", type=Path, help="the folder of a finished run, or of a study")
   parser.add_argument("--out", type=Path, help="the folder to write to; default: the first workdir")
   parser.add_argument(
     "--embedding", choices=("pca", "tsne"), default="pca", help="how the pictures of embeddings are made"
   )
-  return command_line.run(parser, arguments, _run)
+  return cli.run(parser, arguments, _run)
 
 
 def _run(flags: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from smskd_jax import arguments as command_line
+from smskd_jax import cli
 from smskd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Does what the command line asks for; returns the exit status."""
-  parser = command_line.parser("store", __doc__)
+  parser = cli.make_parser("store", __doc__)
   parser.add_argument("store", type=Path, help="the folder of the store, as WORKDIR/store")
   parser.add_argument("--verify", action="store_true", help="read every file and compare its digest")
   parser.add_argument("--remove", default="", metavar="KEY,KEY", help="remove these stages")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--force", action="store_true", help="remove stages although others were built on them")
   parser.add_argument("--dry_run", action="store_true", help="name what would be removed, and remove nothing")
-  return command_line.run(parser, arguments, _run)
+  return cli.run(parser, arguments, _run)
 
 
 def _run(flags: argparse.Namespace) -> str:

@@ -1,62 +1,69 @@
-"""Runs a study: variants of an experiment times seeds, every stage trained once, and a table of what differs.
+"""Runs a study: variants of an experiment times seeds, every shared stage trained once, and a report.
 
   python -m smskd_jax.study --config=configs/studies/table3.py --workdir=runs/table3
 
-Variants share their teachers and every common beginning of their stages. The same command goes on where it was stopped;
-seeds may be added. --dry_run prints the tree of stages, what of it is in the store, and how long the rest will take.
-WORKDIR/report.md has the table.
+Variants share their teachers and every common sequence of first stages. The same command continues an interrupted
+study; seeds may be added. --dry_run prints the graph of stages, which of them are in the store, and the time that the
+others are estimated to take. The table is in WORKDIR/report.md.
 """
 
+import argparse
+from collections.abc import Sequence
 import sys
 
-from absl import flags
-
-from smskd_jax import command
+from smskd_jax import cli
 from smskd_jax.errors import UserError
 
-_JOBS = flags.DEFINE_integer(
-  "jobs", 1, "How many runs at once, each on its share of the cores.", lower_bound=1
-)
-_PARALLEL_SEEDS = flags.DEFINE_integer(
-  "parallel_seeds",
-  1,
-  "How many seeds of a variant to train at once, one on each core or device.",
-  lower_bound=1,
-)
-_RAY = flags.DEFINE_string(
-  "ray",
-  "",
-  "Spread the runs over a Ray cluster: 'local', one started on this machine; 'auto' or HOST:PORT, one that this "
-  "machine is a node of. --jobs is then how many at once on a node.",
-)
-_UNIT = flags.DEFINE_string(
-  "unit", "", "VARIANT:SEED, VARIANT:SEED,SEED, a number or teachers: run that unit, and write no report."
-)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the study of a command line; returns the exit status."""
+  parser = cli.make_parser("study", __doc__)
+  cli.add_training_flags(parser)
+  parser.add_argument(
+    "--jobs", type=cli.integer(1), default=1, help="runs at once, each on its share of the cores (default: 1)"
+  )
+  parser.add_argument(
+    "--parallel_seeds",
+    type=cli.integer(1),
+    default=1,
+    help="seeds of a variant that are trained at once, one on each core or device (default: 1)",
+  )
+  parser.add_argument(
+    "--ray",
+    default="",
+    help="spread the runs over a Ray cluster: local, started on this machine; auto or HOST:PORT, a running cluster "
+    "that this machine is a node of. --jobs is then the number of runs at once on each node",
+  )
+  parser.add_argument(
+    "--unit",
+    default="",
+    help="run one unit and write no report: VARIANT:SEED, VARIANT:SEED,SEED, a number, or teachers",
+  )
+  return cli.run_with_config(parser, arguments, _run)
 
 
-def run() -> int:
-  """Runs the study that the flags describe; returns the exit status."""
-  from smskd_jax.studies import runner  # after the flags: --help need not wait for JAX
+def _run(flags: argparse.Namespace) -> int:
+  from smskd_jax.studies import runner  # after the flags: --help must not import JAX
 
-  config, workdir = command.CONFIG.value, str(command.WORKDIR.value)
-  store, cpu_devices = command.STORE.value, command.CPU_DEVICES.value
-  if _UNIT.value and _RAY.value:
+  if flags.unit and flags.ray:
     raise UserError(
-      f"--ray: {_RAY.value!r} runs all units of a study, --unit={_UNIT.value} one; leave one of them out"
+      f"--ray: {flags.ray!r} runs all units of a study, --unit={flags.unit} one; leave one of the two flags out"
     )
-  if _UNIT.value and not command.DRY_RUN.value:
-    failures = runner.run_unit(config, workdir, _UNIT.value, store=store, cpu_devices=cpu_devices)
+  if flags.unit and not flags.dry_run:
+    failures = runner.run_unit(
+      flags.config, flags.workdir, flags.unit, store=flags.store, cpu_devices=flags.cpu_devices
+    )
   else:
     failures = runner.run(
-      config,
-      workdir,
-      store=store,
-      cpu_devices=cpu_devices,
-      dry_run=command.DRY_RUN.value,
-      jobs=_JOBS.value,
-      parallel_seeds=_PARALLEL_SEEDS.value,
-      ray=_RAY.value,
-      command=[sys.executable, "-m", "smskd_jax.study", *sys.argv[1:]],
+      flags.config,
+      flags.workdir,
+      store=flags.store,
+      cpu_devices=flags.cpu_devices,
+      dry_run=flags.dry_run,
+      jobs=flags.jobs,
+      parallel_seeds=flags.parallel_seeds,
+      ray=flags.ray,
+      command=[sys.executable, "-m", "smskd_jax.study", *flags.arguments],
     )
   for unit, error in failures.items():
     print(f"error: {unit}: {error}", file=sys.stderr)
@@ -64,4 +71,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-  command.start(__doc__, run)
+  sys.exit(main())

@@ -146,7 +146,7 @@ def attempt(name, workdir, capsys):
   made, refused = None, ""
   try:
     made = COMMANDS[name](workdir)
-  except UserError as error:  # as `command.main` does
+  except UserError as error:  # as `cli.exit_status` does
     refused = f"error: {error}\n"
   out, err = capsys.readouterr()
   return made, out, err + refused

@@ -29,9 +29,6 @@ MAY_IMPORT = {
   "studies": f"{PURE} runtime training config exchange engine analysis",
   "recipes": "errors losses config",
   "cli": "errors runtime config",
-  "arguments": "errors entry_point",
-  "entry_point": "errors runtime",
-  "command": "errors runtime config entry_point",
 }
 COMMANDS = "main study report compare evaluate export import_torch store __init__"  # may import everything
 

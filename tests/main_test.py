@@ -110,7 +110,7 @@ def test_sigterm_saves_first(uninterrupted, tmp_path):
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=60)
   assert process.returncode == 128 + signal.SIGTERM
-  assert "stopped at step" in err and "the same command goes on from there" in err
+  assert "stopped at step" in err and "the same command continues from there" in err
   assert any(tmp_path.glob("store/*/checkpoints/*"))
   status, out, err = runs.main(tmp_path, *runs.SMOKE)
   assert status == 0, err

@@ -120,7 +120,7 @@ def sigterm(workdir, who):
   started[who].send_signal(signal.SIGTERM)
   ends = runs.end(started, timeout=90)
   assert [status for status, _, _ in ends] == [143, 143], ends
-  assert "the same command goes on from there" in ends[0][2] and not (workdir / "result.json").exists()
+  assert "the same command continues from there" in ends[0][2] and not (workdir / "result.json").exists()
 
 
 def kill(workdir, who):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import runs
-from smskd_jax import entry_point
+from smskd_jax import cli
 from smskd_jax.config.schema import stage
 from smskd_jax.engine import experiment
 from smskd_jax.runtime import resource_errors, writer
@@ -51,7 +51,7 @@ SAID_BY_TENSORSTORE = ValueError("RESOURCE_EXHAUSTED: Error writing [OS error 28
 def test_what_is_lacking_is_one_line(tmp_path, error, words):
   line = resource_errors.explain(error, {"--workdir": tmp_path / "new", "--store": None})
   assert words.format(tmp_path / "new") in line and "\n" not in line
-  assert line.endswith("and the same command goes on from there")
+  assert line.endswith("and the same command continues from there")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "x", "y"), KeyError(28)])
@@ -75,7 +75,7 @@ def test_a_disk_that_is_full_in_mid_training_is_one_line(tmp_path, monkeypatch, 
 
   with monkeypatch.context() as patched:
     patched.setattr(writer.MetricsWriter, "write", write)
-    assert entry_point.run(program, lambda: {"--workdir": tmp_path / "run"}) == 1
+    assert cli.exit_status(program, lambda: {"--workdir": tmp_path / "run"}) == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith(f"error: --workdir: {tmp_path / 'run'} is full")
   assert "stage 'teacher': the last checkpoint is of step" in line
@@ -160,7 +160,7 @@ def test_a_full_disk(small_disk, tmp_path, smoke, place, moment):
   else:
     assert process.returncode == 1 and len(lines) == 1, err
     assert f"{small_disk}" in lines[0] and "is full" in lines[0]
-    assert "the same command goes on from there" in lines[0]
+    assert "the same command continues from there" in lines[0]
   (small_disk / "ballast").unlink()
   status, _, err = runs.main(workdir, f"--store={store}", *runs.SMOKE)
   assert status == 0, err

@@ -27,9 +27,10 @@ def check(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Device
     needed = needed_bytes(plan, dataset, len(devices))
     if sum(needed.values()) > free:
       parts = ", ".join(f"{console.format_si(size)}B for {what}" for what, size in needed.items() if size)
+      total = console.format_si(sum(needed.values()))
       raise UserError(
-        f"config.stages[{plan.stage_index}] ({plan.name}): needs {console.format_si(sum(needed.values()))}B of memory "
-        f"on a device or more ({parts}), but {console.format_si(free)}B are free; use smaller networks, images or batches"
+        f"config.stages[{plan.stage_index}] ({plan.name}): needs {total}B of memory on a device or more ({parts}), but "
+        f"{console.format_si(free)}B are free; use smaller networks, images or batches"
       )
 
 

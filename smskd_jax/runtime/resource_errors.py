@@ -47,7 +47,7 @@ def explain(error: BaseException, folders: Mapping[str, str | Path | None]) -> s
     return None
   notes = [note for one in errors for note in getattr(one, "__notes__", ()) if note.startswith("stage ")]
   return (
-    f"{lack}; {''.join(f'{note}; ' for note in notes[:1])}{remedy}, and the same command goes on from there"
+    f"{lack}; {''.join(f'{note}; ' for note in notes[:1])}{remedy}, and the same command continues from there"
   )
 
 

@@ -173,7 +173,7 @@ def test_asked_to_stop_all_units_save_and_the_same_command_goes_on(
   wait_for(lambda: num_checkpointed_at_least(tmp_path, 2), driver)
   driver.send_signal(signum)
   out, err = driver.communicate(timeout=WAIT)
-  assert driver.returncode == status and err == "stopped; the same command goes on from there\n"
+  assert driver.returncode == status and err == "stopped; the same command continues from there\n"
   assert not unit_processes(tmp_path)
   logs = [path.read_text() for path in tmp_path.glob("*/seed*/log.txt")]
   assert len(logs) == 2 and all("the last checkpoint is of step" in log for log in logs)
