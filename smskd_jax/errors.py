@@ -1,8 +1,11 @@
-"""Mistakes of the user, which end in one clear line instead of a traceback. Imports nothing of ours."""
+"""User errors, reported in one line instead of a traceback, and checks of options. Imports nothing of ours."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 import difflib
+import math
+import numbers
 import sys
+from typing import Any
 
 _MAX_LIST_LENGTH = 160  # characters of a list of known names
 
@@ -63,3 +66,66 @@ def join_names(known: Iterable[object]) -> str:
   if len(text) <= _MAX_LIST_LENGTH:
     return text
   return f"{text[:_MAX_LIST_LENGTH].rpartition(', ')[0]}, ... {len(names)} in all"
+
+
+def check_positive(owner: str = "", /, **values: float) -> None:
+  """Raises ValueError unless every value is a finite number above zero; `owner` begins the message."""
+  _check_each(owner, values, lambda x: _is_finite(x) and x > 0, "a positive number")
+
+
+def check_non_negative(owner: str = "", /, **values: float) -> None:
+  """Raises ValueError unless every value is a finite number of zero or more."""
+  _check_each(owner, values, lambda x: _is_finite(x) and x >= 0, "a number >= 0")
+
+
+def check_unit_interval(owner: str = "", /, **values: float) -> None:
+  """Raises ValueError unless every value is a number from 0 to 1."""
+  _check_each(owner, values, lambda x: _is_finite(x) and 0 <= x <= 1, "a number from 0 to 1")
+
+
+def check_decay(owner: str = "", /, **values: float) -> None:
+  """Raises ValueError unless every value is a number from 0 to below 1, as decay rates and momentum are."""
+  _check_each(owner, values, lambda x: _is_finite(x) and 0 <= x < 1, "a number from 0 to below 1")
+
+
+def check_integer(owner: str = "", /, **values: int) -> None:
+  """Raises ValueError unless every value is an integer."""
+  _check_each(owner, values, _is_integer, "an integer")
+
+
+def check_positive_integer(owner: str = "", /, **values: int) -> None:
+  """Raises ValueError unless every value is an integer above zero."""
+  _check_each(owner, values, lambda x: _is_integer(x) and x > 0, "a positive integer")
+
+
+def check_non_negative_integer(owner: str = "", /, **values: int) -> None:
+  """Raises ValueError unless every value is an integer of zero or more."""
+  _check_each(owner, values, lambda x: _is_integer(x) and x >= 0, "an integer >= 0")
+
+
+def check_boolean(owner: str = "", /, **values: bool) -> None:
+  """Raises ValueError unless every value is True or False."""
+  _check_each(owner, values, lambda x: isinstance(x, bool), "True or False")
+
+
+def check_choice(owner: str, choices: Iterable[object], /, **values: object) -> None:
+  """Raises ValueError unless every value is one of the choices."""
+  choices = tuple(choices)
+  _check_each(owner, values, lambda x: x in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def _check_each(
+  owner: str, values: Mapping[str, Any], is_valid: Callable[[Any], bool], expected: str
+) -> None:
+  for name, value in values.items():
+    if not is_valid(value):
+      prefix = f"{owner}: " if owner else ""
+      raise ValueError(f"{prefix}{name} must be {expected}, got {value!r}")
+
+
+def _is_finite(value: object) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
