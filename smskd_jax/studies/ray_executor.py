@@ -1,6 +1,6 @@
-"""Runs of a study on a Ray cluster: Ray places them, and begins those again whose node or worker was lost.
+"""Driver side of studies on a Ray cluster: Ray assigns units to nodes and restarts those whose node or worker is lost.
 
-The one file that imports Ray. What becomes of a unit on its node is in `node.py`.
+The only module that imports Ray. `ray_worker.py` runs on the nodes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,38 +18,42 @@ from typing import Any, TypeVar
 import uuid
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import console, parallel, signals, workdir
+from smskd_jax.runtime import parallel, signals, workdir
+from smskd_jax.runtime.console import format_duration, log
 from smskd_jax.studies import ray_worker
+from smskd_jax.studies.ray_worker import NodeSpec, UnitTask
 
 T = TypeVar("T")
+Node = Mapping[str, Any]  # as ray.nodes() describes it
 LOCAL, AUTO = "local", "auto"
 ADDRESS_PATTERN = r"[^:/\s]+:\d+"
 MAX_RETRIES = 5  # of a unit that was lost with its worker, or stopped by somebody else
-CONNECT_TIMEOUT = 5  # seconds for the cluster to take a connection
-CHECK_TIMEOUT = 120  # seconds for a node to say whether it can run units
-FORWARDED_PREFIXES = ("PYTHONPATH", "JAX_", "XLA_")  # variables that begin so are the units' too
+CONNECT_TIMEOUT = 5  # seconds
+CHECK_TIMEOUT = 120  # seconds, for the check of a node
+OBJECT_STORE_BYTES = 10**8  # of a local cluster; units exchange files, not objects
+FORWARDED_PREFIXES = ("PYTHONPATH", "JAX_", "XLA_")  # of the environment variables that units inherit
 
 
 def check_address(address: str) -> None:
-  """Refuses what names no cluster."""
+  """Raises UserError if a value of --ray names no cluster."""
   if address not in (LOCAL, AUTO) and not re.fullmatch(ADDRESS_PATTERN, address):
     raise UserError(f"--ray: {address!r} is none of 'local', 'auto' and HOST:PORT, as in 10.0.0.1:6379")
 
 
 @contextlib.contextmanager
 def connect(address: str, jobs: int) -> Iterator[None]:
-  """Starts a cluster on this machine, or joins one. Before JAX's first use, whose threads no fork survives.
+  """Starts a cluster on this machine or joins one. Must precede the first use of JAX, whose threads no fork survives.
 
   Args:
-    how: 'local'; 'auto', the cluster that RAY_ADDRESS names or that this machine is a node of; or HOST:PORT.
-    jobs: how many units at once on a node.
+    address: 'local'; 'auto', the cluster of RAY_ADDRESS or the one that this machine is a node of; or HOST:PORT.
+    jobs: number of simultaneous units on a node.
 
   Raises:
-    UserError: Ray is not installed, there is no cluster, or its nodes are too small.
+    UserError: Ray is not installed, no cluster runs, or its nodes are too small.
   """
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
   if address != LOCAL:
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # or it would try for a quarter of an hour
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # the default retries for a quarter of an hour
   try:
     import ray
   except ImportError as error:
@@ -58,34 +62,35 @@ def connect(address: str, jobs: int) -> Iterator[None]:
     ) from error
   try:
     _init_ray(ray, address)
-    unit_resources([of["Resources"] for of in _alive_nodes().values()], jobs)
+    unit_resources([node["Resources"] for node in _alive_nodes().values()], jobs)
     yield
   finally:
     ray.shutdown()
 
 
 def _init_ray(ray: Any, address: str) -> None:
-  where: dict[str, Any] = {"address": address}
+  options: dict[str, Any] = {"address": address}
   if address == LOCAL:
-    where |= {"num_cpus": parallel.num_cpus(), "include_dashboard": False, "object_store_memory": 10**8}
+    options |= {"num_cpus": parallel.num_cpus(), "include_dashboard": False}
+    options["object_store_memory"] = OBJECT_STORE_BYTES
   handler = signal.getsignal(signal.SIGTERM)
   try:
     if address != LOCAL:
-      where["address"] = _resolve_address(address)
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+      options["address"] = _resolve_address(address)
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
   except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-    told = " ".join(str(error).split())[:300]
+    message = " ".join(str(error).split())[:300]
     raise UserError(
-      f"--ray: {address!r}: {told}; start a cluster by `ray start --head`, make this machine a node of one by "
+      f"--ray: {address!r}: {message}; start a cluster by `ray start --head`, make this machine a node of one by "
       "`ray start --address=HOST:PORT`, or use 'local'"
     ) from error
   finally:
     if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
+      signal.signal(signal.SIGTERM, handler)  # ray.init replaces the handler
 
 
 def _resolve_address(address: str) -> str:
-  """The address of a cluster. Ray itself would take minutes to notice that nobody is there."""
+  """Address of a cluster that accepts connections. Ray itself would take minutes to notice that none does."""
   address = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
   if address == AUTO:
     return address
@@ -95,59 +100,63 @@ def _resolve_address(address: str) -> str:
   try:
     socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
   except (OSError, OverflowError) as error:
-    raise ConnectionError(f"nothing answers at {address} ({error})") from error
+    raise ConnectionError(f"no cluster at {address} ({error})") from error
   return address
 
 
 @contextlib.contextmanager
-def prepare_nodes(
-  command: Sequence[str], folders: Mapping[str, Path], jobs: int
-) -> Iterator[ray_worker.NodeSpec]:
-  """Looks whether all nodes can run units of a study.
+def prepare_nodes(command: Sequence[str], folders: Mapping[str, Path], jobs: int) -> Iterator[NodeSpec]:
+  """Checks that all nodes can run units of a study.
 
   Args:
-    command: what starts the study, Python first.
-    folders: those that all nodes must see, by the flags that name them.
-    jobs: how many units at once on a node.
+    command: command line that starts the study, Python first.
+    folders: folders that all nodes must mount, by the flags that name them.
+    jobs: number of simultaneous units on a node.
+
+  Yields:
+    The requirements of the study, while its folders are locked.
 
   Raises:
-    UserError: names a node and what it lacks.
+    UserError: names a node and the missing requirement.
   """
   nodes = _alive_nodes()
-  cpus, gpus = unit_resources([of["Resources"] for of in nodes.values()], jobs)
-  has = lambda key, what: nodes[key]["Resources"].get(what, 0)
-  able = {key: nodes[key] for key in nodes if has(key, "CPU") >= cpus and has(key, "GPU") >= gpus}
-  with contextlib.ExitStack() as held:
-    asked = ray_worker.NodeSpec(
+  cpus, gpus = unit_resources([node["Resources"] for node in nodes.values()], jobs)
+  usable = {
+    key: node
+    for key, node in nodes.items()
+    if node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
+  }
+  with contextlib.ExitStack() as locks:
+    spec = NodeSpec(
       arguments=(*command[1:], "--ray="),
       folder=os.getcwd(),
-      environment=tuple(of for of in os.environ.items() if of[0].startswith(FORWARDED_PREFIXES)),
-      lock_files=tuple((flag, _lock_marker(folder, held)) for flag, folder in folders.items()),
+      environment=tuple(item for item in os.environ.items() if item[0].startswith(FORWARDED_PREFIXES)),
+      lock_files=tuple((flag, _lock_marker(folder, locks)) for flag, folder in folders.items()),
       fingerprint=json.dumps(workdir.environment_fingerprint()),
       cpus=cpus,
       gpus=gpus,
     )
-    _check_nodes(able, asked)
-    console.log(f"Ray cluster: nodes: {len(able)}; a unit's CPUs: {cpus}, GPUs: {gpus}; its words: log.txt")
-    yield asked
+    _check_nodes(usable, spec)
+    log(f"Ray cluster: nodes: {len(usable)}; a unit's CPUs: {cpus}, GPUs: {gpus}; output of units: log.txt")
+    yield spec
 
 
 def unit_resources(nodes: Sequence[Mapping[str, float]], jobs: int) -> tuple[int, int]:
-  """The CPUs and GPUs of a unit: a GPU with its share of the CPUs, or of the smallest node's CPUs as `jobs` says.
+  """CPUs and GPUs of a unit: one GPU with its part of the node's CPUs, or the smallest node's CPUs over `jobs`.
 
   Args:
-    nodes: what each has, as Ray names it.
-    jobs: how many units at once on a node.
+    nodes: resources of each node, as Ray names them.
+    jobs: number of simultaneous units on a node.
 
   Raises:
-    UserError: the nodes have not so much.
+    UserError: the nodes have too few.
   """
-  with_gpus = [of for of in nodes if of.get("GPU", 0) >= 1]
-  if with_gpus and jobs > 1:
+  gpu_nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+  if gpu_nodes and jobs > 1:
     raise UserError(f"--jobs: {jobs}, but this cluster has GPUs, and each of them runs a unit; leave it out")
-  if with_gpus:
-    return int(min(of.get("CPU", 0) // of["GPU"] for of in with_gpus)), 1
-  smallest = int(min((of["CPU"] for of in nodes if of.get("CPU", 0) >= 1), default=0))
+  if gpu_nodes:
+    return int(min(node.get("CPU", 0) // node["GPU"] for node in gpu_nodes)), 1
+  smallest = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=0))
   if not smallest:
     raise UserError("--ray: no node of this cluster has CPUs; add one by `ray start --address=HOST:PORT`")
   if jobs > smallest:
@@ -155,28 +164,30 @@ def unit_resources(nodes: Sequence[Mapping[str, float]], jobs: int) -> tuple[int
   return smallest // jobs, 0
 
 
-def run_units(
-  spec: ray_worker.NodeSpec, tasks: Mapping[T, ray_worker.UnitTask]
-) -> Iterator[tuple[T, str | None]]:
-  """Runs units; yields each with what went wrong, as they end.
+def run_units(spec: NodeSpec, tasks: Mapping[T, UnitTask]) -> Iterator[tuple[T, str | None]]:
+  """Runs units on the cluster; yields (unit, error message or None) in the order in which they end.
 
-  Asked to stop, it asks the units to stop, which save their state, and waits for them.
+  On SIGTERM and Ctrl-C all units get SIGTERM, so that they save their state, and are waited for.
 
   Args:
-    asked: as `ready` gives it.
-    tasks: by unit.
+    spec: of `prepare_nodes`.
+    tasks: tasks by unit.
 
   Raises:
-    Interrupted: SIGTERM or Ctrl-C came.
+    Interrupted: SIGTERM or Ctrl-C.
   """
   import ray
 
-  need = {"num_cpus": spec.cpus, "num_gpus": spec.gpus, "scheduling_strategy": "SPREAD"}
-  again = {"max_retries": MAX_RETRIES, "retry_exceptions": [ray_worker.UnitStopped]}
-  attend = ray.remote(ray_worker.run_unit).options(**need, **again)
+  run_unit = ray.remote(ray_worker.run_unit).options(
+    num_cpus=spec.cpus,
+    num_gpus=spec.gpus,
+    scheduling_strategy="SPREAD",
+    max_retries=MAX_RETRIES,
+    retry_exceptions=[ray_worker.UnitStopped],
+  )
   nodes = _alive_nodes()
   with signals.handle_signals() as stop:
-    running = {attend.remote(spec, task): unit for unit, task in tasks.items()}
+    running = {run_unit.remote(spec, task): unit for unit, task in tasks.items()}
     try:
       while running and not stop:
         for ref in ray.wait(list(running), timeout=1)[0]:
@@ -185,7 +196,7 @@ def run_units(
         nodes = _report_lost_nodes(nodes)
     finally:
       for ref in running:
-        ray.cancel(ref)  # it becomes a KeyboardInterrupt there
+        ray.cancel(ref)  # raises KeyboardInterrupt in the worker
       if running and stop:
         ray.wait(list(running), num_returns=len(running))
     if stop:
@@ -196,51 +207,53 @@ def _unit_error(title: str, ref: Any) -> str | None:
   import ray
 
   try:
-    end = ray.get(ref)
+    result: ray_worker.UnitResult = ray.get(ref)
   except ray.exceptions.RayError as error:
     return _first_line(error)
-  console.log(f"{title}: {console.format_duration(end.seconds)} on {end.host}")
-  return end.error
+  log(f"{title}: {format_duration(result.seconds)} on {result.host}")
+  return result.error
 
 
-def _check_nodes(nodes: Mapping[str, Mapping[str, Any]], spec: ray_worker.NodeSpec) -> None:
-  """Asks every node whether it can run units."""
+def _check_nodes(nodes: Mapping[str, Node], spec: NodeSpec) -> None:
+  """Raises UserError if a node cannot run units."""
   import ray
   from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-  here = lambda key: NodeAffinitySchedulingStrategy(key, soft=False)
-  look = ray.remote(num_cpus=0)(ray_worker.check_node)
-  answers = {key: look.options(scheduling_strategy=here(key)).remote(spec) for key in nodes}
-  for key, answer in answers.items():
+  check_node = ray.remote(num_cpus=0)(ray_worker.check_node)
+  refs = {
+    key: check_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False)).remote(spec)
+    for key in nodes
+  }
+  for key, ref in refs.items():
     try:
-      problem = ray.get(answer, timeout=CHECK_TIMEOUT)
+      problem = ray.get(ref, timeout=CHECK_TIMEOUT)
     except ray.exceptions.RayError as error:
-      problem = f"it cannot look ({_first_line(error)}); install smskd_jax on all nodes"
+      problem = f"cannot be checked ({_first_line(error)}); install smskd_jax on all nodes"
     if problem:
       raise UserError(f"--ray: node {_node_name(nodes[key])}: {problem}")
 
 
-def _alive_nodes() -> dict[str, dict[str, Any]]:
-  """The nodes that are alive, as Ray describes them."""
+def _alive_nodes() -> dict[str, Node]:
+  """Nodes that are alive, by their identifiers."""
   import ray
 
-  return {of["NodeID"]: of for of in ray.nodes() if of["Alive"]}
+  return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
-def _node_name(described: Mapping[str, Any]) -> str:
-  return f"{described['NodeManagerHostname']} ({described['NodeManagerAddress']})"
+def _node_name(node: Node) -> str:
+  return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
-def _report_lost_nodes(before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-  """The nodes that are left."""
+def _report_lost_nodes(before: dict[str, Node]) -> dict[str, Node]:
+  """Logs the nodes that are no longer alive; returns the others."""
   now = _alive_nodes()
   for key in before.keys() - now.keys():
-    console.log(f"node {_node_name(before[key])} is lost; units that ran there go on elsewhere")
+    log(f"node {_node_name(before[key])} is lost; its units go on elsewhere")
   return now
 
 
 def _lock_marker(folder: Path, locks: contextlib.ExitStack) -> str:
-  """A file that is locked as long as the study runs, by which a node knows the folder."""
+  """Creates a file that is locked until `locks` closes, by which nodes recognise the folder."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f".ray-{uuid.uuid4().hex}"
   locks.callback(path.unlink, missing_ok=True)
@@ -249,6 +262,6 @@ def _lock_marker(folder: Path, locks: contextlib.ExitStack) -> str:
 
 
 def _first_line(error: Exception) -> str:
-  """Of an error on a node the error itself, which Ray wraps into a stack."""
+  """First line of the error on the node, without Ray's stack."""
   cause = getattr(error, "cause", None) or error
   return str(cause).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What a node of a cluster does for a study: it looks whether it can, and runs units in processes of their own."""
+"""Worker side of studies on a Ray cluster: checks of a node, and units in subprocesses. Does not import Ray."""
 
 import contextlib
 import fcntl
@@ -14,38 +14,41 @@ from typing import NamedTuple
 
 from smskd_jax.runtime import parent_death
 from smskd_jax.studies import subprocess_pool
+from smskd_jax.studies.units import is_intact
 
-CORE_LOCK = "smskd_jax.core"  # with a number the name of the claim on one
+CORE_LOCK = "smskd_jax.core"  # followed by the core's number: name of the socket that reserves the core
+STOPPED_STATUSES = (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM)
 _FINGERPRINT_CODE = (
-  "import json, sys; from smskd_jax.runtime import workdir; print(workdir.unlike(json.loads(sys.argv[1])))"
+  "import json, sys; from smskd_jax.runtime import workdir; "
+  "print(workdir.fingerprint_mismatch(json.loads(sys.argv[1])))"
 )
 
 
 class NodeSpec(NamedTuple):
-  """What a node must have, and what it starts."""
+  """Requirements of a study on its nodes, and the command line of its units."""
 
-  arguments: tuple[str, ...]  # of Python, for the study
-  folder: str  # where it is started
-  environment: tuple[tuple[str, str], ...]  # beside the node's own
+  arguments: tuple[str, ...]  # of Python
+  folder: str  # working directory
+  environment: tuple[tuple[str, str], ...]  # variables in addition to those of the node
   lock_files: tuple[
     tuple[str, str], ...
-  ]  # a flag that names a folder, and a file there that the study has locked
+  ]  # (flag that names a folder, file in the folder that the study has locked)
   fingerprint: str  # of the study's code and libraries, as JSON
-  cpus: int  # of a unit; 0: all
+  cpus: int  # cores of a unit; 0: all
   gpus: int
 
 
 class UnitTask(NamedTuple):
-  """A unit, as a node sees it."""
+  """A unit to run on a node."""
 
-  unit: str  # the value of --unit
-  log: Path
-  result_paths: tuple[Path, ...]  # the files that are there when it is finished
-  title: str  # in the line that is printed when it ends
+  unit: str  # value of --unit
+  log_path: Path
+  result_paths: tuple[Path, ...]  # written when the unit is finished
+  title: str  # on the console
 
 
 class UnitResult(NamedTuple):
-  """How a unit has ended."""
+  """Outcome of a unit that has ended."""
 
   error: str | None
   seconds: float
@@ -53,24 +56,26 @@ class UnitResult(NamedTuple):
 
 
 class UnitStopped(Exception):
-  """A unit was stopped, but not by its study: it is to go on from its last checkpoint, here or elsewhere."""
+  """A unit was stopped, but not by its study: Ray runs it again, from its last checkpoint."""
 
 
 def check_node(spec: NodeSpec) -> str:
-  """Why units cannot run here, in words; '' where they can."""
+  """Returns the reason why this node cannot run units; '' if it can."""
   return _find_problem(spec)
 
 
-@functools.cache  # a worker may run many units
+@functools.cache  # a worker process may run many units
 def _find_problem(spec: NodeSpec) -> str:
-  for flag, mark in spec.lock_files:
-    folder = Path(mark).parent
-    if not Path(mark).exists():
-      return f"it does not see {flag} ({folder}); use a folder on a disk that all nodes share"
-    if _can_lock(mark):
-      return f"locks in {flag} ({folder}) do not reach it; mount its disk with locks (flock)"
+  for flag, path in spec.lock_files:
+    folder = Path(path).parent
+    if not Path(path).exists():
+      return f"{flag} ({folder}) does not exist there; use a folder on a disk that all nodes mount"
+    if _can_lock(path):
+      return f"locks in {flag} ({folder}) have no effect there; mount the disk with locks (flock)"
   if not Path(spec.folder).is_dir():
-    return f"it does not see {spec.folder}, where the study was started; start it where all nodes can"
+    return (
+      f"{spec.folder}, where the study was started, does not exist there; start it in a folder of all nodes"
+    )
   done = subprocess.run(
     [sys.executable, "-c", _FINGERPRINT_CODE, spec.fingerprint],
     cwd=spec.folder,
@@ -82,37 +87,37 @@ def _find_problem(spec: NodeSpec) -> str:
     last = (done.stderr.strip().splitlines() or ["?"])[-1]
     return f"smskd_jax cannot be imported there ({last}); install it on all nodes"
   difference = done.stdout.strip()
-  return difference and f"it is not like the study's: {difference}; install the same on all nodes"
+  return difference and f"its software differs from the study's: {difference}; install the same on all nodes"
 
 
 def run_unit(spec: NodeSpec, task: UnitTask) -> UnitResult:
-  """Runs a unit to its end. Whatever ends this process ends that of the unit: no two train one stage.
+  """Runs a unit in a subprocess, which ends with this process: no two subprocesses train one stage.
 
   Raises:
-    Stopped: the unit was stopped or killed, and nobody here had asked for it.
+    UnitStopped: the unit was stopped or killed, but not by this process.
   """
-  began, host = time.monotonic(), socket.gethostname()
-  problem = check_node(spec)  # again: the node may have joined later
+  start_time, host = time.monotonic(), socket.gethostname()
+  problem = check_node(spec)  # again: the node may have joined after the study's first check
   if problem:
     return UnitResult(f"node {host}: {problem}", 0.0, host)
   command = parent_death.with_parent_death([sys.executable, *spec.arguments, f"--unit={task.unit}"])
-  with contextlib.ExitStack() as claims:
-    cores = _claim_cores(spec.cpus, claims)
+  with contextlib.ExitStack() as locks:
+    cores = _claim_cores(spec.cpus, locks)
     child = subprocess_pool.start_process(
-      command, task.log, cores, folder=spec.folder, environment=dict(spec.environment)
+      command, task.log_path, cores, folder=spec.folder, environment=dict(spec.environment)
     )
-    claims.callback(_stop_process, child.process)
+    locks.callback(_stop_process, child.process)
     while child.process.poll() is None:
-      time.sleep(0.2)
+      time.sleep(subprocess_pool.POLL_SECONDS)
   status = child.process.returncode
-  stopped = (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM)
-  if status in stopped or (status == 0 and not all(path.exists() for path in task.result_paths)):
-    raise UnitStopped(f"stopped or killed on {host}; {task.log}")
-  return UnitResult(subprocess_pool.error_message(child), time.monotonic() - began, host)
+  is_finished = status != 0 or all(map(is_intact, task.result_paths))
+  if status in STOPPED_STATUSES or not is_finished:
+    raise UnitStopped(f"stopped or killed on {host}; {task.log_path}")
+  return UnitResult(subprocess_pool.error_message(child), time.monotonic() - start_time, host)
 
 
 def _stop_process(process: subprocess.Popen) -> None:
-  """Asks a process that still runs to stop, and waits: it saves its state."""
+  """Sends SIGTERM to a running process and waits until it has saved its state."""
   if process.poll() is None:
     process.terminate()
     process.wait()
@@ -124,27 +129,27 @@ def _can_lock(path: str) -> bool:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       return False
-    except OSError:  # there are no locks at all
+    except OSError:  # the disk has no locks
       return True
   return True
 
 
 def _claim_cores(count: int, locks: contextlib.ExitStack) -> set[int]:
-  """So many cores of this machine that no other unit has; all where there are none.
+  """Reserves `count` cores of this machine until `locks` closes; returns all cores if so many are not free.
 
-  Ray counts CPUs, and deals none out. The claim on a core is a name of a socket, which the kernel takes back from a
-  process that is killed.
+  Ray counts CPUs and does not assign them. A core is reserved by the name of a socket, which the kernel releases when
+  a process is killed.
   """
-  every, claimed = sorted(os.sched_getaffinity(0)), set[int]()
-  for core in every:
+  cores, claimed = sorted(os.sched_getaffinity(0)), set[int]()
+  for core in cores:
     if len(claimed) == count:
       break
-    name = socket.socket(socket.AF_UNIX)
+    lock = socket.socket(socket.AF_UNIX)
     try:
-      name.bind(f"\0{CORE_LOCK}.{core}")
-    except OSError:  # another unit's
-      name.close()
+      lock.bind(f"\0{CORE_LOCK}.{core}")
+    except OSError:  # reserved by another unit
+      lock.close()
       continue
-    locks.enter_context(name)
+    locks.enter_context(lock)
     claimed.add(core)
-  return claimed if claimed and len(claimed) == count else set(every)
+  return claimed if claimed and len(claimed) == count else set(cores)

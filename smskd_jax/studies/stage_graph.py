@@ -1,12 +1,12 @@
-"""What a study will train: every stage of every variant and seed once, by its key, and what of it is there already."""
+"""Stages of a study as a graph: every stage of every variant and seed once, by key, with its state in the store."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smskd_jax.config import build
-from smskd_jax.config import study_schema as config_lib
 from smskd_jax.config.merge import drop_keys
+from smskd_jax.config.study_schema import FROM_STUDY
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.engine import estimates, plan
 from smskd_jax.exchange import variables
@@ -15,33 +15,40 @@ from smskd_jax.models import introspection
 from smskd_jax.runtime import console
 from smskd_jax.runtime.store import StageEntry, key_of
 
+MAX_LISTED = 4  # variants in a row of the printed graph
+
 
 class StageNode(NamedTuple):
-  """A stage, and all who need it."""
+  """A stage and the variants that contain it."""
 
   plan: plan.StagePlan
   work: estimates.Work
-  used_by: tuple[str, ...]  # variants, each once
-  is_finished: bool
+  used_by: tuple[str, ...]  # names of variants, or 'teachers'
+  is_finished: bool  # True if the store has its result
 
 
 def variant_plans(
   config: Mapping[str, Any], dataset: Dataset, pretrained: Mapping[str, Pretrained]
 ) -> tuple[plan.StagePlan, ...]:
-  """The stages of a variant; teachers that are not trained yet stand in with the shapes of their variables.
+  """Plans of a variant's stages. Teachers that are not trained yet are represented by the shapes of their variables.
+
+  Args:
+    config: resolved experiment of the variant.
+    dataset: its data.
+    pretrained: variables of the study's trained teachers by network name.
 
   Raises:
     UserError: as `plan.make_plans`.
   """
   networks = build.make_networks(config, len(dataset.class_names))
-  begin_with = {}
+  initial = {}
   for name, entry in config["networks"].items():
-    if entry["variables"] == config_lib.FROM_STUDY:
+    if entry["variables"] == FROM_STUDY:
       shapes = introspection.variable_shapes(networks[name], dataset.image_shape)
-      begin_with[name] = pretrained.get(name) or Pretrained(shapes, key_of({"teacher": name}), "")
+      initial[name] = pretrained.get(name) or Pretrained(shapes, key_of({"teacher": name}), "")
     elif entry["variables"]:
-      begin_with[name] = variables.load(f"config.networks.{name}.variables", entry["variables"], name)
-  return plan.make_plans(config, dataset, begin_with)
+      initial[name] = variables.load(f"config.networks.{name}.variables", entry["variables"], name)
+  return plan.make_plans(config, dataset, initial)
 
 
 def build_graph(
@@ -50,74 +57,72 @@ def build_graph(
   store: Path,
   pretrained: Mapping[str, Pretrained],
 ) -> dict[str, StageNode]:
-  """Every stage of the study by its key, in the order in which they will be trained.
+  """Every stage of a study by key, in the order of training.
 
   Args:
-    study: a resolved study.
-    load: of a data section's fields, its data set.
-    store: where finished stages lie.
-    given: what is known of the teachers, by network.
+    study: resolved study.
+    load: function from the fields of section `data` to a data set.
+    store: folder of finished stages.
+    pretrained: variables of the study's trained teachers by network name.
   """
-  found: dict[str, StageNode] = {}
+  graph: dict[str, StageNode] = {}
 
   def add(user: str, config: Mapping[str, Any]) -> None:
     dataset = load(**drop_keys(config["data"], "extra_tests"))
-    for planned in variant_plans(config, dataset, pretrained):
-      known = found.get(planned.key)
-      users = known.used_by if known else ()
-      work = estimates.stage_work(planned, dataset)
-      done = StageEntry(store, planned.key).state() == "in the store"
-      found[planned.key] = StageNode(planned, work, tuple(dict.fromkeys((*users, user))), done)
+    for stage_plan in variant_plans(config, dataset, pretrained):
+      key = stage_plan.key
+      used_by = (*graph[key].used_by, user) if key in graph else (user,)
+      is_finished = StageEntry(store, key).state() == "in the store"
+      work = estimates.stage_work(stage_plan, dataset)
+      graph[key] = StageNode(stage_plan, work, tuple(dict.fromkeys(used_by)), is_finished)
 
   if study["teachers"]:
     add("teachers", study["teachers"])
   for seed in study["seeds"]:
     for name, variant in study["variants"].items():
       add(name, dict(variant) | {"seed": seed})
-  return found
+  return graph
 
 
 def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: estimates.Speed | None) -> str:
-  """The tree of stages of the first seed, and what all seeds cost together.
+  """Table of the first seed's stages, and the number of stages and the estimated time of all seeds.
 
   Args:
-    found: of `nodes`.
-    study: the resolved study.
-    speed: of the machine; None where nothing is known of it.
+    graph: of `build_graph`.
+    study: resolved study.
+    speed: of this machine; None: unknown.
   """
-  first = study["seeds"][0]
-  of_first = {key: node for key, node in graph.items() if node.plan.description["seed"] == first}
-  rows = [_row(node, of_first, speed) for node in of_first.values()]
+  seed, num_seeds = study["seeds"][0], len(study["seeds"])
+  of_seed = {key: node for key, node in graph.items() if node.plan.description["seed"] == seed}
+  rows = [_table_row(node, of_seed, speed) for node in of_seed.values()]
   header = ("stage", "steps", "estimated time", "in the store", "variants")
-  asked = sum(_num_requested_stages(study, variant) for variant in study["variants"].values()) * len(
-    study["seeds"]
+  requested = num_seeds * sum(_num_requested_stages(study, one) for one in study["variants"].values())
+  remaining = [node for node in graph.values() if not node.is_finished]
+  summary = (
+    f"{len(study['variants'])} variants, {num_seeds} seeds: {len(graph)} stages to train once each, "
+    f"which the variants would call for {requested} times; {len(graph) - len(remaining)} are in the store"
   )
-  rest = [node for node in graph.values() if not node.is_finished]
-  words = (
-    f"{len(study['variants'])} variants, {len(study['seeds'])} seeds: {len(graph)} stages to train once each, "
-    f"which the variants would call for {asked} times; {len(graph) - len(rest)} are in the store"
-  )
-  if rest:
-    seconds = sum(speed.seconds(node.work) for node in rest) if speed else None
-    words += f"; the others, one after another: {estimates.format_estimate(seconds)}"
-  return f"seed {first}:\n\n{console.format_table(header, rows)}\n\n{words}\n"
+  if remaining:
+    seconds = sum(speed.seconds(node.work) for node in remaining) if speed else None
+    summary += f"; the others, one after another: {estimates.format_estimate(seconds)}"
+  return f"seed {seed}:\n\n{console.format_table(header, rows)}\n\n{summary}\n"
 
 
 def _num_requested_stages(study: Mapping[str, Any], variant: Mapping[str, Any]) -> int:
-  """The stages of a variant, and of the teachers that it has."""
-  before = study["teachers"]["stages"] if study["teachers"] else ()
-  return sum(stage["network"] in variant["networks"] for stage in before) + len(variant["stages"])
+  """Number of stages of a variant and of its teachers."""
+  teacher_stages = study["teachers"]["stages"] if study["teachers"] else ()
+  return len(variant["stages"]) + sum(stage["network"] in variant["networks"] for stage in teacher_stages)
 
 
-def _row(
-  node: StageNode, others: Mapping[str, StageNode], speed: estimates.Speed | None
+def _table_row(
+  node: StageNode, nodes: Mapping[str, StageNode], speed: estimates.Speed | None
 ) -> tuple[object, ...]:
   depth, parent = 0, node.plan.inputs.init
-  while parent is not None and parent in others:
-    depth, parent = depth + 1, others[parent].plan.inputs.init
+  while parent is not None and parent in nodes:
+    depth, parent = depth + 1, nodes[parent].plan.inputs.init
   time = console.format_duration(speed.seconds(node.work)) if speed else ""
-  users = ", ".join(node.used_by[:4]) + (
-    f" and {len(node.used_by) - 4} more" if len(node.used_by) > 4 else ""
-  )
+  variants, num_hidden = ", ".join(node.used_by[:MAX_LISTED]), len(node.used_by) - MAX_LISTED
+  if num_hidden > 0:
+    variants += f" and {num_hidden} more"
   name = "  " * depth + node.plan.name
-  return name, node.plan.loop_config.num_steps, time, "yes" if node.is_finished else "", users
+  return name, node.plan.loop_config.num_steps, time, "yes" if node.is_finished else "", variants

@@ -1,4 +1,4 @@
-"""Runs of a study in processes of their own, so many at once, each on its share of the cores."""
+"""Pool of subprocesses on this machine, each on cores of its own."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 import os
@@ -9,111 +9,114 @@ import time
 import types
 from typing import NamedTuple, TypeVar
 
-from smskd_jax.runtime import console, signals
+from smskd_jax.runtime import signals
+from smskd_jax.runtime.console import format_duration, log
 
 T = TypeVar("T", bound=Hashable)
+POLL_SECONDS = 0.2
 
 
 class RunningProcess(NamedTuple):
-  """A process, and what it was given."""
+  """A subprocess with its cores, start time and log file."""
 
   process: subprocess.Popen
   cores: set[int]
-  start_time: float
-  log: Path
+  start_time: float  # of time.monotonic
+  log_path: Path
 
 
 def run_pool(
-  units: Sequence[T],
-  command_of: Callable[[T], Sequence[str]],
-  log_of: Callable[[T], Path],
-  jobs: int,
-  title_of: Callable[[T], str] = str,
+  jobs: Sequence[T],
+  command: Callable[[T], Sequence[str]],
+  log_path: Callable[[T], Path],
+  num_workers: int,
+  title: Callable[[T], str] = str,
 ) -> Iterator[tuple[T, str | None]]:
-  """Runs the command of every unit; yields each with what went wrong, as they end.
+  """Runs one subprocess for each job; yields (job, error message or None) in the order in which they end.
 
-  Asked to stop, it asks the processes to stop, which save their state, and waits for them.
+  On SIGTERM and Ctrl-C all subprocesses get SIGTERM, so that they save their state, and are waited for.
 
   Args:
-    units: what is to be run.
-    command_of: the command of a unit.
-    log_of: where to append what it says.
-    jobs: how many at once.
-    title_of: a unit's name in the line that is printed when it ends.
+    jobs: jobs in order of their start.
+    command: function from a job to its command line.
+    log_path: function from a job to the file to which its output is appended.
+    num_workers: number of simultaneous subprocesses.
+    title: function from a job to its title on the console.
 
   Raises:
-    Interrupted: SIGTERM or Ctrl-C came.
+    Interrupted: SIGTERM or Ctrl-C.
   """
-  waiting, running, free, told = list(units), dict[T, RunningProcess](), core_groups(jobs), set[int]()
+  waiting, running = list(jobs), dict[T, RunningProcess]()
+  free_cores, signaled = core_groups(num_workers), set[int]()
   with signals.handle_signals() as stop:
     try:
       while waiting or running:
-        while waiting and free and not stop:
-          unit = waiting.pop(0)
-          running[unit] = start_process(command_of(unit), log_of(unit), free.pop(0))
-        ended = [unit for unit, child in running.items() if child.process.poll() is not None]
-        for unit in ended:
-          child = running.pop(unit)
-          free.append(child.cores)
-          console.log(f"{title_of(unit)}: {console.format_duration(time.monotonic() - child.start_time)}")
+        while waiting and free_cores and not stop:
+          job = waiting.pop(0)
+          running[job] = start_process(command(job), log_path(job), free_cores.pop(0))
+        ended = [job for job, child in running.items() if child.process.poll() is not None]
+        for job in ended:
+          child = running.pop(job)
+          free_cores.append(child.cores)
+          log(f"{title(job)}: {format_duration(time.monotonic() - child.start_time)}")
           if not stop:
-            yield unit, error_message(child)
+            yield job, error_message(child)
         if stop:
           if not running:
             raise signals.Interrupted(stop.signum, "stopped")
-          _terminate(running.values(), told)
+          _terminate(running.values(), signaled)
         if not ended:
-          time.sleep(0.2)
+          time.sleep(POLL_SECONDS)
     finally:
-      _terminate(running.values(), told)
+      _terminate(running.values(), signaled)
 
 
-def core_groups(jobs: int) -> list[set[int]]:
-  """The cores of this machine, dealt out; where there are fewer than jobs, all of them to each."""
+def core_groups(num_groups: int) -> list[set[int]]:
+  """Splits the cores of this machine into disjoint groups. With fewer cores than groups, each group has all cores."""
   cores = sorted(os.sched_getaffinity(0))
-  size = len(cores) // jobs
-  return [set(cores[i * size : (i + 1) * size]) or set(cores) for i in range(jobs)]
+  size = len(cores) // num_groups
+  return [set(cores[i * size : (i + 1) * size]) or set(cores) for i in range(num_groups)]
 
 
 def start_process(
   command: Sequence[str],
-  log: Path,
+  log_path: Path,
   cores: set[int],
   *,
   folder: str | None = None,
   environment: Mapping[str, str] = types.MappingProxyType({}),
 ) -> RunningProcess:
-  """Starts a process.
+  """Starts a subprocess.
 
   Args:
-    command: what it runs.
-    log: where to append what it says.
-    cores: those that it may use.
-    folder: where it is started; None: here.
-    environment: what it has beside this process's own.
+    command: command line.
+    log_path: file to which its output is appended.
+    cores: cores that it may use.
+    folder: its working directory; None: that of this process.
+    environment: variables in addition to those of this process.
   """
-  log.parent.mkdir(parents=True, exist_ok=True)
-  ours = os.sched_getaffinity(0)
-  # The process inherits it; running code between fork and exec could deadlock JAX.
+  log_path.parent.mkdir(parents=True, exist_ok=True)
+  own_cores = os.sched_getaffinity(0)
+  # The child inherits the affinity; code between fork and exec (preexec_fn) could deadlock JAX.
   os.sched_setaffinity(0, cores)
   try:
-    with open(log, "a") as file:
+    with open(log_path, "a") as file:
       process = subprocess.Popen(
         command,
         stdout=file,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+        start_new_session=True,  # the terminal sends Ctrl-C to the parent alone, which forwards it
         cwd=folder,
-        # Unbuffered, or the error would not be the last line.
+        # Unbuffered, so that the error is the last line of the log.
         env=os.environ | dict(environment) | {"PYTHONUNBUFFERED": "1"},
       )
   finally:
-    os.sched_setaffinity(0, ours)
-  return RunningProcess(process, cores, time.monotonic(), log)
+    os.sched_setaffinity(0, own_cores)
+  return RunningProcess(process, cores, time.monotonic(), log_path)
 
 
 def _terminate(children: Iterable[RunningProcess], signaled: set[int]) -> None:
-  """Each once: the second signal would not wait."""
+  """Sends SIGTERM once to each running subprocess: a second signal would end it without saving."""
   for child in children:
     if child.process.poll() is None and child.process.pid not in signaled:
       child.process.send_signal(signal.SIGTERM)
@@ -121,9 +124,9 @@ def _terminate(children: Iterable[RunningProcess], signaled: set[int]) -> None:
 
 
 def error_message(child: RunningProcess) -> str | None:
-  """What went wrong in a process that has ended: its last line."""
+  """The last line of the log of a subprocess that failed, with its exit status; None after success."""
   if not child.process.returncode:
     return None
-  said = child.log.read_text().strip().splitlines()
-  last = said[-1].removeprefix("error: ") if said else "it said nothing"
-  return f"{last} (exit status {child.process.returncode}; {child.log})"
+  lines = child.log_path.read_text().strip().splitlines()
+  last = lines[-1].removeprefix("error: ") if lines else "no output"
+  return f"{last} (exit status {child.process.returncode}; {child.log_path})"

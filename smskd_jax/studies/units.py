@@ -1,4 +1,4 @@
-"""What a study is run as: a variant with a seed, or with several at once."""
+"""Units of a study: one variant with one seed, or with several seeds that are trained in one program."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from smskd_jax.runtime.integrity import DamagedFileError, read_json
 
 
 class Unit(NamedTuple):
-  """A variant with a seed, or with several that are trained at once."""
+  """A variant with one seed, or with several seeds that are trained in one program."""
 
   variant: str
   seeds: tuple[int, ...]
@@ -23,63 +23,78 @@ class Unit(NamedTuple):
     return f"{self.variant}, {'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}"
 
   def folder(self, workdir: Path) -> Path:
-    """The workdir of its first seed."""
+    """Workdir of the first seed's run."""
     return workdir / self.variant / f"seed{self.seeds[0]}"
 
-  def result_path(self, workdir: Path) -> Path:
-    """What is written last of it: there = finished. Of several seeds the first one's."""
-    return self.folder(workdir) / "result.json"
+  def result_paths(self, workdir: Path) -> tuple[Path, ...]:
+    """The result.json of each seed, the file that a run writes last."""
+    return tuple(unit.folder(workdir) / "result.json" for unit in self.split_seeds())
 
   def is_finished(self, workdir: Path) -> bool:
-    """True if its result is there and whole. What is damaged is written anew, from the store."""
-    path = self.result_path(workdir)
-    try:
-      return path.exists() and bool(read_json(path))
-    except DamagedFileError:
-      return False
+    """True if every seed has an undamaged result.json. Damaged files are written again, from the store."""
+    return all(map(is_intact, self.result_paths(workdir)))
 
   def split_seeds(self) -> list["Unit"]:
-    """Its seeds as units of their own."""
+    """One unit for each seed."""
     return [Unit(self.variant, (seed,)) for seed in self.seeds]
 
 
-UnitErrors = Iterator[tuple[Unit, str | None]]  # each unit as it ends, with what went wrong
+UnitErrors = Iterator[tuple[Unit, str | None]]  # units in the order in which they end, with error messages
+
+
+def is_intact(path: Path) -> bool:
+  """True if a JSON file exists and has the content that was written."""
+  try:
+    return bool(read_json(path))
+  except DamagedFileError:
+    return False
 
 
 def study_units(
-  study: Mapping[str, Any], parallel_seeds: int, is_wanted: Callable[[Unit], bool] = lambda unit: True
+  study: Mapping[str, Any], parallel_seeds: int = 1, is_wanted: Callable[[Unit], bool] = lambda unit: True
 ) -> list[Unit]:
-  """What of a study is wanted, some seeds after others, all variants of these before the next."""
+  """Units of a study in the order of training: all variants with the first seeds, then with the next ones.
+
+  Args:
+    study: resolved study.
+    parallel_seeds: largest number of seeds of a unit.
+    is_wanted: predicate on units of one seed; the others are left out.
+  """
   units, seeds = [], study["seeds"]
   for i in range(0, len(seeds), parallel_seeds):
-    for name in study["variants"]:
-      some = [
-        unit.seeds[0] for unit in Unit(name, seeds[i : i + parallel_seeds]).split_seeds() if is_wanted(unit)
-      ]
-      units += [Unit(name, tuple(some))] if some else []
+    for variant in study["variants"]:
+      candidates = Unit(variant, seeds[i : i + parallel_seeds]).split_seeds()
+      wanted = tuple(unit.seeds[0] for unit in candidates if is_wanted(unit))
+      units += [Unit(variant, wanted)] if wanted else []
   return units
 
 
 def numbered_title(unit: Unit, study: Mapping[str, Any], parallel_seeds: int) -> str:
-  """A unit's number and title: 'unit 3 of 5: anchored, seed 1'. Finished units count, too."""
-  every = study_units(study, parallel_seeds)
-  holds = lambda one: one.variant == unit.variant and unit.seeds[0] in one.seeds
-  return f"unit {next(i for i, one in enumerate(every, start=1) if holds(one))} of {len(every)}: {unit.title}"
+  """Index and title among all units, finished ones included: 'unit 3 of 5: anchored, seed 1'."""
+  units = study_units(study, parallel_seeds)
+  number = 1 + next(
+    i for i, one in enumerate(units) if one.variant == unit.variant and unit.seeds[0] in one.seeds
+  )
+  return f"unit {number} of {len(units)}: {unit.title}"
 
 
 def find_unit(study: Mapping[str, Any], name: str) -> Unit:
-  """The unit that --unit names: VARIANT:SEED, VARIANT:SEED,SEED,... or the place of one among all, from 0.
+  """Returns the unit that a value of --unit names.
+
+  Args:
+    study: resolved study.
+    name: VARIANT:SEED, VARIANT:SEED,SEED,... or the index of a VARIANT:SEED, from 0.
 
   Raises:
     UserError: the study has no such unit.
   """
-  each = {str(unit): unit for unit in study_units(study, 1)}
+  units = {str(unit): unit for unit in study_units(study)}
   if name.isdigit():
-    if int(name) >= len(each):
-      raise UserError(f"--unit: {name}, but this study has {len(each)} units, 0 to {len(each) - 1}")
-    return list(each.values())[int(name)]
+    if int(name) >= len(units):
+      raise UserError(f"--unit: {name}, but this study has {len(units)} units, 0 to {len(units) - 1}")
+    return list(units.values())[int(name)]
   variant, _, seeds = name.rpartition(":")
-  asked = [f"{variant}:{seed}" for seed in seeds.split(",")]
-  if not set(asked) <= set(each):
-    raise UserError(f"--unit: {name!r} is no VARIANT:SEED of this study; it has: {', '.join(each)}")
-  return Unit(variant, tuple(seed for name in asked for seed in each[name].seeds))
+  names = [f"{variant}:{seed}" for seed in seeds.split(",")]
+  if not set(names) <= set(units):
+    raise UserError(f"--unit: {name!r} is no VARIANT:SEED of this study; it has: {', '.join(units)}")
+  return Unit(variant, tuple(units[one].seeds[0] for one in names))
