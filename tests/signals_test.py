@@ -12,7 +12,7 @@ import pytest
 import runs
 from smskd_jax.runtime.writer import read_metrics
 
-STUDY = ("--config=tests/studies/ray_study.py:200", "--cpu_devices=1", "--jobs=2")
+STUDY = ("--config=tests/studies/small_study.py:200", "--cpu_devices=1", "--jobs=2")
 
 
 @pytest.fixture(autouse=True)

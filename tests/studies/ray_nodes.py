@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine, two of them with a CPU, until standard input is closed."""
+"""Starts a Ray cluster on this machine, two of its three nodes with one CPU, until standard input is closed."""
 
 import json
 import os
@@ -10,9 +10,11 @@ import tempfile
 from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
-  folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # pytest's own are too long for the names of sockets
+  # pytest's own paths are too long for the names of sockets
+  folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
   os.environ["RAY_TMPDIR"] = folder
-  (Path(folder) / "ray").mkdir()  # Ray writes there which cluster is the newest, and does not make the folder
+  # Ray writes the newest cluster's address there and does not create the folder
+  (Path(folder) / "ray").mkdir()
   cluster = Cluster(
     initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
   )
