@@ -17,7 +17,7 @@ import time
 import jax
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment, method, network, resolve, stage
+from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.data.views import VIEWS, make_view
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.models import introspection

@@ -34,8 +34,8 @@ import torch
 import torch_job
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment as make_experiment
-from smskd_jax.config.schema import method, network, resolve, stage
+from smskd_jax.config import experiment as make_experiment
+from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.data.dataset import Split
 from smskd_jax.engine import experiment
 from smskd_jax.engine.plan import make_plans

@@ -16,7 +16,7 @@ import tempfile
 
 import jax
 
-from smskd_jax.config.schema import experiment, network, stage
+from smskd_jax.config import experiment, network, stage
 from smskd_jax.engine import experiment as experiment_lib
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import literature

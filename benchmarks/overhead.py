@@ -19,7 +19,7 @@ import time
 import jax
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment, method, network, resolve, stage
+from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.engine.estimates import RunEstimate
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.engine.progress import StageProgress

@@ -31,7 +31,7 @@ import torch
 import torch_step
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment, method, network, resolve, stage
+from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.data import augment
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.layers import convolution

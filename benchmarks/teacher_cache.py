@@ -17,8 +17,8 @@ import statistics
 import time
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment as make_experiment
-from smskd_jax.config.schema import method, network, stage
+from smskd_jax.config import experiment as make_experiment
+from smskd_jax.config import method, network, stage
 from smskd_jax.engine import experiment
 from smskd_jax.runtime import compilation_cache, parallel
 from smskd_jax.runtime.store import write_json

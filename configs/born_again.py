@@ -12,7 +12,7 @@ Arguments: dataset, folder, model, width, generations (students after the first 
 learning_rate, padding, temperature, weight (of distillation; cross-entropy has 1 - weight), validation, seed.
 """
 
-from smskd_jax.config.schema import experiment, method, network, parse_arg, stage
+from smskd_jax.config import experiment, method, network, parse_arg, stage
 from smskd_jax.errors import UserError
 
 

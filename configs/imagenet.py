@@ -30,7 +30,7 @@ teacher_epochs (0: as epochs), mode, batch_size, learning_rate (for 256 images),
 GPUs), num_workers, seed, and `STAGE_ARGUMENTS` of smskd_jax/recipes/smskd.py.
 """
 
-from smskd_jax.config.schema import experiment, network, parse_arg
+from smskd_jax.config import experiment, network, parse_arg
 from smskd_jax.recipes import smskd
 
 

@@ -9,7 +9,7 @@ epochs. The weight of at and the schedule are set for so short a run, not by the
 one run.
 """
 
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 
 
 def get_config():

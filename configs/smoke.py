@@ -3,7 +3,7 @@
 python -m smskd_jax.main --config=configs/smoke.py --workdir=runs/smoke
 """
 
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 
 
 def get_config():

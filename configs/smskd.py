@@ -32,7 +32,7 @@ and trains none.
 Arguments: `ARGUMENTS` of smskd_jax/recipes/smskd.py, and stages (joined by +), mode, seed.
 """
 
-from smskd_jax.config.schema import experiment, network, parse_arg
+from smskd_jax.config import experiment, network, parse_arg
 from smskd_jax.recipes import smskd
 
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from smskd_jax.errors import UserError, check_encoding, print_error, suggestion
+from smskd_jax.errors import RENAMED, UserError, check_encoding, print_error, suggestion
 from smskd_jax.runtime import distributed, resource_errors, signals
 
 Folders = Mapping[str, str | Path | None]  # folders that a program writes to, by their flags
@@ -22,8 +22,6 @@ Folders = Mapping[str, str | Path | None]  # folders that a program writes to, b
 _CONFIG_HELP = """config:
   --config=FILE[:ARGUMENTS]  Python file with get_config, and its arguments name=value,...
   --config.FIELD=VALUE       changes a field of the config, as --config.stages[1].epochs=5"""
-
-_RENAMED_FLAGS = {"--seeds_at_once": "--parallel_seeds", "--only": "--unit"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -253,9 +251,9 @@ def _load_config(arguments: Sequence[str], parser: argparse.ArgumentParser) -> A
 
 
 def _unknown_flag(name: str, parser: argparse.ArgumentParser) -> str:
-  if name in _RENAMED_FLAGS:
-    return f"{name} is now {_RENAMED_FLAGS[name]}"
   known = ["--config", *(option for action in parser._actions for option in action.option_strings)]
+  if RENAMED.get(name) in known:
+    return f"{name} is now {RENAMED[name]}"
   return f"unknown flag {name}{suggestion(name, known)}; see --help"
 
 

@@ -10,57 +10,95 @@ from typing import Any
 _MAX_LIST_LENGTH = 160  # characters of a list of known names
 
 
+# Names of earlier versions -> names of this one: fields, values, methods and flags.
+RENAMED = {
+  "--only": "--unit",
+  "--seeds_at_once": "--parallel_seeds",
+  "agreement": "teacher_reference_agreement",
+  "average": "ema_decay",
+  "central_crop": "center_crop_fraction",
+  "crd_in_batch": "crd_infonce",
+  "disagreement": "teacher_reference_disagreement",
+  "earlier_images": "num_forgetting_images",
+  "entropy": "teacher_entropy",
+  "every_teacher": "multi_teacher",
+  "fresh": "scratch",
+  "keep": "max_to_keep",
+  "learner": "network",
+  "learning_rate_of": "base_batch_size",
+  "one_minus_margin": "one_minus_teacher_margin",
+  "one_minus_own_tcp": "one_minus_reference_tcp",
+  "one_minus_tcp": "one_minus_teacher_tcp",
+  "own_tcp": "reference_tcp",
+  "random_crop_area": "min_crop_area",
+  "select": "keep_checkpoint",
+  "shuffled": "shuffled_one_minus_teacher_tcp",
+  "start": "init",
+  "steps_at_once": "steps_per_call",
+  "student_tap": "student_layer",
+  "student_taps": "student_layers",
+  "tcp": "teacher_tcp",
+  "teacher_tap": "teacher_layer",
+  "teacher_taps": "teacher_layers",
+  "trains": "trainable",
+  "views": "num_views",
+  "workers": "num_workers",
+}
+
+
 class UserError(ValueError):
-  """A mistake that the user can mend: the message names the field, the value and the fix."""
+  """Mistake of the user; the message names the field, the value and the fix."""
 
 
 def unknown_name_error(field: str, value: object, known: Iterable[object]) -> UserError:
-  """The error for a name that no table holds: suggests the nearest and lists the known ones, as far as a line takes."""
+  """Error for an unknown name: gives its new name if it was renamed, else the nearest known name and all of them."""
   names = [str(name) for name in known]
+  if RENAMED.get(str(value)) in names:
+    return UserError(f"{field}: {value!r} is now {RENAMED[str(value)]!r}")
   return UserError(
     f"{field}: unknown {short_repr(value)}{suggestion(value, names)} (known: {join_names(names)})"
   )
 
 
 def suggestion(value: object, names: Iterable[object]) -> str:
-  """'; did you mean NAME?', or '' where no name is like the value."""
+  """Text '; did you mean NAME?' for the name nearest to a value; '' if no name is similar."""
   found = difflib.get_close_matches(str(value), [str(name) for name in names], n=1)
   return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def short_repr(value: object) -> str:
-  """The value as Python writes it, its middle left out where it is long."""
+  """`repr` of a value, with the middle left out if longer than 100 characters."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"
 
 
 def check_encoding(arguments: Iterable[str]) -> None:
-  """Refuses arguments that are no text in the encoding of this process, which none of its files could name.
+  """Checks that command-line arguments are valid text in the encoding of this process.
 
   Raises:
-    UserError: the first of them.
+    UserError: the first argument that is not.
   """
   for argument in arguments:
     if any("\ud800" <= character <= "\udfff" for character in argument):
       raise UserError(
-        f"{argument!a} is no text in this process's encoding, {sys.getfilesystemencoding()}; set PYTHONUTF8=1, or use "
+        f"{argument!a} is not text in this process's encoding, {sys.getfilesystemencoding()}; set PYTHONUTF8=1, or use "
         "ASCII"
       )
 
 
 def print_error(error: UserError, who: str = "") -> int:
-  """Prints a mistake as one line on stderr; returns the exit status.
+  """Prints an error as one line on stderr; returns the exit status 2.
 
   Args:
-    error: the mistake.
-    who: the process of several that found it, 'process 1: '.
+    error: the error.
+    who: prefix that names the process, as 'process 1: '; '' for a single process.
   """
   print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
   return 2
 
 
 def join_names(known: Iterable[object]) -> str:
-  """Names joined by commas, as far as a line takes."""
+  """Names joined by commas, cut at 160 characters."""
   names = [str(name) for name in known]
   text = ", ".join(names)
   if len(text) <= _MAX_LIST_LENGTH:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 import runs
+from smskd_jax import config as config_lib
 from smskd_jax import data
-from smskd_jax.config import merge
-from smskd_jax.config import schema as config_lib
-from smskd_jax.config.schema import method, network, plugin, stage
+from smskd_jax.config import merge, method, network, plugin, schema, stage
 from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 from smskd_jax.losses import METHODS, entries
@@ -202,8 +201,8 @@ def test_an_output_that_the_teacher_cache_does_not_store_is_refused():
 
 
 def test_the_fields_of_an_entry_are_those_of_the_config():
-  assert set(entries.TERM_FIELDS) == set(config_lib.METHOD)
-  assert set(entries.PLUGIN_FIELDS) == set(config_lib.PLUGIN)
+  assert set(entries.TERM_FIELDS) == set(schema.METHOD)
+  assert set(entries.PLUGIN_FIELDS) == set(schema.PLUGIN)
 
 
 def test_names_in_metrics():

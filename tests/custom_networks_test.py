@@ -7,8 +7,7 @@ import pytest
 import runs
 from smskd_jax import config as config_lib
 from smskd_jax import custom, data
-from smskd_jax.config import merge
-from smskd_jax.config.schema import method, network, stage
+from smskd_jax.config import merge, method, network, stage
 from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 

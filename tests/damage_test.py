@@ -17,7 +17,7 @@ import runs
 from runtime.integrity_test import DAMAGES
 from smskd_jax import compare, data, evaluate, export, report
 from smskd_jax.analysis import figures
-from smskd_jax.config.schema import method, stage
+from smskd_jax.config import method, stage
 from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import safetensors_file

@@ -9,7 +9,7 @@ from analysis import made
 import runs
 from smskd_jax import compare, export, report
 from smskd_jax import store as store_command
-from smskd_jax.config.study_schema import study
+from smskd_jax.config import study
 from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables

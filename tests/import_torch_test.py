@@ -10,7 +10,7 @@ import pytest
 import golden
 import runs
 from smskd_jax import import_torch
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.exchange import variables
 from smskd_jax.models import MODELS, torch_weights
 from smskd_jax.runtime import integrity

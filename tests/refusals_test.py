@@ -67,9 +67,9 @@ FILES = {
   ),
   "empty.py": "from smskd_jax.config import experiment\ndef get_config():\n  return experiment()\n",
   "unknown.py": "def get_config():\n  return {'sead': 1}\n",
-  "no_variants.py": "from smskd_jax.config.study_schema import study\ndef get_config():\n  return study(variants={})\n",
+  "no_variants.py": "from smskd_jax.config import study\ndef get_config():\n  return study(variants={})\n",
   "no_seeds.py": (
-    "import runs\nfrom smskd_jax.config.study_schema import study\n"
+    "import runs\nfrom smskd_jax.config import study\n"
     "def get_config():\n  return study(variants={'a': runs.tiny('resnet8')}, seeds=())\n"
   ),
 }
@@ -208,7 +208,7 @@ OVERRIDE_CASES = [
   ),
   ("stages[0].max_images=5", "config.stages[0].max_images: 5 leaves class"),
   ("stages[0].network=techer", "config.stages[0]: network: unknown 'techer'; did you mean 'teacher'?"),
-  ("stages[0].augment.crop_flip.padding=-1", "config.stages[0].augment.crop_flip.padding: -1 is too small"),
+  ("stages[0].augment.crop_flip.padding=-1", "config.stages[0].augment: crop_flip.padding: -1 pixels"),
   ("stages[1].teachers=()", "config.stages[1].teachers: empty, but 'fitnet' needs a teacher"),
   ("stages[1].teachers=student", "config.stages[1].teachers: 'student' is not trained by then"),
   ("stages[1].teachers=5", "config.stages[1]"),
@@ -320,7 +320,7 @@ FLAG_CASES = [
   ("study --config=configs/smoke.py --workdir=new", "study: unknown"),
   (
     f"{SMOKE} --store=\udce9",
-    "'--store=\\udce9' is no text in this process's encoding, utf-8; set PYTHONUTF8=1",
+    "'--store=\\udce9' is not text in this process's encoding, utf-8; set PYTHONUTF8=1",
   ),
   ("study", "--config: missing"),
   (f"{STUDY} --jobs=0", "jobs"),
@@ -346,7 +346,7 @@ FLAG_CASES = [
 FOLDER_CASES = [
   ("report", "workdir; see --help"),
   ("report nowhere", "there is no folder nowhere"),
-  ("report \udce9", "'\\udce9' is no text in this process's encoding, utf-8; set PYTHONUTF8=1"),
+  ("report \udce9", "'\\udce9' is not text in this process's encoding, utf-8; set PYTHONUTF8=1"),
   ("report text.npz", "text.npz"),
   ("report files", "files is of no run and no study"),
   ("report unfinished", "the run in unfinished is not finished"),

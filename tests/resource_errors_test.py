@@ -11,7 +11,7 @@ import pytest
 
 import runs
 from smskd_jax import cli
-from smskd_jax.config.schema import stage
+from smskd_jax.config import stage
 from smskd_jax.engine import experiment
 from smskd_jax.runtime import resource_errors, writer
 from smskd_jax.runtime.writer import read_metrics

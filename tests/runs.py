@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.runtime import checkpoint, integrity
 from tiny import SMALL
 

@@ -1,7 +1,7 @@
 """configs/smoke.py with networks of three convolutions, for tests of the main program's processes."""
 
 import runs
-from smskd_jax.config.schema import network
+from smskd_jax.config import network
 from tiny import SMALL
 
 

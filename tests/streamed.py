@@ -1,6 +1,6 @@
 """A teacher and two student stages of tiny networks on streamed photographs, in the folder behind the colon."""
 
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 from tiny import SMALL
 
 # Ten images are of no batch: an epoch has five steps of 32.

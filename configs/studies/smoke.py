@@ -3,7 +3,7 @@
 python -m smskd_jax.study --config=configs/studies/smoke.py --workdir=runs/study_smoke
 """
 
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.config.study_schema import study, with_changes
 
 

@@ -24,8 +24,7 @@ all), seeds. The control is nokd, or the first of `modes` where it is not among 
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import network
-from smskd_jax.config.study_schema import study
+from smskd_jax.config import network, study
 from smskd_jax.errors import unknown_name_error
 from smskd_jax.recipes import smskd_tables, survey
 from smskd_jax.recipes.survey_modes import MODES

@@ -7,9 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from smskd_jax.config.schema import experiment, method, network, parse_arg, plugin, resolve, stage
+  from smskd_jax.config.builders import experiment, method, network, parse_arg, plugin, resolve, stage
+  from smskd_jax.config.study_schema import study
 
-__all__ = ["experiment", "method", "network", "parse_arg", "plugin", "resolve", "stage"]
+__all__ = ["experiment", "method", "network", "parse_arg", "plugin", "resolve", "stage", "study"]
 
 if not TYPE_CHECKING:  # a type checker would accept every name
 
@@ -17,4 +18,5 @@ if not TYPE_CHECKING:  # a type checker would accept every name
     """Imports a public name when it is first used."""
     if name not in __all__:
       raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.schema"), name)
+    home = "study_schema" if name == "study" else "builders"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax.errors import UserError, join_names, short_repr, suggestion, unknown_name_error
+from smskd_jax.errors import RENAMED, UserError, join_names, short_repr, suggestion, unknown_name_error
 
 
 def drop_keys(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
@@ -94,6 +94,8 @@ def find_field(config: Any, path: str) -> tuple[Any, Any]:
     elif not isinstance(holder, Mapping | ConfigDict):
       raise UserError(f"{walked} is {short_repr(holder)}, which has no {part!r}")
     elif part not in holder:
+      if RENAMED.get(str(part)) in holder:
+        raise UserError(f"{walked}.{part} is now {walked}.{RENAMED[str(part)]}")
       raise UserError(
         f"{walked} has no field {part!r}{suggestion(part, holder) or f' (it has: {join_names(holder)})'}"
       )

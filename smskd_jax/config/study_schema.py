@@ -1,4 +1,4 @@
-"""What a study's config may say. A config file builds it with `study`; `changed` makes variants of an experiment."""
+"""Schema, builder and validation of a study's config: variants of an experiment times seeds."""
 
 from collections.abc import Mapping, Sequence
 import copy
@@ -8,23 +8,40 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax import config as config_lib
-from smskd_jax.config import merge, validate
+from smskd_jax.config import builders, fields, merge, schema
+from smskd_jax.config.fields import Field
 from smskd_jax.errors import UserError, unknown_name_error
 
 STUDY: dict[str, Any] = {
-  "seeds": (0, 1, 2),
-  "teachers": {},  # an experiment(...) that is run once; its networks are given to those of the same name in variants
-  "variants": (),  # of {"name", "experiment"}, in order; each of `seeds` takes the place of the experiment's own
-  "control": "",  # the variant that the others are compared with; '': the first
-  "controls": (),  # of {"variant", "control"}: variants with another one; one that is its own is compared with none
-  "network": "student",  # whose last stage counts; of several that start afresh, the one best by validation
-  "published": (),  # of {"variant", "accuracy"}: test accuracy in percent that a paper reports, quoted as the paper's
-  "quoted": (),  # likewise of variants that the study does not run, for the table alone
-  # of {"variant", "control", "paper"}: comparisons that a paper makes, in the place of those with the control; `paper`
-  # is its difference in points, as '+1.80', or its sign, '+' or '-'; '': the paper makes no claim
-  "claims": (),
-  "notes": (),  # sentences for the report
+  "seeds": Field((0, 1, 2), "Seeds; each takes the place of the experiments' own `seed`."),
+  "teachers": Field(
+    {},
+    "`experiment(...)` that is run once; its networks are given to networks of the same name in the "
+    "variants.",
+  ),
+  "variants": Field((), "`{'name', 'experiment'}` of each variant, in the order of the table."),
+  "control": Field("", "Variant that the others are compared with. Empty: the first."),
+  "controls": Field(
+    (),
+    "`{'variant', 'control'}` of variants with a control of their own; a variant that is its own control "
+    "is compared with none.",
+  ),
+  "network": Field(
+    "student",
+    "Network whose last stage is compared; of several stages from scratch, the best by validation accuracy.",
+  ),
+  "published": Field(
+    (), "`{'variant', 'accuracy'}`: test accuracy in percent that a paper reports, quoted as the paper's."
+  ),
+  "quoted": Field(
+    (), "`{'variant', 'accuracy'}` of variants that the study does not run, for the table alone."
+  ),
+  "claims": Field(
+    (),
+    "`{'variant', 'control', 'paper'}`: comparisons that a paper makes, instead of those with the "
+    "control. `paper` is its difference in points, as `+1.80`, its sign, `+` or `-`, or empty.",
+  ),
+  "notes": Field((), "Sentences for the report."),
 }
 
 
@@ -35,17 +52,17 @@ def study(
   published: Mapping[str, float] = types.MappingProxyType({}),
   quoted: Mapping[str, float] = types.MappingProxyType({}),
   claims: Sequence[tuple[str, str, str]] = (),
-  **fields: Any,
+  **others: Any,
 ) -> ConfigDict:
-  """A whole study: the fields of `STUDY`.
+  """Config of a study, with the fields of `STUDY`.
 
   Args:
-    variants: experiment(...) by the name of the variant, in the order of the table.
-    controls: the name of its control by that of the variant, where it is not the study's.
+    variants: `experiment(...)` by the name of the variant, in the order of the table.
+    controls: name of the control by that of the variant, where it is not the study's.
     published: test accuracy in percent by the name of the variant, where a paper reports one.
-    quoted: likewise, of variants that the study does not run.
-    claims: (variant, control, the paper's difference or sign) of each comparison that a paper makes.
-    **fields: the others.
+    quoted: test accuracy in percent of variants that the study does not run.
+    claims: (variant, control, difference or sign in the paper) of each comparison that a paper makes.
+    **others: further fields.
   """
   listed = {
     "variants": tuple({"name": name, "experiment": one} for name, one in variants.items()),
@@ -56,7 +73,7 @@ def study(
       {"variant": variant, "control": control, "paper": paper} for variant, control, paper in claims
     ),
   }
-  return merge.to_config_dict(_merge_defaults(listed | fields))
+  return merge.to_config_dict(_merge_defaults(listed | others))
 
 
 def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -76,7 +93,7 @@ def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 
 
 def _set_field(config: Any, path: str, value: Any) -> None:
-  """Sets one field; tuples on the way are made anew, since they cannot be changed."""
+  """Sets one field of a config."""
   try:
     holder, last = merge.find_field(config, path)
   except UserError as error:
@@ -86,41 +103,51 @@ def _set_field(config: Any, path: str, value: Any) -> None:
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-  """Checks a study and returns it as plain dicts, every experiment of it resolved.
+  """Validates a study; returns plain dicts and tuples with every experiment resolved.
 
   Raises:
-    UserError: the first mistake found; it names the variant.
+    UserError: the first mistake found; names the variant.
   """
   resolved = _merge_defaults(merge.to_plain(config))
   resolved["variants"] = _variants_by_name(resolved["variants"])
   resolved["controls"] = {one["variant"]: one["control"] for one in resolved["controls"]}
-  for field in ("published", "quoted"):
-    resolved[field] = {one["variant"]: float(one["accuracy"]) for one in resolved[field]}
+  for name in ("published", "quoted"):
+    resolved[name] = {one["variant"]: float(one["accuracy"]) for one in resolved[name]}
+  _check(resolved)
+  resolved["control"] = resolved["control"] or next(iter(resolved["variants"]))
+  _check_names(resolved)
+  if resolved["teachers"]:
+    resolved["teachers"] = _resolve_experiment("study.teachers", resolved["teachers"])
+  for name, variant in resolved["variants"].items():
+    resolved["variants"][name] = _resolve_variant(name, variant, resolved)
+  return resolved
+
+
+def _check(resolved: Mapping[str, Any]) -> None:
   if not resolved["variants"]:
     raise UserError("study.variants: there are none; add at least one, name: experiment(...)")
   if not resolved["seeds"]:
     raise UserError("study.seeds: there are none; name at least one, as (0, 1, 2)")
   if len(set(resolved["seeds"])) < len(resolved["seeds"]):
     raise UserError(f"study.seeds: {resolved['seeds']} names a seed twice")
-  resolved["control"] = resolved["control"] or next(iter(resolved["variants"]))
-  for field, name in (
-    ("control", resolved["control"]),
-    *(("controls", name) for both in resolved["controls"].items() for name in both),
-    *(("published", name) for name in resolved["published"]),
-    *(("claims", claim[side]) for claim in resolved["claims"] for side in ("variant", "control")),
-  ):
-    if name not in resolved["variants"]:
-      raise unknown_name_error(f"study.{field}", name, resolved["variants"])
-  if resolved["teachers"]:
-    resolved["teachers"] = _resolve_experiment("study.teachers", resolved["teachers"])
   for claim in resolved["claims"]:
     if not re.fullmatch(r"|[+-]|[+-]\d+(\.\d+)?", claim["paper"]):
       raise UserError(
         f"study.claims: {claim['paper']!r} is neither a difference, as '+1.80', nor its sign, '+' or '-'"
       )
-  for name, variant in resolved["variants"].items():
-    resolved["variants"][name] = _resolve_variant(name, variant, resolved)
-  return resolved
+
+
+def _check_names(resolved: Mapping[str, Any]) -> None:
+  """Checks that every field that names a variant names one of this study."""
+  names = [
+    ("control", resolved["control"]),
+    *(("controls", name) for pair in resolved["controls"].items() for name in pair),
+    *(("published", name) for name in resolved["published"]),
+    *(("claims", claim[side]) for claim in resolved["claims"] for side in ("variant", "control")),
+  ]
+  for field, name in names:
+    if name not in resolved["variants"]:
+      raise unknown_name_error(f"study.{field}", name, resolved["variants"])
 
 
 def _variants_by_name(variants: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
@@ -149,18 +176,18 @@ def _resolve_variant(name: str, variant: Mapping[str, Any], study_: Mapping[str,
   return resolved
 
 
-# Where the variables of such networks come from, until the teachers are trained.
+# Placeholder of `variables` for networks that the study's teachers give, until these are trained.
 FROM_STUDY = "(the study's teachers)"
 
 
 def teacher_names(study_: Mapping[str, Any]) -> list[str]:
-  """The names of the networks that are trained once for all variants."""
+  """Names of the networks that are trained once for all variants."""
   stages = study_["teachers"].get("stages", ()) if study_["teachers"] else ()
   return list(dict.fromkeys(stage["network"] for stage in stages))
 
 
 def seed_config(variant: Mapping[str, Any], seed: int, teachers: str) -> dict[str, Any]:
-  """A resolved variant with one seed, the networks of the study's teachers read from a folder."""
+  """Resolved variant with one seed; networks that the study's teachers give are read from the folder `teachers`."""
   networks = {
     name: entry | {"variables": teachers} if entry["variables"] == FROM_STUDY else entry
     for name, entry in variant["networks"].items()
@@ -170,16 +197,17 @@ def seed_config(variant: Mapping[str, Any], seed: int, teachers: str) -> dict[st
 
 def _resolve_experiment(field: str, given: Mapping[str, Any]) -> dict[str, Any]:
   try:
-    return config_lib.resolve(given)
+    return builders.resolve(given)
   except UserError as error:
     raise UserError(f"{field}: {error}") from error
 
 
-def _merge_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-  filled = merge.merge("study", STUDY, given, skip=("teachers",))
-  filled["teachers"] = merge.coerce({}, "study.teachers", merge.to_plain(given.get("teachers", {})))
-  for name in ("variants", "controls", "published", "quoted", "claims", "notes", "seeds"):
-    filled[name] = merge.to_plain(filled[name])
-  for seed in filled["seeds"]:
-    validate.check_value("study.seeds", merge.coerce(0, "study.seeds", seed), "seed")
-  return filled
+def _merge_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
+  merged = merge.merge("study", fields.defaults(STUDY), entry, skip=("teachers",))
+  merged["teachers"] = merge.coerce({}, "study.teachers", merge.to_plain(entry.get("teachers", {})))
+  for name, field in STUDY.items():
+    if isinstance(field.default, tuple):
+      merged[name] = merge.to_plain(merged[name])
+  for seed in merged["seeds"]:
+    fields.check_field("study.seeds", schema.EXPERIMENT["seed"], merge.coerce(0, "study.seeds", seed))
+  return merged

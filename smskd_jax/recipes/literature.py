@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import method, plugin
+from smskd_jax.config import method, plugin
 from smskd_jax.errors import unknown_name_error
 
 RECIPES_PATH = Path(__file__).with_suffix(".csv")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import network, stage
+from smskd_jax.config import network, stage
 from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.losses.entries import make_method
 from smskd_jax.recipes import literature

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import experiment, network, parse_arg
-from smskd_jax.config.study_schema import study
+from smskd_jax.config import experiment, network, parse_arg, study
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import smskd
 

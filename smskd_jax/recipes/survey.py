@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import experiment, method, network, parse_arg, stage
+from smskd_jax.config import experiment, method, network, parse_arg, stage
 from smskd_jax.errors import UserError
 
 ARGUMENTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smskd_jax.config.schema import method, network, plugin
+from smskd_jax.config import method, network, plugin
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import survey
 from smskd_jax.recipes.survey import kd_fields, student_stage

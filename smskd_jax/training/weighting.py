@@ -86,18 +86,3 @@ WEIGHTINGS: Mapping[str, Callable[[WeightingInputs], jax.Array]] = MappingProxyT
 )
 # Those that need no teacher.
 TEACHER_FREE = frozenset({"constant", "reference_tcp", "one_minus_reference_tcp", "shuffled_reference_tcp"})
-# Names of versions before 0.2 -> today's.
-RENAMED = MappingProxyType(
-  {
-    "one_minus_tcp": "one_minus_teacher_tcp",
-    "tcp": "teacher_tcp",
-    "shuffled": "shuffled_one_minus_teacher_tcp",
-    "entropy": "teacher_entropy",
-    "one_minus_margin": "one_minus_teacher_margin",
-    "own_tcp": "reference_tcp",
-    "one_minus_own_tcp": "one_minus_reference_tcp",
-    "disagreement": "teacher_reference_disagreement",
-    "agreement": "teacher_reference_agreement",
-    "learned": LEARNED,
-  }
-)

@@ -9,7 +9,7 @@ import runs
 from smskd_jax import report
 from smskd_jax.analysis import figures, forgetting_figures, reference_weights
 from smskd_jax.analysis.forgetting_figures import Bar, Point
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 
 
 def variant(weight=0.5, stage="previous", **changes):

@@ -1,11 +1,22 @@
-"""Tests of config/schema.py and config/validate.py: what a config says, and one clear line for each mistake in it."""
+"""Tests of config/: defaults, merging, validation with one clear line for each mistake, and the generated page."""
 
 import math
+import pathlib
 
 import pytest
 
-from smskd_jax.config import merge, schema
-from smskd_jax.config.schema import experiment, method, network, parse_arg, plugin, resolve, stage
+from smskd_jax.config import (
+  docs,
+  experiment,
+  merge,
+  method,
+  network,
+  parse_arg,
+  plugin,
+  resolve,
+  schema,
+  stage,
+)
 from smskd_jax.errors import UserError
 
 
@@ -154,7 +165,10 @@ MISTAKES = {
   "no epochs": (change((*STAGE_1, "epochs"), 0), r"stages\[1\].epochs: 0 is too small"),
   "negative epochs": (change((*STAGE_1, "epochs"), -1), r"stages\[1\].epochs: -1 is too small"),
   "batch": (change((*STAGE_1, "batch_size"), 0), r"stages\[1\].batch_size: 0"),
-  "temperature": (change((*KD, "temperature"), 0.0), r"methods\[0\].temperature: 0.0"),
+  "temperature": (
+    change((*KD, "temperature"), 0.0),
+    r"methods\[0\]: kd: temperature must be a positive number, got 0.0",
+  ),
   "reference temperature": (
     change((*STAGE_2, "reference", "temperature"), -4.0),
     "reference.temperature: -4.0",
@@ -194,7 +208,7 @@ MISTAKES = {
   "selection": (change((*STAGE_1, "keep_checkpoint"), "test"), "unknown 'test'.*last, validation"),
   "selection without validation": (
     change((*STAGE_1, "keep_checkpoint"), "validation"),
-    "nothing is held out; set config.data",
+    "there is no validation set; set config.data",
   ),
   "no unlabelled source": (
     change((*STAGE_1, "unlabeled_batch_size"), 8),
@@ -246,7 +260,7 @@ def test_what_cannot_be_done_without_labels(fields, message):
     ({"teacher_statistics": "batch"}, "but teacher_statistics is 'batch'; use 'running'"),
     (
       {"methods": (method("fitnet"),)},
-      "but 'fitnet' reads the teachers' maps, which are not kept; use 'off'",
+      "but 'fitnet' reads the teachers' maps, which are not stored; use 'off'",
     ),
   ],
 )
@@ -318,3 +332,39 @@ def test_parse_arg():
   ):
     with pytest.raises(UserError, match=message):
       parse_arg(text, **defaults)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"learner": "student"}, "config.stages\\[0\\]: 'learner' is now 'network'"),
+    ({"select": "validation"}, "'select' is now 'keep_checkpoint'"),
+    ({"optimizer": {"learning_rate_of": 256}}, "optimizer: 'learning_rate_of' is now 'base_batch_size'"),
+    ({"init": "fresh"}, "config.stages\\[0\\].init: 'fresh' is now 'scratch'"),
+    ({"methods": ({"name": "crd_in_batch"},)}, "methods\\[0\\].name: 'crd_in_batch' is now 'crd_infonce'"),
+    ({"augment": {"crop_flip": {"views": 9}}}, "augment.crop_flip: 'views' is now 'num_views'"),
+  ],
+)
+def test_a_renamed_field_gets_an_error_with_the_new_name(fields, message):
+  networks = {"student": {"model": "resnet8"}}
+  with pytest.raises(UserError, match=message):
+    resolve({"networks": networks, "stages": ({"network": "student"} | fields,)})
+
+
+def test_ranges_belong_to_fields_and_not_to_names(tmp_path, monkeypatch):
+  (tmp_path / "own_network.py").write_text(
+    "from smskd_jax.models import MODELS\n"
+    "def make(*, num_classes, weight=-1.0): return MODELS['resnet8'](num_classes=num_classes)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  networks = {"student": network("custom:own_network:make", weight=-2.0)}
+  resolved = resolve(experiment(networks=networks, stages=(stage("student"),)))
+  assert resolved["networks"]["student"]["weight"] == -2.0
+  with pytest.raises(UserError, match="networks.student.weight: nan is not a finite number"):
+    networks["student"].weight = math.nan
+    resolve(experiment(networks=networks, stages=(stage("student"),)))
+
+
+def test_the_page_of_the_schema_is_up_to_date():
+  page = pathlib.Path(__file__).parents[2] / "docs" / "config.md"
+  assert page.read_text() == docs.render(), "run: python -m smskd_jax.config.docs > docs/config.md"

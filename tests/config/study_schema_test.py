@@ -6,8 +6,8 @@ import pytest
 
 import runs
 from smskd_jax.analysis.study_records import compared
+from smskd_jax.config import experiment, network, stage
 from smskd_jax.config import study_schema as studies
-from smskd_jax.config.schema import experiment, network, stage
 from smskd_jax.errors import UserError
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 import runs
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from photographs import write_folder
 import runs
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
 
 

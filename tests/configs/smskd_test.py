@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import literature
 from smskd_jax.training import schedule

@@ -14,7 +14,7 @@ import pytest
 import marks
 import runs
 from smskd_jax import data
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 from smskd_jax.engine import plan
 from smskd_jax.errors import UserError
 from smskd_jax.models import introspection

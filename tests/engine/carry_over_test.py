@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import runs
-from smskd_jax.config.schema import method, resolve, stage
+from smskd_jax.config import method, resolve, stage
 from smskd_jax.engine import experiment
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.errors import UserError
@@ -132,14 +132,14 @@ ALL = AFTER | {"carry_over": "all"}
     (BEFORE, AFTER | {"schedule": {"name": "multistep"}}, "'student' use 3 of the 4 epochs"),
     (BEFORE, {"network": "other"}, "'student' use 3 of the 4 epochs of their shared schedule"),
     (BEFORE, AFTER | {"init": "scratch"}, "'student' use 3 of the 4 epochs"),
-    (BEFORE, AFTER | {"optimizer": {"learning_rate": 0.1}}, "learning_rate is 0.1, and 0.05 in the stage before"),
+    (BEFORE, AFTER | {"optimizer": {"learning_rate": 0.1}}, "learning_rate is 0.1, and 0.05 in the previous stage"),
     ({"schedule": {"start_epoch": 1, "total_epochs": 2}}, AFTER, "start_epoch: 1, but the stages .* at epoch 0"),
     (BEFORE, AFTER | {"carry_over": "momentum"}, "unknown 'momentum'"),
-    (BEFORE | {"carry_over": "optimizer"}, AFTER, "'optimizer', but the stage starts anew"),
+    (BEFORE | {"carry_over": "optimizer"}, AFTER, "'optimizer', but the stage continues no other"),
     (BEFORE | {"ema_decay": 0.9}, ALL, "ema_decay is 0.9"),
-    (BEFORE | {"optimizer": {"clip_norm": 1.0}}, ALL, "optimizer.clip_norm is 0.0, and 1.0 in the stage before"),
-    (BEFORE, ALL | {"optimizer": {"momentum": 0.5}}, "optimizer.momentum is 0.5, and 0.9 in the stage before"),
-    (BEFORE, ALL | {"task_weight": 0.5}, "task_weight is 0.5, and 1.0 in the stage before; make them equal"),
+    (BEFORE | {"optimizer": {"clip_norm": 1.0}}, ALL, "optimizer.clip_norm is 0.0, and 1.0 in the previous stage"),
+    (BEFORE, ALL | {"optimizer": {"momentum": 0.5}}, "optimizer.momentum is 0.5, and 0.9 in the previous stage"),
+    (BEFORE, ALL | {"task_weight": 0.5}, "task_weight is 0.5, and 1.0 in the previous stage; make them equal"),
     (BEFORE, ALL | {"reference": {"stage": "previous"}}, "but the stage has a reference"),
   ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 
 import runs
 from smskd_jax import data
-from smskd_jax.config.schema import method, network, resolve, stage
+from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.engine.evaluator import Evaluator
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.runtime import eval_outputs, parallel

@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from smskd_jax import data, losses
-from smskd_jax.config.schema import method, network, resolve, stage
+from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.data import corruptions
 from smskd_jax.data.augment import normalize
 from smskd_jax.engine import estimates, evaluator, experiment, summary

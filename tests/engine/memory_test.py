@@ -6,8 +6,8 @@ import pytest
 
 import runs
 from smskd_jax import data
+from smskd_jax.config import network, resolve
 from smskd_jax.config import study_schema as study_config
-from smskd_jax.config.schema import network, resolve
 from smskd_jax.data import resize
 from smskd_jax.engine import experiment, memory, plan
 from smskd_jax.errors import UserError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smskd_jax import data
-from smskd_jax.config.schema import experiment, method, network, resolve, stage
+from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.data.dataset import ChannelStats
 from smskd_jax.engine import experiment as experiment_lib
 from smskd_jax.engine.plan import make_plans

@@ -7,7 +7,7 @@ import pytest
 import runs
 from smskd_jax import config as config_lib
 from smskd_jax import data
-from smskd_jax.config.schema import experiment, method, network, stage
+from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.engine import plan
 from smskd_jax.training import optimizer, schedule
 from smskd_jax.training.stage import make_train_step

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import runs
-from smskd_jax.config.schema import stage
+from smskd_jax.config import stage
 from smskd_jax.engine import experiment, profiler
 from smskd_jax.runtime import checkpoint
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 import runs
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import resolve
 from smskd_jax.data import load
 from smskd_jax.engine import estimates, experiment
 from smskd_jax.engine import progress as progress_lib

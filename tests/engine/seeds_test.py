@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax.config.schema import stage
+from smskd_jax.config import stage
 from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, signals

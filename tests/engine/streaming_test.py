@@ -10,8 +10,7 @@ import pytest
 from photographs import write_folder
 import runs
 from smskd_jax import data
-from smskd_jax.config import merge
-from smskd_jax.config.schema import resolve
+from smskd_jax.config import merge, resolve
 from smskd_jax.engine import experiment
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.errors import UserError

@@ -10,8 +10,7 @@ import pytest
 
 import runs
 from smskd_jax import data
-from smskd_jax.config import build
-from smskd_jax.config.schema import method, network, resolve, stage
+from smskd_jax.config import build, method, network, resolve, stage
 from smskd_jax.engine import experiment, learner, teacher_cache
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.errors import UserError

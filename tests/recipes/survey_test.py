@@ -8,8 +8,8 @@ import pytest
 
 import runs
 from smskd_jax import data
+from smskd_jax.config import resolve
 from smskd_jax.config import study_schema as studies
-from smskd_jax.config.schema import resolve
 from smskd_jax.errors import UserError
 from smskd_jax.studies import stage_graph
 
