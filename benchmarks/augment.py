@@ -24,7 +24,7 @@ from smskd_jax.models import introspection
 from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training import initialization
-from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
 
 TEACHER_AND_STUDENT = ("survey_resnet26", "survey_resnet8")
@@ -52,7 +52,7 @@ def make_step(teacher, student, dataset, batch, devices):
   state = parallel.replicate(
     initialization.init_state(plan.stage, key, variables, teachers, image, dataset.train.label), devices
   )
-  compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+  compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
   split = jax.device_put(parallel.shard(batch, devices))
 
   def step():

@@ -22,7 +22,8 @@ from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training import optimizer
 from smskd_jax.training.initialization import init_state, init_variables
-from smskd_jax.training.stage import Stage, make_train_step
+from smskd_jax.training.stage import Stage
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
 
 

@@ -28,8 +28,8 @@ from smskd_jax.runtime import checkpoint, clock, parallel, signals
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.training import batches, initialization, loop
-from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.trainer import SingleTrainer
+from smskd_jax.training.loop import SingleTrainer
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Frozen
 
 
@@ -70,7 +70,7 @@ def main():
   fresh = functools.partial(initialization.init_variables, image=image)
   teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
   frozen = parallel.replicate(Frozen(key, teachers, None), devices)
-  compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+  compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
   parallel_compile, parallel.compile_step = parallel.compile_step, lambda step, devices: compiled
 
   def begin():

@@ -34,7 +34,8 @@ from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training import initialization, optimizer
 from smskd_jax.training.reference import Reference
-from smskd_jax.training.stage import Stage, Term, make_train_step
+from smskd_jax.training.stage import Stage, Term
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
 
 SHAPE, CLASSES = (224, 224, 3), 1000

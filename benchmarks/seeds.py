@@ -29,7 +29,7 @@ from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime import seed_parallel as beside_lib
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
-from smskd_jax.training.trainer import SeedParallelTrainer, SeedState, SingleTrainer
+from smskd_jax.training.loop import SeedParallelTrainer, SeedState, SingleTrainer
 from smskd_jax.types import Batch
 
 CASES = "kd:resnet32x4:resnet8x4,smskd:resnet56:resnet20,smskd:resnet56:resnet8"

@@ -41,7 +41,7 @@ from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import evaluate, initialization
-from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +177,7 @@ def compile_once(plan, begin, batch, devices):
   """Seconds to trace and lower a step, and then to compile it or to read it."""
   jax.clear_caches()
   jax_cache.reset_cache()  # else the folder of the first program stays that of all
-  pure = stage_lib.make_train_step(plan.stage, parallel.AXIS)
+  pure = make_train_step(plan.stage, parallel.AXIS)
   began = time.perf_counter()
   lowered = parallel.compile_step(pure, devices).lower(*begin, batch)
   between = time.perf_counter()

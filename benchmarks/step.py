@@ -40,6 +40,7 @@ from smskd_jax.runtime import console, parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training import initialization
 from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, CachedOutputs, Frozen
 
 CASES = (
@@ -90,7 +91,7 @@ class Ours:
   def __init__(self, plan, begin, batch, devices):
     self.state, self.frozen = parallel.replicate(begin, devices)
     self.batch = jax.device_put(parallel.shard(batch, devices))
-    self.compiled = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+    self.compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
 
   def run(self):
     """Trains once and returns the loss."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
   from smskd_jax.models import MODELS
   from smskd_jax.training.initialization import init_state, init_variables
   from smskd_jax.training.reference import Reference
-  from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+  from smskd_jax.training.stage import Stage, Term, student_variables
+  from smskd_jax.training.train_step import make_train_step
   from smskd_jax.types import Batch, Frozen, Outputs, TrainState
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""Small stages on random arrays, for the tests of what trains them."""
+"""Small stages on random arrays, for the tests of training."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from smskd_jax.types import Batch, Frozen
 import tiny
 
 NUM_CLASSES = 10
-# A reference term of which no option is the default.
+# Options of a reference term, none of them a default.
 REFERENCE_OPTIONS = {
   "weight": 0.7,
   "divergence": "reference_to_student",
@@ -22,7 +24,7 @@ REFERENCE_OPTIONS = {
   "scale_by_temperature_squared": True,
   "weighting": "one_minus_teacher_tcp",
 }
-# For programs that run once or twice on little data, where compiling is what takes time.
+# Compiler options for programs that run once or twice on little data.
 FAST_COMPILE = {"xla_backend_optimization_level": "0"}
 NUM_EXAMPLES = 64
 LABELS = np.arange(NUM_EXAMPLES, dtype=np.int32) % NUM_CLASSES  # of the whole training set
@@ -34,32 +36,48 @@ def cast(tree, dtype):
 
 
 def batch_of(step, size=16, shape=(8, 8, 1), dtype=np.float32):
-  """The random batch of a step; images are floats already."""
+  """The random batch of a step; images are floats."""
   rng = np.random.default_rng(step)
   image = rng.normal(size=(size, *shape)).astype(dtype)
   label = rng.integers(0, NUM_CLASSES, size).astype(np.int32)
   return Batch(image, label, rng.permutation(NUM_EXAMPLES)[:size].astype(np.int32))
 
 
-def make_stage(*methods, reference=None, model="small", width=0.25, learning_rate=0.05):
-  """A stage of a thin student and a wider teacher."""
-  of = {**MODELS, **tiny.MODELS}[model]
-  teacher = (of(num_classes=NUM_CLASSES, width=0.5),) if methods else ()
+# Options of methods for which `tiny` networks, of one feature map, are too small.
+METHOD_OPTIONS = {"fitnet": {"student_layer": -1, "teacher_layer": -1}}
+
+
+def make_stage(*methods, reference=None, model="tiny", width=0.25, learning_rate=0.05):
+  """A stage of a narrow student and a wider teacher, with the methods given as (name, weight)."""
+  make = {**MODELS, **tiny.MODELS}[model]
   return Stage(
-    student=of(num_classes=NUM_CLASSES, width=width),
+    student=make(num_classes=NUM_CLASSES, width=width),
     optimizer=optimizer.sgd(learning_rate),
-    teachers=teacher,
-    terms=tuple(Term(name, weight, METHODS[name]()) for name, weight in methods),
+    teachers=(make(num_classes=NUM_CLASSES, width=0.5),) if methods else (),
+    terms=tuple(
+      Term(name, weight, METHODS[name](**METHOD_OPTIONS.get(name, {}))) for name, weight in methods
+    ),
     reference=None if reference is None else Reference(**reference),
   )
 
 
-def init_stage(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
-  """(state, frozen) of a stage on random weights; an anchored stage's reference differs from its student."""
+@functools.cache
+def _random_variables(network, seed, shape, dtype, x64):
+  del x64  # part of the cache key
   image = jax.ShapeDtypeStruct((1, *shape), dtype)
-  fresh = lambda network, i: cast(init_variables(network, jax.random.key(seed + i), image), dtype)
-  teachers = tuple(fresh(network, 1) for network in stage.teachers)
-  variables = fresh(stage.student, 0) if variables is None else variables
+  return cast(init_variables(network, jax.random.key(seed), image), dtype)
+
+
+def random_variables(network, seed, shape=(8, 8, 1), dtype=np.float32):
+  """Variables of a network, initialized once in a session."""
+  return _random_variables(network, seed, shape, np.dtype(dtype), jax.config.jax_enable_x64)
+
+
+def init_stage(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
+  """(state, frozen) of a stage with random variables; those of the reference differ from the student's."""
+  image = jax.ShapeDtypeStruct((1, *shape), dtype)
+  teachers = tuple(random_variables(network, seed + 1, shape, dtype) for network in stage.teachers)
+  variables = random_variables(stage.student, seed, shape, dtype) if variables is None else variables
   state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, LABELS), dtype)
-  reference = None if stage.reference is None else fresh(stage.student, 3)
+  reference = None if stage.reference is None else random_variables(stage.student, seed + 3, shape, dtype)
   return state, Frozen(jax.random.key(4), teachers, reference)

@@ -11,8 +11,8 @@ import numpy as np
 
 import networks
 from smskd_jax.runtime import distributed, parallel
+from smskd_jax.training.loop import SingleTrainer
 from smskd_jax.training.stage import student_variables
-from smskd_jax.training.trainer import SingleTrainer
 from smskd_jax.types import Batch
 
 METHODS, STEPS = (("kd", 0.9), ("crd", 0.8), ("rkd", 1.0)), 20

@@ -2,7 +2,7 @@
 
   python -m smskd_jax.study --workdir=runs/weighting --config=configs/studies/weighting.py:pair=resnet56-resnet20
 
-Every weighting of smskd_jax/training/weighting.py at equal budget. With normalize=True each is divided by its mean over
+Every weighting of smskd_jax/training/reference.py at equal budget. With normalize=True each is divided by its mean over
 the batch: they then differ in which images they hold and not in how much. The control is `constant`.
 
 Arguments: pair, methods (of the stages, joined by +), normalize, seeds, and `ARGUMENTS` of smskd_jax/recipes/smskd.py
@@ -10,7 +10,7 @@ but teacher, student and weighting.
 """
 
 from smskd_jax.recipes import smskd, smskd_tables
-from smskd_jax.training.weighting import LEARNED, WEIGHTINGS
+from smskd_jax.training.reference import LEARNED, WEIGHTINGS
 
 
 def get_config(arg=None):

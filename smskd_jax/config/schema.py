@@ -8,7 +8,7 @@ from typing import Any
 
 from smskd_jax.config.fields import Field
 from smskd_jax.data.resize import MAX_IMAGE_SIZE
-from smskd_jax.training import carry_over, reference, weighting
+from smskd_jax.training import carry_over, reference
 
 _MAX_SEED = 2**32 - 1  # the largest seed that keys of JAX and NumPy's RandomState both distinguish
 _MAX_COUNT = 10**6  # larger counts would make arrays and programs that nobody needs
@@ -118,8 +118,8 @@ REFERENCE = {
   "scale_by_temperature_squared": Field(False, "Multiply the divergence by the squared temperature."),
   "weighting": Field(
     "reference_tcp",
-    "Weight of each example: a name of `training/weighting.py`.",
-    choices=tuple(weighting.WEIGHTINGS),
+    "Weight of each example: a name of `reference.WEIGHTINGS`.",
+    choices=tuple(reference.WEIGHTINGS),
   ),
   "tcp_temperature": Field(
     1.0, "Softmax temperature of the probabilities in the weights. The paper leaves it open.", above=0

@@ -16,7 +16,7 @@ from smskd_jax.data import enumerable_views, mixing
 from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.losses import entries
 from smskd_jax.losses.entries import make_method
-from smskd_jax.training import carry_over, optimizer, reference, schedule, weighting
+from smskd_jax.training import carry_over, optimizer, reference, schedule
 
 Stage = dict[str, Any]  # resolved entry of a stage
 
@@ -207,7 +207,7 @@ def _check_reference(path: str, stage: Stage, earlier: tuple[Stage, ...]) -> Non
     )
   if options["stage"] not in ("previous", *stages):
     raise unknown_name_error(f"{path}.reference.stage", options["stage"], ("previous", "none", *stages))
-  if options["weighting"] not in weighting.TEACHER_FREE and not stage["teachers"]:
+  if options["weighting"] not in reference.TEACHER_FREE and not stage["teachers"]:
     raise UserError(
       f"{path}.reference.weighting: {options['weighting']!r} needs a teacher; name one, or use 'constant'"
     )

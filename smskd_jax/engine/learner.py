@@ -27,7 +27,7 @@ from smskd_jax.runtime.history import Evaluations, History
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.training import batches, carry_over, initialization, loop
 from smskd_jax.training import stage as stage_lib
-from smskd_jax.training.trainer import SeedState
+from smskd_jax.training.loop import SeedState
 from smskd_jax.types import Frozen, TrainState
 
 # Streams of a stage's random key: what is drawn from one does not depend on how much is drawn from another.

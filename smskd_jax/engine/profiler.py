@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from smskd_jax.engine.plan import StagePlan
 from smskd_jax.runtime import console, parallel, store
-from smskd_jax.training import stage as stage_lib
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen, TrainState
 
 WARMUP_STEPS = 3  # steps before those that are traced
@@ -109,7 +109,7 @@ def profile_stage(
     ceilings: of these devices.
   """
   split = [parallel.shard_local(batch, devices) for batch in itertools.islice(batches, WARMUP_STEPS + steps)]
-  step: Any = parallel.compile_step(stage_lib.make_train_step(plan.stage, parallel.AXIS), devices)
+  step: Any = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
   compiled = step.lower(state, frozen, split[0]).compile()
   state = jax.tree.map(jnp.copy, state)
 

@@ -19,8 +19,7 @@ from smskd_jax.runtime.recovery import StoredStage, read_finished
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop
-from smskd_jax.training.trainer import SeedParallelTrainer, SingleTrainer, Trainer
-from smskd_jax.training.window import NonFiniteError
+from smskd_jax.training.loop import NonFiniteError, SeedParallelTrainer, SingleTrainer, Trainer
 
 
 class StageRunner:

@@ -25,8 +25,7 @@ from smskd_jax.losses.entries import make_method
 from smskd_jax.models import introspection
 from smskd_jax.runtime import checkpoint, console, distributed, parallel, signals, store
 from smskd_jax.runtime.memmap_cache import MemmapCache
-from smskd_jax.training import batches, cached_forward
-from smskd_jax.training import stage as stage_lib
+from smskd_jax.training import batches, evaluate, train_step
 from smskd_jax.types import CachedOutputs
 
 SAVE_INTERVAL_SECONDS = (
@@ -124,7 +123,7 @@ def sampled_views(plan: StagePlan, key: jax.Array, order: jax.Array) -> np.ndarr
     order: the key that its batches are drawn from.
   """
   question, stage = _cache_spec(plan), plan.stage
-  numbers = jax.jit(jax.vmap(lambda step, index: stage_lib.sampled_view_indices(stage, key, step, index)))
+  numbers = jax.jit(jax.vmap(lambda step, index: train_step.sampled_view_indices(stage, key, step, index)))
   place, seen = question.row_index, np.zeros((len(question.indices), question.views.num_views), bool)
   steps = plan.loop_config.steps_per_epoch
   begin = plan.loop_config.first_step
@@ -216,7 +215,7 @@ def make_forward(
   """(images, their indices, numbers of views) -> the network's answers by name, [b, ...], on the host."""
   normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
   compiled = parallel.compile_predict(
-    cached_forward.make_cached_forward(network, cache_spec.views, normalize, cache_spec.dtype), devices
+    evaluate.make_cached_forward(network, cache_spec.views, normalize, cache_spec.dtype), devices
   )
 
   def say(*shown: np.ndarray) -> dict[str, np.ndarray]:

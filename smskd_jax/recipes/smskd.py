@@ -41,7 +41,7 @@ STAGE_ARGUMENTS: dict[str, Any] = {
   "protocol": "paper",
   "transition": 0,  # epoch at which the second stage begins, of protocol paper; 0: the first drop of the schedule
   "lambda_r": 0.5,
-  "weighting": "reference_tcp",  # a name of training/weighting.py
+  "weighting": "reference_tcp",  # a name of `reference.WEIGHTINGS`
   "temperature": 1.0,  # of the reference term
   "tcp_temperature": 1.0,
   "carry_over": "variables",

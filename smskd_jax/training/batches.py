@@ -1,6 +1,6 @@
-"""Which images a stage sees, and in which order: drawn from its key alone, so that any step can be the first.
+"""Batches of a stage: sampled images, and their order in each epoch, as functions of a random key and a step.
 
-A step's number is all that is to be known of where a stage is in its data: it is in every checkpoint.
+The step number alone determines the position in the data, so that training can resume at any step.
 """
 
 from collections.abc import Iterator
@@ -16,51 +16,51 @@ from smskd_jax.data.lazy_images import LazyImages
 from smskd_jax.training.targets import IGNORE_LABEL
 from smskd_jax.types import Batch
 
-RNG_UNLABELED = 2**32 - 1  # the stream of the key that orders images without labels: no epoch has this number
+RNG_UNLABELED = 2**32 - 1  # folded into the key for the order of unlabeled images; greater than any epoch
 
 
 class ImageSubset(NamedTuple):
-  """Images, and those among them that are drawn."""
+  """Images, and the indices of those that are used."""
 
   image: dataset.ImageArray  # [n, h, w, c]
-  label: np.ndarray  # [n], int32; -1 where there is none
-  indices: np.ndarray  # [m], int32
-  first_index: int = 0  # an image's index in its batch is its row and this
+  label: np.ndarray  # [n], int32; -1 for images without a label
+  indices: np.ndarray  # [m], int32, into `image`
+  first_index: int = 0  # `Batch.index` of an image is its index in `image` plus this number
 
 
 def labeled_subset(split: Split, max_images: int = 0, seed: int = 0) -> ImageSubset:
-  """A training set, or a part of it that keeps the proportions of the classes.
+  """A training set, or a random part of it that keeps the proportions of the classes.
 
   Args:
-    split: the whole set; an image's index is its place there.
-    max_images: how many to draw, rounded class by class; 0 for all.
-    seed: which ones.
+    split: the whole training set; `Batch.index` refers to it.
+    max_images: size of the part, rounded for each class; 0: all images.
+    seed: of the part.
 
   Raises:
-    ValueError: there are not so many images, or a class would have none.
+    ValueError: the set has fewer images, or a class would have none.
   """
-  rows = _sample_indices(split.label, max_images, seed)
-  missing = np.setdiff1d(split.label, split.label[rows])
+  indices = _sample_indices(split.label, max_images, seed)
+  missing = np.setdiff1d(split.label, split.label[indices])
   if len(missing):
     raise ValueError(
       f"max_images: {max_images} leaves class {missing[0]} without an image; take more, or 0 for all"
     )
-  return ImageSubset(split.image, split.label, rows)
+  return ImageSubset(split.image, split.label, indices)
 
 
 def unlabeled_subset(
   image: dataset.ImageArray, first_index: int, max_images: int = 0, seed: int = 0
 ) -> ImageSubset:
-  """Images without labels, or some of them.
+  """Images without labels, or a random part of them.
 
   Args:
     image: [n, h, w, c].
-    first_index: of the first: behind the training set.
-    max_images: how many to draw; 0 for all.
-    seed: which ones.
+    first_index: `Batch.index` of the first image: the size of the training set.
+    max_images: size of the part; 0: all images.
+    seed: of the part.
 
   Raises:
-    ValueError: there are not so many images.
+    ValueError: there are fewer images.
   """
   label = np.full(len(image), IGNORE_LABEL, np.int32)
   return ImageSubset(image, label, _sample_indices(label, max_images, seed), first_index)
@@ -69,94 +69,95 @@ def unlabeled_subset(
 def _sample_indices(label: np.ndarray, count: int, seed: int) -> np.ndarray:
   if count > len(label):
     raise ValueError(f"max_images: {count}, but there are only {len(label)}; 0 means all")
-  drawn = splits.stratified_mask(label, count / len(label), seed) if count else np.ones(len(label), bool)
-  return np.flatnonzero(drawn).astype(np.int32)
+  mask = splits.stratified_mask(label, count / len(label), seed) if count else np.ones(len(label), bool)
+  return np.flatnonzero(mask).astype(np.int32)
 
 
 class InputSpec(NamedTuple):
-  """What the batches of a stage are drawn from."""
+  """Images and sizes from which the batches of a stage are made."""
 
   images: ImageSubset
   batch_size: int
   epochs: int
-  steps_per_epoch: int  # an epoch's last images, fewer than a batch, are left out
-  unlabeled: ImageSubset | None = None  # images without labels, behind those of each batch
+  steps_per_epoch: int  # images of an epoch that do not fill a batch are dropped
+  unlabeled: ImageSubset | None = None  # they follow the labeled images in each batch
   unlabeled_batch_size: int = 0
-  num_workers: int = 0  # processes that decode photographs; 0: threads
+  num_workers: int = 0  # processes that decode image files; 0: threads
 
   @property
   def images_per_step(self) -> int:
-    """Of both kinds."""
+    """Images of a batch, labeled and unlabeled."""
     return self.batch_size + (self.unlabeled_batch_size if self.unlabeled is not None else 0)
 
 
 def iterate_batches(
   input_spec: InputSpec, key: jax.Array, first_step: int, local_indices: np.ndarray | None = None
 ) -> Iterator[Batch]:
-  """Batches of arrays of the host, from step `first` on. Each epoch has an order of its own, drawn from the key.
+  """Yields the batches from a step on, as arrays on the host. Each epoch has a new order.
 
   Args:
-    drawing: what they are drawn from.
-    key: of the order.
-    first: the first step.
-    own: the places in each batch of what this process trains on, as it alone is read; None for all.
+    input_spec: images and sizes.
+    key: random key of the order.
+    first_step: step of the first batch.
+    local_indices: positions in each global batch of the images that this process trains on; None: all. Only these
+      images are read.
   """
-  local_indices = np.arange(input_spec.images_per_step) if local_indices is None else local_indices
-  among, behind = (
-    local_indices[local_indices < input_spec.batch_size],
-    local_indices[local_indices >= input_spec.batch_size] - input_spec.batch_size,
-  )
-  end, num_workers = input_spec.epochs * input_spec.steps_per_epoch, input_spec.num_workers
-  of_labeled = _iterate_subset(
-    input_spec.images, _labeled_shuffler(input_spec, key), among, range(first_step, end), num_workers
+  local = np.arange(input_spec.images_per_step) if local_indices is None else local_indices
+  is_labeled = local < input_spec.batch_size
+  steps = range(first_step, input_spec.epochs * input_spec.steps_per_epoch)
+  labeled = _iterate_subset(
+    input_spec.images, _labeled_shuffler(input_spec, key), local[is_labeled], steps, input_spec.num_workers
   )
   if input_spec.unlabeled is None:
-    yield from of_labeled
+    yield from labeled
     return
-  order = _unlabeled_shuffler(input_spec, input_spec.unlabeled, key)
-  others = _iterate_subset(input_spec.unlabeled, order, behind, range(first_step, end), num_workers)
-  for pair in zip(of_labeled, others, strict=True):
+  shuffler = _unlabeled_shuffler(input_spec, input_spec.unlabeled, key)
+  positions = local[~is_labeled] - input_spec.batch_size
+  unlabeled = _iterate_subset(input_spec.unlabeled, shuffler, positions, steps, input_spec.num_workers)
+  for pair in zip(labeled, unlabeled, strict=True):
     yield Batch(*(np.concatenate(arrays) for arrays in zip(*pair, strict=True)))  # type: ignore[arg-type]
 
 
 def iterate_indices(input_spec: InputSpec, key: jax.Array, first_step: int = 0) -> Iterator[np.ndarray]:
-  """Which images the batches of `draw` hold, without those beside them: each [b], int32."""
-  order = _labeled_shuffler(input_spec, key)
-  yield from (
-    order.batch_indices(step) for step in range(first_step, input_spec.epochs * input_spec.steps_per_epoch)
-  )
+  """Yields the indices of the labeled images of each batch of `iterate_batches`: [b], int32."""
+  shuffler = _labeled_shuffler(input_spec, key)
+  for step in range(first_step, input_spec.epochs * input_spec.steps_per_epoch):
+    yield shuffler.batch_indices(step)
 
 
 class EpochShuffler:
-  """The order of a stage's images. Where an epoch has more steps than they suffice for, they come again in another."""
+  """Order of a subset's images in each epoch.
+
+  An epoch with more steps than the images fill repeats them, in another order for each repeat.
+  """
 
   def __init__(self, indices: np.ndarray, seed: int, batch_size: int, steps_per_epoch: int):
-    """Takes the rows that are drawn, [m], int32, and what they are drawn by."""
+    """Takes the indices to shuffle, [m], int32, and the seed of all orders."""
     self._indices, self.seed, self._batch_size, self._steps = indices, seed, batch_size, steps_per_epoch
-    self._cache: dict[
-      int, np.ndarray
-    ] = {}  # by epoch: this one and, where several threads ask, the one before
+    self._orders: dict[int, np.ndarray] = {}  # by epoch; two, because threads may be in adjacent epochs
 
   def batch_indices(self, step: int) -> np.ndarray:
-    """The rows of a step: [batch_size], int32."""
+    """Indices of the images of a step: [batch_size], int32."""
     epoch, within = divmod(step, self._steps)
     return self._indices[self._epoch_order(epoch)[within * self._batch_size :][: self._batch_size]]
 
   def repeat_ids(self, step: int) -> list[tuple[int, int]]:
-    """Of each of them, the epoch and which time it comes in it."""
+    """(epoch, repeat within the epoch) of each image of a step."""
     epoch, within = divmod(step, self._steps)
     first = within * self._batch_size
-    return [(epoch, place // len(self._indices)) for place in range(first, first + self._batch_size)]
+    return [(epoch, position // len(self._indices)) for position in range(first, first + self._batch_size)]
 
   def _epoch_order(self, epoch: int) -> np.ndarray:
-    known = self._cache
-    if epoch not in known:
+    orders = self._orders
+    if epoch not in orders:
       needed, count = self._steps * self._batch_size, len(self._indices)
-      places = [(epoch, turn, 0) for turn in range(-(-needed // count))]
-      drawn = [host_rng.permutation(self.seed, host_rng.SHUFFLE_STREAM, place, count) for place in places]
-      known = {e: order for e, order in known.items() if e == epoch - 1} | {epoch: np.concatenate(drawn)}
-      self._cache = known
-    return known[epoch][: self._steps * self._batch_size]
+      repeats = [
+        host_rng.permutation(self.seed, host_rng.SHUFFLE_STREAM, (epoch, repeat, 0), count)
+        for repeat in range(-(-needed // count))
+      ]
+      previous = {e: order for e, order in orders.items() if e == epoch - 1}
+      self._orders = orders = previous | {epoch: np.concatenate(repeats)}  # replaced at once: threads read it
+    return orders[epoch][: self._steps * self._batch_size]
 
 
 def _labeled_shuffler(input_spec: InputSpec, key: jax.Array) -> EpochShuffler:
@@ -171,19 +172,18 @@ def _unlabeled_shuffler(input_spec: InputSpec, unlabeled: ImageSubset, key: jax.
 
 
 def _host_seed(key: jax.Array) -> int:
-  """64 bits of a key, for what is drawn on the host."""
+  """First 64 bits of a key, as the seed of random numbers on the host."""
   return int.from_bytes(np.asarray(jax.random.key_data(key)).astype("<u4").tobytes()[:8], "little")
 
 
 def _iterate_subset(
   images: ImageSubset, shuffler: EpochShuffler, local_indices: np.ndarray, steps: range, num_workers: int
 ) -> Iterator[Batch]:
-  for step, image in zip(
-    steps, _iterate_images(images.image, shuffler, local_indices, steps, num_workers), strict=True
-  ):
-    rows = shuffler.batch_indices(step)[local_indices]
-    index = (rows + images.first_index).astype(np.int32)
-    yield Batch(image, images.label[rows], index)  # type: ignore[arg-type]  # host arrays
+  arrays = _iterate_images(images.image, shuffler, local_indices, steps, num_workers)
+  for step, image in zip(steps, arrays, strict=True):
+    indices = shuffler.batch_indices(step)[local_indices]
+    index = (indices + images.first_index).astype(np.int32)
+    yield Batch(image, images.label[indices], index)  # type: ignore[arg-type]  # arrays on the host
 
 
 def _iterate_images(
@@ -193,18 +193,18 @@ def _iterate_images(
   steps: range,
   num_workers: int,
 ) -> Iterator[np.ndarray]:
-  """The images of each step, [own, h, w, c]; of photographs random parts, which others decode before they are due."""
+  """Images of each step, [local b, h, w, c]; image files are decoded ahead, as random crops."""
   if isinstance(image, LazyImages):
-    of_step = functools.partial(_read_random_crops, image, shuffler, local_indices)
-    yield from prefetch.prefetch(of_step, steps.start, steps.stop, num_workers=num_workers)
+    read = functools.partial(_read_random_crops, image, shuffler, local_indices)
+    yield from prefetch.prefetch(read, steps.start, steps.stop, num_workers=num_workers)
   else:
     yield from (image[shuffler.batch_indices(step)[local_indices]] for step in steps)
 
 
 def _read_random_crops(
-  photographs: LazyImages, shuffler: EpochShuffler, local_indices: np.ndarray, step: int
+  images: LazyImages, shuffler: EpochShuffler, local_indices: np.ndarray, step: int
 ) -> np.ndarray:
-  visits = shuffler.repeat_ids(step)
-  return photographs.random_resized_crops(
-    shuffler.batch_indices(step)[local_indices], shuffler.seed, [visits[place] for place in local_indices]
+  repeat_ids = shuffler.repeat_ids(step)
+  return images.random_resized_crops(
+    shuffler.batch_indices(step)[local_indices], shuffler.seed, [repeat_ids[i] for i in local_indices]
   )

@@ -1,13 +1,13 @@
 """State that a stage takes over from the previous stage of its network, beside the network's variables. Pure.
 
-Three choices, the field `carry_over` of a stage:
+Modes, of the field `carry_over` of a stage:
 
-variables   the network's variables alone; optimiser and methods start anew (the SMSKD paper leaves this open)
-optimizer   the optimiser's state of the network's parameters too: momentum, second moments, counts of updates
-all         everything: the stage continues the previous one, and both together are one longer stage, bit for bit
+variables   the network's variables alone; optimizer and methods start anew (the SMSKD paper leaves this open)
+optimizer   also the optimizer's state for the network's parameters: momentum, second moments, counts of updates
+all         everything: the stage continues the previous stage, and both equal one longer stage, bit for bit
 
-The position in a learning-rate schedule is never carried by `optimizer`: a schedule over several stages has it in its
-own fields (`schedule.start_epoch`).
+`optimizer` never carries the position in a learning-rate schedule: a schedule over several stages has the position in
+its own fields (`schedule.start_epoch`).
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ MODES = (VARIABLES, OPTIMIZER, ALL)
 
 
 def flatten_opt_state(opt_state: Any) -> dict[str, np.ndarray]:
-  """Arrays of an optimiser's state by their paths in it, on the host."""
+  """Arrays of an optimizer's state on the host, by their paths in it."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(opt_state))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -32,16 +32,16 @@ def flatten_opt_state(opt_state: Any) -> dict[str, np.ndarray]:
 def apply_carry_over(
   state: TrainState, mode: str, saved: Mapping[str, np.ndarray], methods: tuple[Any, Any] | None = None
 ) -> TrainState:
-  """The first state of a stage, with what it takes over from the previous one in place.
+  """Puts what a stage takes over into its first state.
 
   Args:
-    state: the stage's first state as it would be without; its network's variables are the previous stage's already.
-    how: one of `CHOICES`.
-    saved: of the previous stage's last state, as `to_arrays` gives it.
-    methods: for `all`, the previous stage's `params['aux']` and `method_state`.
+    state: the first state of a stage that takes over its network's variables alone.
+    mode: one of `MODES`.
+    saved: optimizer state at the end of the previous stage, as `flatten_opt_state` returns it.
+    methods: for mode 'all', `params['methods']` and `method_state` of the previous stage.
 
   Raises:
-    KeyError: the optimisers of the two stages are not alike.
+    KeyError: the optimizers of the two stages differ.
   """
   if mode == VARIABLES:
     return state
@@ -55,8 +55,8 @@ def apply_carry_over(
   )
 
 
-def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> Any:
-  """The fresh state with saved arrays in place: all, or those that are not of methods, reference or schedule."""
+def _merge(new: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> Any:
+  """The new optimizer state with saved arrays: all, or all but those of methods, reference and schedule."""
 
   def is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState) and not everything
@@ -66,9 +66,9 @@ def _merge(fresh: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> 
       return node
     return saved[jax.tree_util.keystr(path)]
 
-  return jax.tree_util.tree_map_with_path(choose, fresh, is_leaf=is_schedule)
+  return jax.tree_util.tree_map_with_path(choose, new, is_leaf=is_schedule)
 
 
 def _param_group(path: tuple[Any, ...]) -> str | None:
-  """The part of `TrainState.params` that an optimiser's array is of; None for one that is of no parameter."""
+  """Key of `TrainState.params` that an optimizer's array belongs to; None for arrays that belong to no parameter."""
   return next((entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)), None)

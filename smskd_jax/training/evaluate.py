@@ -1,4 +1,4 @@
-"""Evaluation of a network: its logits on a set of images, and what they say."""
+"""Evaluation of networks: outputs on sets of images, and the metrics that are reported of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
+from smskd_jax.data.enumerable_views import EnumerableView
 from smskd_jax.training import cka, metrics
 from smskd_jax.training.stage import frozen_outputs
 
@@ -14,55 +15,74 @@ PredictFn = Callable[[Any, jax.Array], Any]
 
 
 def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
-  """The pure function (variables, images as stored [b, h, w, c]) -> logits [b, k], to be compiled by the caller."""
+  """Makes the pure function (variables, stored images [b, h, w, c]) -> logits [b, k], for the caller to compile."""
 
-  def predict(variables, image):
+  def predict(variables: Any, image: jax.Array) -> jax.Array:
     return frozen_outputs(network, variables, normalize(image)).logits
 
   return predict
 
 
 def make_feature_fn(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
-  """The pure function (variables, images as stored [b, h, w, c]) -> features, to be compiled by the caller.
+  """Makes the pure function (variables, stored images [b, h, w, c]) -> features, for the caller to compile.
 
-  They are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over their positions, the stem's first, and
-  'embedding' [b, d], the embedding; in float32 at least.
+  Features are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over positions, from the stem on, and
+  'embedding' [b, d]; in float32 or wider.
   """
 
-  def features(variables, image):
-    said = frozen_outputs(network, variables, normalize(image))
-    named = {f"tap_{i}": of_tap for i, of_tap in enumerate(said.features)} | {"embedding": said.embedding}
-    return {name: cka.mean_pool(of) for name, of in named.items()}
+  def features(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
+    outputs = frozen_outputs(network, variables, normalize(image))
+    maps = {f"tap_{i}": feature_map for i, feature_map in enumerate(outputs.features)}
+    return {name: cka.mean_pool(array) for name, array in (maps | {"embedding": outputs.embedding}).items()}
 
   return features
 
 
+def make_cached_forward(
+  network: nn.Module, views: EnumerableView, normalize: Callable[[jax.Array], jax.Array], dtype: Any
+) -> Callable[[Any, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]:
+  """Makes the pure function that computes entries of a teacher cache, for the caller to compile.
+
+  A frozen network is a function of the view. Where each image has V views (162 for crops padded by 4 with flips), V
+  forward passes over the images serve any number of epochs, stages, seeds and students.
+
+  Returns:
+    (variables, (stored images, index, view index)) -> (logits [b, k], embedding [b, d]), in `dtype`.
+  """
+
+  def forward(variables: Any, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    outputs = frozen_outputs(network, variables, normalize(views.render(*inputs)))
+    return outputs.logits.astype(dtype), outputs.embedding.astype(dtype)
+
+  return forward
+
+
 def map_in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
-  """What is said of so many images, in batches of one size: the last is filled up with the first images, and cut.
+  """Applies a function to batches of image indices, all of one size: the last is padded with the first images.
 
   Args:
-    predict: places of images, [batch_size] -> a tree of arrays [batch_size, ...].
-    count: of all images, n, 1 or more.
+    predict: indices [batch_size] -> a tree of arrays [batch_size, ...].
+    count: number of images, n, 1 or more.
     batch_size: of every call.
 
   Returns:
     The tree, of arrays [n, ...] on the host.
   """
-  pieces = []
+  batches = []
   for start in range(0, count, batch_size):
-    pieces.append(jax.device_get(predict(np.arange(start, start + batch_size) % count)))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)
+    batches.append(jax.device_get(predict(np.arange(start, start + batch_size) % count)))
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *batches)
 
 
 def evenly_spaced(count: int, total: int) -> np.ndarray:
-  """The places of `count` examples spread evenly over so many, or of all if there are no more: [m], int32."""
+  """Indices of `count` of `total` examples, evenly spaced, or of all if there are fewer: [m], int32."""
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int32))
 
 
 def classification_metrics(
   logits: np.ndarray, label: np.ndarray, others: Mapping[str, np.ndarray] | None = None, *, bins: int = 15
 ) -> dict[str, float]:
-  """All that is reported of a network on a set.
+  """Metrics of a network on a set of images.
 
   Args:
     logits: [n, k].
@@ -71,10 +91,10 @@ def classification_metrics(
     bins: of the calibration errors.
 
   Returns:
-    'accuracy', 'top5' (top2 of two classes: as many as there are), 'nll', 'ece', 'ace', 'brier', and for each other
-    network '<role>_agreement', '<role>_kl', the divergence of the network from it, the shares of examples on which
-    it is right and the network wrong, '<role>_lost', and the other way round, '<role>_won', and the IoU of the sets of
-    examples that the two have right, '<role>_iou'.
+    'accuracy', 'top5' ('topK' for K < 5 classes), 'nll', 'ece', 'ace', 'brier'. For each other network: the fraction
+    of equal predictions, '<role>_agreement'; the divergence KL(other || network), '<role>_kl'; the fraction of images
+    that only the other network classifies correctly, '<role>_lost', and that only this network does, '<role>_won';
+    and the IoU of both networks' sets of correctly classified images, '<role>_iou'.
   """
   k = min(5, logits.shape[-1])
   values = {
@@ -98,7 +118,7 @@ def classification_metrics(
 def per_class_metrics(
   logits: np.ndarray, label: np.ndarray, others: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, list[float | None]]:
-  """What is reported of a network on each class, for files.
+  """Metrics of a network for each class, for JSON files.
 
   Args:
     logits: [n, k].
@@ -106,10 +126,10 @@ def per_class_metrics(
     others: logits [n, k] of networks to compare with, by role ('teacher', 'reference').
 
   Returns:
-    'accuracy' and for each other network '<role>_change', by how much the accuracy is above that network's; each of
-    length k. None where a class has no example: JSON has no NaN, and `np.array(values, float)` makes one of it.
+    'accuracy', and for each other network '<role>_change', the difference of this network's accuracy from the other's;
+    each of length k. None for a class without examples: JSON has no NaN, and `np.array(values, float)` restores it.
   """
   values = {"accuracy": metrics.class_accuracy(logits, label)}
   for role, other in (others or {}).items():
     values[f"{role}_change"] = metrics.class_accuracy_delta(logits, other, label)
-  return {name: [None if np.isnan(x) else float(x) for x in of] for name, of in values.items()}
+  return {name: [None if np.isnan(x) else float(x) for x in by_class] for name, by_class in values.items()}

@@ -1,131 +1,140 @@
-"""What a stage begins with: fresh variables, and the state before the first step."""
+"""Initial variables of networks, and the state of a stage before its first step."""
 
 from collections.abc import Sequence
 import functools
-import itertools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses.contract import Context
-from smskd_jax.training import cached_forward, trainable
-from smskd_jax.training import reference as anchor
-from smskd_jax.training.stage import Stage, frozen_outputs
+from smskd_jax.losses.contract import Context, Method
+from smskd_jax.training import reference
+from smskd_jax.training.stage import Stage, frozen_outputs, head_mask, lookup_spec
 from smskd_jax.types import Batch, MethodVariables, Outputs, TrainState
 
 
 def init_variables(network: nn.Module, key: jax.Array, image: Any) -> Any:
-  """Fresh variables of a network for images like `image` ([b, h, w, c], an array or its shape)."""
+  """New variables of a network for images like `image` ([b, h, w, c], an array or a shape)."""
   return _init(network, key, jnp.zeros(image.shape, image.dtype))
 
 
+# Compiled as a whole, because layer by layer takes seconds; without optimization, because it runs once.
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
 def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
-  """Compiled as a whole, because layer by layer takes seconds, and in haste, because it runs once."""
   return network.init(key, image)
 
 
 def init_state(
   stage: Stage, key: jax.Array, variables: Any, teachers: tuple[Any, ...], image: Any, labels: Any
 ) -> TrainState:
-  """The state before the first step: the learner's variables, fresh auxiliary parameters and optimiser state.
+  """State of a stage before its first step: the student's variables, new method variables and optimizer state.
 
-  Our reading of SMSKD: what the methods and the optimiser have gathered does not outlive its stage.
+  Our reading of SMSKD: state of the methods and of the optimizer does not outlive its stage.
 
   Args:
     stage: the stage.
-    key: random key of the methods' initialisation.
-    variables: the learner's, as an earlier stage left them or fresh. Copied.
-    teachers: the teachers' variables; only their shapes are read, and what a method's `init_student` takes over.
-    image: a batch of what the networks see, [b, h, w, c], an array or its shape.
+    key: random key of the methods' initialization.
+    variables: the student's, new or of an earlier stage. Copied.
+    teachers: the teachers' variables. Only shapes are read, and the parameters that a method's `init_student` copies.
+    image: inputs of the networks, [b, h, w, c], an array or a shape.
     labels: [n], int32, of the whole training set.
 
   Raises:
-    ValueError: a method is not defined for these networks, or the learner has no classifier to train alone.
+    ValueError: a method is not defined for these networks, or the student has no linear classifier to train alone.
   """
   if stage.trainable == "head":
-    trainable.head_mask(stage.student, variables, image)  # or its error, before any training
-  learner_spec = output_spec(stage.student, variables, image)
+    head_mask(stage.student, variables, image)  # raises its error before any training
+  student_spec = output_spec(stage.student, variables, image)
   teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
+  methods = [term.method for term in stage.terms]
   aux: list[MethodVariables] = [
-    term.method.init(jax.random.fold_in(key, i), learner_spec, teacher_specs, labels)
-    for i, term in enumerate(stage.terms)
+    method.init(jax.random.fold_in(key, i), student_spec, teacher_specs, labels)
+    for i, method in enumerate(methods)
   ]
-  for init_student in filter(None, (term.method.init_student for term in stage.terms)):
-    variables = init_student(
-      variables, tuple(map(_constant_outputs, stage.teachers, teachers, itertools.repeat(image)))
-    )
+  for method in methods:
+    if method.init_student is not None:
+      constants = tuple(_constant_outputs(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
+      variables = method.init_student(variables, constants)
   model_state = {name: tree for name, tree in variables.items() if name != "params"}
   params = {"student": variables["params"], "methods": tuple(a.params for a in aux)}
-  if of_anchor := anchor.init_params(stage.reference):
-    params["reference"] = of_anchor
-  params, model_state = anchor.copy_variables((params, model_state))
+  if weighting_params := reference.init_params(stage.reference):
+    params["reference"] = weighting_params
+  params, model_state = reference.copy_variables((params, model_state))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state=model_state,
     method_state=tuple(a.state for a in aux),
     opt_state=stage.optimizer.init(params),
-    ema=anchor.copy_variables({"params": params["student"], **model_state}) if stage.ema_decay else (),
+    ema=reference.copy_variables({"params": params["student"], **model_state}) if stage.ema_decay else (),
   )
 
 
 class TermError(ValueError):
-  """A method that does not keep to the contract."""
+  """A method that breaks the contract of methods."""
 
 
 def check_term(
   stage: Stage, index: int, variables: Any, teachers: Sequence[Any], image: Any, labels: Any
 ) -> None:
-  """Traces a term as a step calls it, on shapes.
+  """Traces a term on shapes, as the training step calls it.
 
   Args:
     stage: the stage.
-    i: index of the term.
-    variables: the learner's, or their shapes.
-    teachers: the teachers' variables, or their shapes.
-    image: shape of what the networks see, [1, h, w, c].
+    index: of the term.
+    variables: the student's, arrays or shapes.
+    teachers: the teachers' variables, arrays or shapes.
+    image: shape of the networks' inputs, [1, h, w, c].
     labels: [n], int32, of the whole training set.
 
   Raises:
-    TermError: `init` returns no `MethodVariables`, or `apply` not a loss [b] and a state like the one before.
+    TermError: `init` does not return `MethodVariables`, or `apply` not a loss [b] and a state like the previous one.
   """
   method = stage.terms[index].method
-  learner = output_spec(stage.student, variables, image)
-  b = learner.logits.shape[-1] + 1  # no loss of another shape is taken for [b]
+  b = output_spec(stage.student, variables, image).logits.shape[-1] + 1  # differs from the number of classes
   image = jax.ShapeDtypeStruct((b, *image.shape[1:]), image.dtype)
-  learner, *of_teachers = (
-    output_spec(network, values, image)
-    for network, values in zip((stage.student, *stage.teachers), (variables, *teachers), strict=True)
-  )
-  init = lambda key: method.init(key, learner, tuple(of_teachers), labels)
+  networks, values = (stage.student, *stage.teachers), (variables, *teachers)
+  student, *outputs = (output_spec(n, v, image) for n, v in zip(networks, values, strict=True))
+
+  def init(key):
+    return method.init(key, student, tuple(outputs), labels)
+
   aux = jax.eval_shape(init, jax.random.key(0))
   if not isinstance(aux, MethodVariables):
-    raise TermError("init returns no smskd_jax.types.MethodVariables")
+    raise TermError("init does not return smskd_jax.types.MethodVariables")
+  specs = _term_specs(stage, method, (student, *outputs))
+  index_spec: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
+
+  def apply(params, state, student, teachers, batch):
+    return method.apply(params, state, student, teachers, Context(batch, jax.random.key(0), jnp.zeros(())))
+
+  results = jax.eval_shape(apply, *aux, specs[0], tuple(specs[1:]), Batch(image, index_spec, index_spec))
+  _check_results(results, b, aux.state)
+
+
+def _term_specs(stage: Stage, method: Method, specs: Sequence[Outputs]) -> list[Outputs]:
+  """Shapes of student and teachers as a method gets them: looked up in a cache, or of several views."""
+  student, *teachers = specs
   if stage.view_index_fn is not None:
     embeddings = any("embedding" in term.method.reads for term in stage.terms)
-    of_teachers = [cached_forward.lookup_spec(outputs, embeddings) for outputs in of_teachers]
-  if method.multi_view:
-    see_all = lambda one: one._replace(view_outputs=(one,) * (len(stage.views) - 1))
-    learner, *of_teachers = map(see_all, (learner, *of_teachers))
-  number: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
+    teachers = [lookup_spec(outputs, embeddings) for outputs in teachers]
+  others = len(stage.views) - 1 if method.multi_view else 0
+  return [outputs._replace(view_outputs=(outputs,) * others) for outputs in (student, *teachers)]
 
-  def apply(params, state, learner, of_teachers, batch):
-    return method.apply(params, state, learner, of_teachers, Context(batch, jax.random.key(0), jnp.zeros(())))
 
-  results = jax.eval_shape(apply, *aux, learner, tuple(of_teachers), Batch(image, number, number))
+def _check_results(results: Any, b: int, method_state: Any) -> None:
+  """Raises TermError unless the shapes that `apply` returns are a loss [b] and a state like `method_state`."""
   if not (isinstance(results, tuple) and len(results) == 2):
-    raise TermError("apply returns no pair of the loss [b] and the new state")
+    raise TermError("apply does not return a pair of the loss [b] and the new state")
   loss, state = results
   if not isinstance(loss, jax.ShapeDtypeStruct) or loss.shape != (b,):
-    found = list(loss.shape) if isinstance(loss, jax.ShapeDtypeStruct) else type(loss).__name__
-    raise TermError(f"the loss of {b} images is {found}, not one number per image, [b] = [{b}]")
+    actual = list(loss.shape) if isinstance(loss, jax.ShapeDtypeStruct) else type(loss).__name__
+    raise TermError(f"the loss of {b} images is {actual}, not one number per image, [b] = [{b}]")
   if not jnp.issubdtype(loss.dtype, jnp.floating):
     raise TermError(f"the loss is of type {loss.dtype}, not of floats")
-  if jax.tree.map(_shape, state) != jax.tree.map(_shape, aux.state):
-    raise TermError("apply returns a state of other shapes than it is given")
+  if jax.tree.map(_shape, state) != jax.tree.map(_shape, method_state):
+    raise TermError("apply returns a state whose shapes differ from the previous state")
 
 
 def _shape(x: Any) -> tuple[Any, Any]:
@@ -133,27 +142,27 @@ def _shape(x: Any) -> tuple[Any, Any]:
 
 
 def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """Shapes of a network's outputs, without running it. Kept: a study plans the same networks hundreds of times."""
+  """Shapes of a network's outputs. Memoized: a study plans the same networks hundreds of times."""
   leaves, structure = jax.tree.flatten(variables)
   shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
   return _output_spec(network, structure, shapes, (image.shape, image.dtype), jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
-def _output_spec(network, structure, shapes, image, widest) -> Outputs:
-  del widest  # part of the key alone: the types of what a network computes may depend on it
+def _output_spec(network, structure, shapes, image, widest_float) -> Outputs:
+  del widest_float  # part of the cache key: dtypes of outputs may depend on it
   variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
   return jax.eval_shape(functools.partial(frozen_outputs, network), variables, jax.ShapeDtypeStruct(*image))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _head_and_norms(network: nn.Module, variables: Any, image: jax.Array) -> Any:
-  said = frozen_outputs(network, variables, image)
-  return said.head, said.norms
+  outputs = frozen_outputs(network, variables, image)
+  return outputs.head, outputs.norms
 
 
 def _constant_outputs(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """What a network says of no image in particular: its classifier and norms. Of the rest only the shapes."""
+  """Outputs that do not depend on the image, the classifier and the norms; shapes of the other outputs."""
   blank = jnp.zeros((1, *image.shape[1:]), image.dtype)
   head, norms = _head_and_norms(network, variables, blank)
   return output_spec(network, variables, blank)._replace(head=head, norms=norms)

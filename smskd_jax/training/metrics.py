@@ -1,4 +1,7 @@
-"""What is said of predictions: numbers from logits and labels, on the host, in float64."""
+"""Metrics of predictions from logits and labels, on the host, in float64.
+
+n examples, k classes. Of equal logits, the first class is the predicted one.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,18 +10,15 @@ import numpy as np
 
 
 class Overlap(NamedTuple):
-  """Counts of examples by which of two networks classifies them correctly, this one or another (an earlier one)."""
+  """Numbers of examples that this network or another (an earlier one) classifies correctly."""
 
-  kept: int  # both
-  forgotten: int  # the other alone
-  gained: int  # this one alone
+  kept: int  # by both
+  forgotten: int  # by the other alone
+  gained: int  # by this one alone
 
   @property
   def iou(self) -> float:
-    """|A and B| / |A or B| of the two sets of correctly classified examples; 1 exactly where the sets are equal.
-
-    Two empty sets are equal, and nothing is forgotten: 1 too.
-    """
+    """|A and B| / |A or B| of the two sets of correctly classified examples; 1 for two empty sets."""
     union = sum(self)
     return self.kept / union if union else 1.0
 
@@ -30,7 +30,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def top_k_accuracy(logits: np.ndarray, label: np.ndarray, k: int) -> float:
-  """Share of examples whose label is among the k largest logits; of equal logits the first classes count."""
+  """Fraction of examples whose label is among the k largest logits."""
   ranked = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
   return float(np.mean(np.any(ranked == label[:, None], axis=-1)))
 
@@ -58,33 +58,33 @@ def expected_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int 
 
 
 def confidence_bins(logits: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray]:
-  """The largest probability of each example [n], and which of equally wide bins it lies in [n].
+  """Confidences of the examples [n], their largest probabilities, and the indices of their bins [n].
 
-  Bin i, from 0, holds the confidences in (i / bins, (i + 1) / bins].
+  Bins are equally wide; bin i, from 0, holds the confidences in (i / bins, (i + 1) / bins].
   """
   confidence = np.exp(np.max(log_softmax(logits), axis=-1))
   return confidence, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def adaptive_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
-  """Mean gap between probability and frequency, of every class by itself, over ranges of equally many examples.
+  """Mean gap between probability and frequency over ranges of equally many examples, class by class.
 
   Nixon, Dusenberry, Zhang, Jerfel, Tran, "Measuring Calibration in Deep Learning", CVPR Workshops 2019,
   https://arxiv.org/abs/1904.01685, their ACE:
 
     1 / (K R) sum_k sum_r |acc(r, k) - conf(r, k)|
 
-  For class k the examples are ranked by p(k) and cut into R ranges; conf is the mean of p(k) in a range, acc the share
-  of label k there. Unlike `expected_calibration_error` it holds all probabilities to account, not the largest alone.
-  Of many classes most probabilities are near zero, rightly so, and then it is much the smaller of the two.
+  For class k the examples are ranked by p(k) and cut into R ranges; conf is the mean of p(k) in a range, acc the
+  fraction of label k. Unlike `expected_calibration_error`, ACE measures all probabilities, not the largest alone. With
+  many classes most probabilities are near zero, and ACE is much smaller than ECE.
 
   Differences: where R does not divide n, sizes differ by one and ranges count by their sizes, as in the authors' code;
-  examples of equal p(k) that a cut falls between share their labels evenly, so that the order of examples says nothing.
+  examples of equal p(k) on both sides of a cut share their labels evenly, so that the order of examples has no effect.
 
   Args:
     logits: [n, k].
     label: [n].
-    bins: R; with fewer examples than that, each is a range.
+    bins: R; with fewer examples than R, each is a range.
   """
   if bins < 1:
     raise ValueError(f"bins is {bins}; it must be at least 1")
@@ -96,7 +96,7 @@ def adaptive_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int 
 
 
 def _ranked_gaps(probability: np.ndarray, hit: np.ndarray) -> np.ndarray:
-  """Probability minus hit [n], from the least probability [n] to the largest; equal ones have their mean hit [n]."""
+  """Probability minus hit, in ascending order of probability, [n]; equal probabilities get the mean of their hits."""
   value, group, size = np.unique(probability, return_inverse=True, return_counts=True)
   return np.repeat(value - np.bincount(group, hit) / size, size)
 
@@ -105,8 +105,8 @@ def brier_score(logits: np.ndarray, label: np.ndarray) -> float:
   """Mean squared distance of the probabilities from the label's one-hot vector, summed over classes: from 0 to 2.
 
   Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 78(1), 1950,
-  https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2. His is this sum; of two classes it is twice the
-  one-class score that often bears his name.
+  https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2. For two classes the sum is twice the one-class score
+  that is often called by his name.
 
   Args:
     logits: [n, k].
@@ -118,38 +118,41 @@ def brier_score(logits: np.ndarray, label: np.ndarray) -> float:
 
 
 def class_accuracy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """The accuracy on each class's examples [k], in [0, 1]; NaN where a class has no example."""
-  k, right = logits.shape[-1], _is_correct(logits, label)
+  """Accuracy on the examples of each class, [k], in [0, 1]; NaN for a class without examples."""
+  k, correct = logits.shape[-1], _is_correct(logits, label)
   count = np.bincount(label, minlength=k)
-  return np.divide(np.bincount(label, right, minlength=k), count, out=np.full(k, np.nan), where=count > 0)
+  return np.divide(np.bincount(label, correct, minlength=k), count, out=np.full(k, np.nan), where=count > 0)
 
 
 def class_accuracy_delta(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """By how much each class's accuracy is above another network's [k], in [-1, 1]; NaN where it has no example."""
+  """Difference of each class's accuracy from another network's, [k], in [-1, 1]; NaN for a class without examples."""
   return class_accuracy(logits, label) - class_accuracy(other_logits, label)
 
 
 def overlap(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> Overlap:
-  """Compare the sets of examples that a network and another one classify correctly.
+  """Compares the sets of examples that a network and another one classify correctly.
 
   The counts and the IoU are the measure of forgetting of SMSKD (arXiv 2601.15657, Figure 3), where the other network
   is the student at the end of an earlier stage. Forgotten examples are the negative flips of Yan, Xiong, Kundu, Yang,
   Deng, Wang, Xia, Soatto, "Positive-Congruent Training: Towards Regression-Free Model Updates", CVPR 2021,
-  https://arxiv.org/abs/2011.09161. `kept + gained` are all that the network has right, `kept + forgotten` all that the
-  other has right; of equal logits the first class is the predicted one, as in `top_k_accuracy`.
+  https://arxiv.org/abs/2011.09161. `kept + gained` is the number of examples that the network classifies correctly,
+  `kept + forgotten` that of the other network.
 
   Args:
     logits: [n, k].
     other_logits: [n, k].
     label: [n].
   """
-  right, other_right = _is_correct(logits, label), _is_correct(other_logits, label)
-  count = lambda examples: int(np.sum(examples))
-  return Overlap(count(right & other_right), count(other_right & ~right), count(right & ~other_right))
+  correct, other_correct = _is_correct(logits, label), _is_correct(other_logits, label)
+  return Overlap(
+    kept=int(np.sum(correct & other_correct)),
+    forgotten=int(np.sum(other_correct & ~correct)),
+    gained=int(np.sum(correct & ~other_correct)),
+  )
 
 
 def _is_correct(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """Whether the first choice is the label [n]; of equal logits the first class is chosen."""
+  """True for examples whose predicted class is the label, [n]."""
   if logits.shape[:-1] != label.shape:
     raise ValueError(
       f"logits of shape {logits.shape} need labels of shape {logits.shape[:-1]}, not {label.shape}"
@@ -158,18 +161,18 @@ def _is_correct(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def agreement(logits: np.ndarray, other_logits: np.ndarray) -> float:
-  """Share of examples on which two networks' first choices are the same."""
+  """Fraction of examples for which two networks predict the same class."""
   return float(np.mean(np.argmax(logits, -1) == np.argmax(other_logits, -1)))
 
 
 def kl_divergence(logits: np.ndarray, other_logits: np.ndarray) -> float:
-  """Mean of KL(other || this) in nats, both at temperature 1."""
+  """Mean of KL(other || this network), in nats, at temperature 1."""
   log_p, log_q = log_softmax(other_logits), log_softmax(logits)
   return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)))
 
 
 def ensemble_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
-  """The logits of several networks' mean probabilities, [n, k]; those of a single network as they are."""
+  """Logits of the mean of several networks' probabilities, [n, k]; a single network's logits are returned unchanged."""
   if len(logits) == 1:
     return logits[0]
-  return np.log(np.mean([np.exp(log_softmax(each)) for each in logits], axis=0))
+  return np.log(np.mean([np.exp(log_softmax(one)) for one in logits], axis=0))

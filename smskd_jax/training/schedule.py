@@ -1,25 +1,26 @@
-"""Learning-rate schedules by name: optax, with the conventions of the KD literature.
+"""Learning-rate schedules by name: optax, with the conventions of the KD literature. Pure.
 
-A factory takes the peak rate, the steps of an epoch and the epochs of the schedule; the schedule that it returns counts
-steps. `make` places a stage in a schedule: its own, or one that runs through several stages of a network.
+A factory takes the peak rate, the steps per epoch and the epochs of the schedule, and returns a function of the step.
+`make` places a stage in a schedule: its own, or one that spans several stages of a network.
 """
 
 from collections.abc import Callable, Mapping
-import math
 from types import MappingProxyType
 from typing import Any
 
 import optax
 
+from smskd_jax.errors import check_non_negative, check_positive_integer
+
 
 def constant(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
-  """The same rate throughout."""
+  """Constant rate."""
   del epochs
   return _with_warmup(optax.constant_schedule(peak), peak, steps_per_epoch, warmup_epochs)
 
 
 def cosine(peak: float, steps_per_epoch: int, epochs: int, *, warmup_epochs: float = 0.0) -> optax.Schedule:
-  """Half a cosine from the peak to zero, step by step, after the warm-up."""
+  """Half a cosine from the peak to zero, updated every step, after the warm-up."""
   steps = epochs * steps_per_epoch - _warmup_steps(warmup_epochs, steps_per_epoch)
   if steps <= 0:
     raise ValueError(f"warmup_epochs: {warmup_epochs} leaves nothing of {epochs} epochs")
@@ -40,21 +41,21 @@ def multistep(
   Args:
     peak: the rate before the first milestone.
     steps_per_epoch: to convert epochs.
-    epochs: of the whole stage.
-    milestones: ascending shares of `epochs`, each rounded to a whole epoch, after which the rate drops. The
-      defaults are the 150, 180 and 210 of 240 of the CRD recipe, whatever the length of the stage.
+    epochs: of the schedule.
+    milestones: ascending fractions of `epochs`, each rounded to a whole epoch, after which the rate drops. The
+      defaults are epochs 150, 180 and 210 of 240, as in CRD's recipe.
     factor: in (0, 1].
-    warmup_epochs: of linear warm-up. Milestones count from the stage's start.
+    warmup_epochs: of linear warm-up. Milestones count from the schedule's start.
   """
   if not all(0 < m <= 1 for m in milestones) or list(milestones) != sorted(milestones):
-    raise ValueError(f"milestones: {milestones} are not ascending shares of the epochs, in (0, 1]")
+    raise ValueError(f"milestones: {milestones} are not ascending fractions of the epochs, in (0, 1]")
   if not 0 < factor <= 1:
     raise ValueError(f"factor: {factor} is not in (0, 1]")
   warmup = _warmup_steps(warmup_epochs, steps_per_epoch)
   # Milestones that round to the same epoch multiply, as a dict of boundaries would not.
   boundaries: dict[int, float] = {}
-  for share in milestones:
-    step = round(share * epochs) * steps_per_epoch - warmup
+  for fraction in milestones:
+    step = round(fraction * epochs) * steps_per_epoch - warmup
     boundaries[step] = boundaries.get(step, 1.0) * factor
   return _with_warmup(
     optax.piecewise_constant_schedule(peak, boundaries), peak, steps_per_epoch, warmup_epochs
@@ -70,9 +71,8 @@ def step(
   factor: float = 0.1,
   warmup_epochs: float = 0.0,
 ) -> optax.Schedule:
-  """Multiplies the rate by `factor` after every so many epochs, counted from the stage's start."""
-  if every_epochs < 1:
-    raise ValueError(f"every_epochs: {every_epochs} is not 1 or more")
+  """Multiplies the rate by `factor` after every `every_epochs` epochs, counted from the schedule's start."""
+  check_positive_integer(every_epochs=every_epochs)
   milestones = tuple(epoch / epochs for epoch in range(every_epochs, epochs, every_epochs))
   return multistep(
     peak, steps_per_epoch, epochs, milestones=milestones, factor=factor, warmup_epochs=warmup_epochs
@@ -82,7 +82,7 @@ def step(
 def _with_warmup(
   schedule: optax.Schedule, peak: float, steps_per_epoch: int, warmup_epochs: float
 ) -> optax.Schedule:
-  """Linear from 0 to the peak, then the schedule from its own start."""
+  """A linear rise from 0 to the peak, then the schedule from its start."""
   steps = _warmup_steps(warmup_epochs, steps_per_epoch)
   if steps == 0:
     return schedule
@@ -92,13 +92,6 @@ def _with_warmup(
 def _warmup_steps(warmup_epochs: float, steps_per_epoch: int) -> int:
   check_non_negative(warmup_epochs=warmup_epochs)
   return round(warmup_epochs * steps_per_epoch)
-
-
-def check_non_negative(**values: float) -> None:
-  """Refuses what is not a finite number of 0 or more, by its name."""
-  for name, value in values.items():
-    if not (value >= 0 and math.isfinite(value)):
-      raise ValueError(f"{name}: {value} is not a number of 0 or more")
 
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
@@ -117,7 +110,7 @@ def make(
   first_epoch: int = 0,
   **options: Any,
 ) -> optax.Schedule:
-  """Learning rate of a stage by its count of steps.
+  """Makes the learning-rate schedule of a stage, by its name.
 
   Args:
     name: of `SCHEDULES`.
@@ -125,12 +118,12 @@ def make(
     steps_per_epoch: to convert epochs.
     epochs: of the stage.
     start_epoch: where in the schedule the stage begins.
-    total_epochs: of the schedule; 0: `epochs`.
-    first_epoch: the epoch at which the stage's own count of steps begins: not 0 where it continues another stage.
+    total_epochs: of the schedule; 0: those of the stage.
+    first_epoch: the epoch of the first step by `TrainState.step`: not 0 where the stage continues another stage.
     **options: the factory's own.
 
   Raises:
-    ValueError: a bad option, or a stage that reaches beyond the schedule's end.
+    ValueError: a bad option, or a stage that ends after the schedule.
   """
   if start_epoch + epochs > (total_epochs or epochs):
     raise ValueError(
@@ -139,4 +132,4 @@ def make(
     )
   schedule = SCHEDULES[name](peak, steps_per_epoch, total_epochs or epochs, **options)
   offset = (start_epoch - first_epoch) * steps_per_epoch
-  return schedule if offset == 0 else lambda count: schedule(count + offset)
+  return schedule if offset == 0 else lambda step: schedule(step + offset)

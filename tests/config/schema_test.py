@@ -177,7 +177,7 @@ MISTAKES = {
   "learning rate": (change((*STAGE_1, "optimizer", "learning_rate"), 0.0), "optimizer.learning_rate: 0.0"),
   "momentum": (
     change((*STAGE_1, "optimizer", "momentum"), 1.5),
-    r"optimizer: momentum: 1.5 is not in \[0, 1\)",
+    r"optimizer: momentum must be a number from 0 to below 1, got 1.5",
   ),
   "nan": (change((*KD, "weight"), math.nan), r"methods\[0\].weight: nan is not a finite number"),
   "infinity": (change((*STAGE_1, "task_weight"), math.inf), "task_weight: inf is not a finite number"),

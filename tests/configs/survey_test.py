@@ -19,7 +19,8 @@ from smskd_jax.engine import plan
 from smskd_jax.errors import UserError
 from smskd_jax.models import introspection
 from smskd_jax.training import batches, initialization
-from smskd_jax.training.stage import frozen_outputs, frozen_outputs_batch_stats, make_train_step
+from smskd_jax.training.stage import frozen_outputs, frozen_outputs_batch_stats
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Frozen
 
 SMALL = "dataset=digits,image_size=16,padding=2,teacher=survey_resnet14,teachers=survey_resnet8"

@@ -19,7 +19,7 @@ from smskd_jax.errors import UserError
 from smskd_jax.losses import Context
 from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel, predictions
 from smskd_jax.runtime.writer import read_metrics
-from smskd_jax.training import cka, loop, window
+from smskd_jax.training import cka, loop
 import tiny
 
 
@@ -221,7 +221,7 @@ class Crash(BaseException):
 
 def crash_after(monkeypatch, steps):
   """Ends the run, as a crash would, after so many steps from now."""
-  left, add = [steps], window.MetricAccumulator.add
+  left, add = [steps], loop.MetricAccumulator.add
 
   def crashing(self, metrics):
     left[0] -= 1
@@ -229,7 +229,7 @@ def crash_after(monkeypatch, steps):
       raise Crash
     add(self, metrics)
 
-  monkeypatch.setattr(window.MetricAccumulator, "add", crashing)
+  monkeypatch.setattr(loop.MetricAccumulator, "add", crashing)
 
 
 def test_a_crashed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path):
 
 
 def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
-  fetch, seen = window.MetricAccumulator.fetch, []
+  fetch, seen = loop.MetricAccumulator.fetch, []
 
   def poisoned(self, step):
     seen.append(step)
@@ -304,7 +304,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
       self._pending[-1]["task"] = np.float32("nan")
     return fetch(self, step)
 
-  monkeypatch.setattr(window.MetricAccumulator, "fetch", poisoned)
+  monkeypatch.setattr(loop.MetricAccumulator, "fetch", poisoned)
   with pytest.raises(
     UserError, match=r"stage 'teacher', step 8: task is nan.*; the last checkpoint is of step 4"
   ):

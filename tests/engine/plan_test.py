@@ -10,7 +10,7 @@ from smskd_jax import data
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.engine import plan
 from smskd_jax.training import optimizer, schedule
-from smskd_jax.training.stage import make_train_step
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
 from tiny import SMALL
 

@@ -15,7 +15,8 @@ from smskd_jax.models import simkd as simkd_network
 from smskd_jax.runtime import parallel
 from smskd_jax.training import optimizer
 from smskd_jax.training.initialization import init_state
-from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.training.stage import Stage, Term, student_variables
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import FrozenHead, Head, Outputs
 import tiny
 

@@ -1,4 +1,4 @@
-"""Whole training runs of PyTorch, reproduced: losses, per-sample weights and the final student; golden/README.md."""
+"""Whole training runs of PyTorch, reproduced: losses, weights of examples and the final student; golden/README.md."""
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +12,35 @@ from smskd_jax.models.torch_weights import from_torch, to_torch
 from smskd_jax.training import optimizer
 from smskd_jax.training.initialization import init_state
 from smskd_jax.training.reference import REFERENCE_TO_STUDENT, Reference, sample_weights, weighting_inputs
-from smskd_jax.training.stage import Stage, Term, make_train_step, student_variables
+from smskd_jax.training.stage import Stage, Term, student_variables
+from smskd_jax.training.targets import Targets
+from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
 
-# index.json: the reference first, times tau^2, weighted by 1 - the teacher's TCP. published.json: Eq. 8 and 9 of SMSKD.
+# index.json: KL(reference || student), times tau^2, weighted by 1 - the teacher's TCP. published.json: Eq. 8 and 9 of
+# SMSKD.
 INDEXES = [golden.index("training", name) for name in ("index.json", "published.json")]
 SHAPES = golden.index("models").get("models", {})
 CASES = golden.params(
   (case["file"], case | {"salt": index["salt"]}) for index in INDEXES for case in index.get("cases", [])
 )
-# What the cases of index.json leave out, and one name of an earlier version.
+# Options that the cases of index.json leave out, and a name of an earlier version.
 EARLIER = {"divergence": REFERENCE_TO_STUDENT, "scale_by_temperature_squared": True}
 WEIGHTINGS = {"one_minus_tcp": "one_minus_teacher_tcp"}
+NUM_CLASSES = 100
 
 
-def network(name, num_classes, salt):
-  module = MODELS[name](num_classes=num_classes)
+def load_network(name, salt):
+  module = MODELS[name](num_classes=NUM_CLASSES)
   shapes = {key: list(shape) for key, shape in SHAPES[name]["state_dict"].items()}
   return module, jax.tree.map(jnp.asarray, from_torch(module, golden.state_dict(shapes, salt)))
 
 
 def make_stage(case, student, teacher):
-  anchor = case["reference"]
+  options = case["reference"]
+  if options is not None:
+    weighting = WEIGHTINGS.get(options["weighting"], options["weighting"])
+    options = EARLIER | options | {"weighting": weighting}
   return Stage(
     student=student,
     optimizer=optimizer.sgd(
@@ -45,60 +52,60 @@ def make_stage(case, student, teacher):
     teachers=(teacher,),
     terms=(Term("kd", case["distill_weight"], kd.method(temperature=case["distill_temperature"])),),
     task_weight=case["task_weight"],
-    reference=None if anchor is None else make_reference(anchor),
+    reference=None if options is None else Reference(**options),
   )
 
 
-def make_reference(anchor):
-  weighting = anchor["weighting"]
-  return Reference(**EARLIER | anchor | {"weighting": WEIGHTINGS.get(weighting, weighting)})
+def make_weights(stage, frozen):
+  """The compiled function (batch) -> weights of the reference term."""
+  config = stage.reference
+
+  def weights(batch):
+    teacher = stage.teachers[0].apply(frozen.teachers[0], batch.image).logits
+    reference = stage.student.apply(frozen.reference, batch.image).logits
+    inputs = weighting_inputs(config, [teacher], reference, Targets(batch.label), jax.random.key(0))
+    return sample_weights(inputs, weighting=config.weighting, normalize=config.normalize)
+
+  return jax.jit(weights)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_pytorch(case, float64):
-  expected, salt, classes = golden.load("training", case["file"]), case["salt"], 100
-  student, variables = network(case["student"], classes, salt)
-  teacher, teacher_variables = network(case["teacher"], classes, salt + 1)
+def test_training_equals_pytorch(case, float64):
+  expected, salt, steps = golden.load("training", case["file"]), case["salt"], case["steps"]
+  student, variables = load_network(case["student"], salt)
+  teacher, teacher_variables = load_network(case["teacher"], salt + 1)
   stage = make_stage(case, student, teacher)
-  reference = None if case["reference"] is None else network(case["student"], classes, salt + 2)[1]
+  reference = None if stage.reference is None else load_network(case["student"], salt + 2)[1]
   frozen = Frozen(jax.random.key(0), (teacher_variables,), reference)
-  r = np.random.RandomState(salt + 99)
-  images = r.standard_normal((case["steps"], case["batch"], 32, 32, 3))
-  labels = r.randint(0, classes, (case["steps"], case["batch"]))
+  rng = np.random.RandomState(salt + 99)
+  images = rng.standard_normal((steps, case["batch"], 32, 32, 3))
+  labels = rng.randint(0, NUM_CLASSES, (steps, case["batch"])).astype(np.int32)
   np.testing.assert_array_equal(labels, expected["labels"])
 
   state = init_state(stage, jax.random.key(0), variables, frozen.teachers, images[0], labels[0])
   step = jax.jit(make_train_step(stage))
-  teach = jax.jit(lambda image: teacher.apply(teacher_variables, image).logits)
-  anchor = None if reference is None else jax.jit(lambda image: student.apply(reference, image).logits)
+  names = {"loss": "loss", "task": "task", "distill": "distill/kd"}
+  if reference is not None:
+    names["reference"], weights = "reference", make_weights(stage, frozen)
   for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-    batch = Batch(
-      jnp.asarray(image), jnp.asarray(label, jnp.int32), jnp.arange(case["batch"], dtype=jnp.int32)
-    )
+    batch = Batch(image, label, np.arange(case["batch"], dtype=np.int32))
     state, metrics = step(state, frozen, batch)
-    names = {"loss": "loss", "task": "task", "distill": "distill/kd"}
-    if case["reference"] is not None:
-      names["reference"] = "reference"
-      settings, of_teacher = stage.reference, teach(batch.image)
-      inputs = weighting_inputs(
-        settings, [of_teacher], anchor(batch.image), batch.label, None, jax.random.key(0)
-      )
-      weights = sample_weights(inputs, weighting=settings.weighting, normalize=settings.normalize)
-      np.testing.assert_allclose(weights, expected["tcp_weight"][i], rtol=1e-6)
     for theirs, ours in names.items():
       np.testing.assert_allclose(metrics[ours], expected[theirs][i], rtol=1e-6, err_msg=f"{theirs}, step {i}")
+    if reference is not None:
+      np.testing.assert_allclose(weights(batch), expected["tcp_weight"][i], rtol=1e-6)
   check_student(to_torch(jax.device_get(student_variables(state))), expected)
 
 
-def check_student(final, expected):
+def check_student(state_dict, expected):
   for key in [key for key in expected if key.startswith("final.")]:
     np.testing.assert_allclose(
-      final[key.removeprefix("final.")], expected[key], rtol=1e-6, atol=1e-9, err_msg=key
+      state_dict[key.removeprefix("final.")], expected[key], rtol=1e-6, atol=1e-9, err_msg=key
     )
   norms = {key.removeprefix("norm."): value for key, value in expected.items() if key.startswith("norm.")}
   compared = {key for key in norms if not key.endswith("num_batches_tracked")}
-  assert compared == set(final)
+  assert compared == set(state_dict)
   for key in compared:
     # PyTorch keeps the unbiased running variance, n / (n - 1) times ours.
     tolerance = 1e-2 if key.endswith("running_var") else 1e-6
-    np.testing.assert_allclose(np.linalg.norm(final[key]), norms[key], rtol=tolerance, err_msg=key)
+    np.testing.assert_allclose(np.linalg.norm(state_dict[key]), norms[key], rtol=tolerance, err_msg=key)

@@ -94,7 +94,7 @@ def test_a_warm_up_may_fill_all_epochs_but_not_those_of_a_cosine():
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_refuses_a_bad_warm_up(name, value):
-  with pytest.raises(ValueError, match=f"warmup_epochs: {value} is not a number of 0 or more"):
+  with pytest.raises(ValueError, match=f"warmup_epochs must be a number >= 0, got {value}"):
     SCHEDULES[name](0.1, 5, 2, warmup_epochs=value)
 
 
@@ -113,5 +113,5 @@ def test_every_schedule_refuses_a_bad_warm_up(name, value):
   ],
 )
 def test_bad_options(name, option, value):
-  with pytest.raises(ValueError, match=f"^{option}: "):
+  with pytest.raises(ValueError, match=f"^{option}\\b"):
     SCHEDULES[name](0.1, 5, 2, **{option: value})
