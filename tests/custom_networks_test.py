@@ -13,7 +13,7 @@ from smskd_jax.errors import UserError
 
 MINE = """
 from flax import linen as nn
-from smskd_jax.models.outputs import Tap, classify
+from smskd_jax.models.outputs import FeatureLayer, make_outputs
 
 
 class Net(nn.Module):
@@ -24,8 +24,8 @@ class Net(nn.Module):
   def __call__(self, image, *, train=False, axis_name=None):
     stem = nn.Conv(self.channels, (3, 3))(image)
     end = nn.Conv(2 * self.channels, (3, 3), strides=2)(nn.relu(stem))
-    taps = [Tap(nn.relu(x), x) for x in (stem, end)]
-    return classify(taps, nn.relu(end), self.num_classes, name="head")
+    taps = [FeatureLayer(nn.relu(x), x) for x in (stem, end)]
+    return make_outputs(taps, nn.relu(end), self.num_classes, name="head")
 
 
 class Logits(Net):
@@ -37,7 +37,7 @@ class Logits(Net):
 class Misshapen(Net):
   @nn.compact
   def __call__(self, image, *, train=False, axis_name=None):
-    return classify([Tap(image, image)], image, 1 + self.num_classes, name="head")
+    return make_outputs([FeatureLayer(image, image)], image, 1 + self.num_classes, name="head")
 
 
 class NoTrain(Net):

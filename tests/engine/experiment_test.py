@@ -528,9 +528,11 @@ def test_the_seconds_of_a_stage_are_those_of_its_phases(finished):
 
 
 def test_several_steps_as_one_program_are_the_same_steps(finished, tmp_path, monkeypatch):
-  sent, deal_each = [], parallel.shard_local_steps
+  sent, shard_local_steps = [], parallel.shard_local_steps
   monkeypatch.setattr(
-    parallel, "deal_each", lambda trees, _: (sent.append(len(trees)), deal_each(trees, _))[1]
+    parallel,
+    "shard_local_steps",
+    lambda trees, _: (sent.append(len(trees)), shard_local_steps(trees, _))[1],
   )
   config = runs.tiny(steps_per_call=3, checkpoint={"every_steps": 500})
   config.stages = config.stages[:2]

@@ -91,7 +91,7 @@ def stop_at(step, monkeypatch):
     def told(done, just_now, *, compiled):
       trained(done, just_now, compiled=compiled)
       if len(stages) == 3 and done == step:
-        stop.note(signal.SIGUSR1)
+        stop.on_signal(signal.SIGUSR1)
 
     progress.trained = told
     return whole(program, budget, learners, progress, stop, timer)
