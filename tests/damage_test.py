@@ -15,12 +15,12 @@ import pytest
 
 import runs
 from runtime.integrity_test import DAMAGES
-from smskd_jax import compare, data, evaluate, export, report
+from smskd_jax import compare, data, export, report
 from smskd_jax.analysis import figures
 from smskd_jax.config import method, stage
 from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
-from smskd_jax.exchange import safetensors_file
+from smskd_jax.exchange import evaluation, exported_network, exporters
 from smskd_jax.runtime import checkpoint, integrity
 from smskd_jax.runtime.store import StageEntry
 
@@ -74,7 +74,7 @@ def fast():
   """Neither draws pictures nor measures latencies, which take most of the time and read no file."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(figures, "png", lambda figure, *, cut=False: b"picture")
-    patch.setattr(export, "latency", lambda trained: 0.0)
+    patch.setattr(exporters, "cpu_latency", lambda network: 0.0)
     yield
 
 
@@ -118,13 +118,13 @@ def exported(workdir):
   """The fingerprint of the exported student."""
   if export.main([str(workdir), "--format=safetensors", f"--out={workdir / 'out'}", "--overwrite"]):
     return None
-  return checkpoint.tree_digest(safetensors_file.read(workdir / "out" / "student.safetensors").variables)
+  return checkpoint.tree_digest(exported_network.read(workdir / "out" / "student.safetensors").variables)
 
 
 def evaluated(workdir):
   """The metrics of the student on the test images."""
   try:
-    return evaluate.run(workdir, "digits", network="student", batch_size=359).metrics
+    return evaluation.evaluate_network(workdir, "digits", network="student", batch_size=359).metrics
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return None

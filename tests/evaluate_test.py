@@ -12,8 +12,7 @@ import golden
 import runs
 from smskd_jax import data, evaluate, import_torch
 from smskd_jax.engine import experiment as experiment_lib
-from smskd_jax.exchange import run_networks as exchange_runs
-from smskd_jax.exchange import safetensors_file, variables
+from smskd_jax.exchange import evaluation, exported_network, pretrained, variables
 from smskd_jax.models import MODELS, torch_weights
 from smskd_jax.runtime import eval_outputs, workdir
 import torch_files
@@ -78,14 +77,14 @@ def test_an_imported_network_by_its_own_normalisation(imported, tmp_path, capsys
 
 def test_the_normalisation_can_be_stated(imported, tmp_path):
   plain = import_resnet(tmp_path, "plain")
-  own = evaluate.run(imported, "digits").metrics
+  own = evaluation.evaluate_network(imported, "digits").metrics
   assert (
-    evaluate.run(plain, "digits", mean="0.4", std="0.25").metrics
+    evaluation.evaluate_network(plain, "digits", mean="0.4", std="0.25").metrics
     == own
-    != evaluate.run(plain, "digits").metrics
+    != evaluation.evaluate_network(plain, "digits").metrics
   )
   moments = data.load(source="digits").channel_stats
-  assert evaluate.run(plain, "digits").normalization == moments
+  assert evaluation.evaluate_network(plain, "digits").normalization == moments
 
 
 def test_every_place_of_a_runs_network_gives_the_runs_numbers(ran, tmp_path):
@@ -93,8 +92,8 @@ def test_every_place_of_a_runs_network_gives_the_runs_numbers(ran, tmp_path):
   last = result["stages"][-1]
   expected = last["metrics"]["last"]["test/accuracy"], last["metrics"]["last"]["test/nll"]
   entry = folder / "store" / last["key"]
-  trained = exchange_runs.network("field", workdir.read_run("field", folder), "student").trained
-  safetensors_file.write(trained, tmp_path / "student.safetensors")
+  trained = pretrained.load_run_network("field", workdir.read_run("field", folder), "student").exported
+  exported_network.write(trained, tmp_path / "student.safetensors")
   for path, network in (
     (folder, None),
     (folder, "student"),
@@ -102,7 +101,7 @@ def test_every_place_of_a_runs_network_gives_the_runs_numbers(ran, tmp_path):
     (entry / "final", None),
     (tmp_path / "student.safetensors", None),
   ):
-    found = evaluate.run(path, "digits", network=network).metrics
+    found = evaluation.evaluate_network(path, "digits", network=network).metrics
     assert (found["accuracy"], found["nll"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -123,9 +122,9 @@ def test_beside_a_teacher(ran, capsys):
 
 def test_variables_alone_need_their_architecture(imported, tmp_path, capsys):
   alone = imported / "variables"
-  assert evaluate.run(alone, "digits", network=f"resnet8:{WIDTH}", mean="0.4", std="0.25").metrics == (
-    evaluate.run(imported, "digits").metrics
-  )
+  assert evaluation.evaluate_network(
+    alone, "digits", network=f"resnet8:{WIDTH}", mean="0.4", std="0.25"
+  ).metrics == (evaluation.evaluate_network(imported, "digits").metrics)
   assert run(alone) == 2
   assert "--network: missing; " in capsys.readouterr().err
 

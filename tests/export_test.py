@@ -1,8 +1,7 @@
-"""Tests of export.py: what is exported says, elsewhere, what it said here."""
+"""Tests of export.py: exported files give the same logits elsewhere."""
 
 import importlib.util
 import json
-from pathlib import Path
 import subprocess
 import sys
 
@@ -13,9 +12,7 @@ import pytest
 import runs
 from smskd_jax import data, export, import_torch
 from smskd_jax.engine import experiment
-from smskd_jax.exchange import run_networks as runs_lib
-from smskd_jax.exchange import safetensors_file, variables
-from smskd_jax.models import torch_weights
+from smskd_jax.exchange import exported_network, exporters, pretrained, variables
 from smskd_jax.runtime import workdir as workdir_lib
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
@@ -38,7 +35,7 @@ def test_images():
 
 @pytest.fixture(scope="module")
 def student(workdir):
-  return runs_lib.network("WORKDIR", workdir_lib.read_run("WORKDIR", workdir), "student")
+  return pretrained.load_run_network("WORKDIR", workdir_lib.read_run("WORKDIR", workdir), "student")
 
 
 def run(*arguments):
@@ -78,10 +75,10 @@ print((logits.argmax(-1) == found["label"]).mean())
 
 def check_served(script, file, tmp_path, images, student):
   logits, accuracy = serve(script, tmp_path, file, images)
-  expected = np.asarray(jax.jit(student.trained.program())(images.image))
+  expected = np.asarray(jax.jit(student.exported.inference_fn())(images.image))
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
   assert accuracy == pytest.approx(
-    student.about["test_accuracy"], abs=1.5 / len(images.label)
+    student.provenance["test_accuracy"], abs=1.5 / len(images.label)
   )  # an image may be on the border
 
 
@@ -103,7 +100,7 @@ def test_onnx_is_served_by_onnxruntime_alone(workdir, tmp_path, test_images, stu
   check_served(WITH_ONNXRUNTIME, tmp_path / "student.onnx", tmp_path, test_images, student)
   metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "student.onnx").metadata_props}
   assert json.loads(metadata["class_names"]) == [str(i) for i in range(10)]
-  assert json.loads(metadata["images"])["mean"] == pytest.approx(student.trained.mean)
+  assert json.loads(metadata["images"])["mean"] == pytest.approx(student.exported.mean)
 
 
 def test_onnx_without_jax2onnx_says_what_to_install(workdir, tmp_path, capsys, monkeypatch):
@@ -115,30 +112,30 @@ def test_onnx_without_jax2onnx_says_what_to_install(workdir, tmp_path, capsys, m
 
 def test_safetensors_gives_the_network_back(workdir, tmp_path, test_images, student):
   assert run(workdir, "--format=safetensors", f"--out={tmp_path}") == 0
-  back = safetensors_file.read(tmp_path / "student.safetensors")
-  assert back._replace(variables=None) == student.trained._replace(variables=None)
-  jax.tree.map(np.testing.assert_array_equal, back.variables, student.trained.variables)
-  logits = jax.jit(back.program())(test_images.image[:8])
-  np.testing.assert_array_equal(logits, jax.jit(student.trained.program())(test_images.image[:8]))
+  back = exported_network.read(tmp_path / "student.safetensors")
+  assert back._replace(variables=None) == student.exported._replace(variables=None)
+  jax.tree.map(np.testing.assert_array_equal, back.variables, student.exported.variables)
+  logits = jax.jit(back.inference_fn())(test_images.image[:8])
+  np.testing.assert_array_equal(logits, jax.jit(student.exported.inference_fn())(test_images.image[:8]))
 
 
-def test_torch_goes_back_through_the_importer(workdir, tmp_path, student):
-  assert run(workdir, "--format=torch", f"--out={tmp_path}") == 0
+def test_torch_safetensors_go_back_through_the_importer(workdir, tmp_path, student):
+  assert run(workdir, "--format=torch_safetensors", f"--out={tmp_path}") == 0
   flags = ["--network=resnet8:width=0.125", f"--out={tmp_path / 'again'}"]
-  assert import_torch.main([str(tmp_path / "student.pth"), *flags]) == 0
+  assert import_torch.main([str(tmp_path / "student.torch.safetensors"), *flags]) == 0
   back = variables.load("field", str(tmp_path / "again"), "student").variables
-  jax.tree.map(np.testing.assert_array_equal, back, student.trained.variables)
+  jax.tree.map(np.testing.assert_array_equal, back, student.exported.variables)
 
 
-def test_torch_reads_it(workdir, tmp_path, student):
-  torch = pytest.importorskip("torch")
-  assert run(workdir, "--format=torch", f"--out={tmp_path}") == 0
-  content = torch.load(tmp_path / "student.pth", weights_only=True)
-  expected = torch_weights.to_torch(student.trained.variables)
-  assert content["model"].keys() == expected.keys()
-  for name, x in expected.items():
-    np.testing.assert_array_equal(content["model"][name].numpy(), x)
-  assert content["class_names"] == [str(i) for i in range(10)]
+def test_the_old_name_of_the_torch_format_names_the_new_one(workdir, tmp_path, capsys):
+  assert run(workdir, "--format=torch", f"--out={tmp_path}") == 2
+  err = capsys.readouterr().err
+  assert "'torch' is now 'torch_safetensors'" in err and err.count("\n") == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_formats_of_the_command_are_those_of_the_exporters():
+  assert tuple(exporters.FORMATS) == export.FORMATS
 
 
 def test_says_what_student_and_teacher_cost(workdir, tmp_path, capsys, student):
@@ -152,28 +149,29 @@ def test_says_what_student_and_teacher_cost(workdir, tmp_path, capsys, student):
     assert cells[:3] == [name, "resnet8", parameters] and cells[-1] == f"{accuracy[name]:.2%}"
   about = json.loads((tmp_path / "student.json").read_text())
   assert about["class_names"] == [str(i) for i in range(10)] and about["images"]["shape"] == [8, 8, 1]
-  assert about["made_by"]["test_accuracy"] == student.about["test_accuracy"]
+  assert about["made_by"]["test_accuracy"] == student.provenance["test_accuracy"]
 
 
 def test_older_runs_are_refused(tmp_path, capsys):
   (tmp_path / "config.json").write_text('{"config": {}}')
   (tmp_path / "result.json").write_text('{"stages": [{"network": "student"}]}')
-  assert run(tmp_path, "--format=torch") == 2
+  assert run(tmp_path, "--format=safetensors") == 2
   assert "older version" in capsys.readouterr().err
 
 
 def test_overwrites_nothing_unless_told(workdir, tmp_path, capsys):
-  (tmp_path / "student.pth").write_text("precious")
-  assert run(workdir, "--format=torch", f"--out={tmp_path}") == 2
+  file = tmp_path / "student.safetensors"
+  file.write_text("precious")
+  assert run(workdir, "--format=safetensors", f"--out={tmp_path}") == 2
   assert "--overwrite" in capsys.readouterr().err
-  assert (tmp_path / "student.pth").read_text() == "precious"
-  assert run(workdir, "--format=torch", f"--out={tmp_path}", "--overwrite") == 0
-  assert Path(tmp_path / "student.pth").read_bytes()[:2] == b"PK"
+  assert file.read_text() == "precious"
+  assert run(workdir, "--format=safetensors", f"--out={tmp_path}", "--overwrite") == 0
+  assert exported_network.read(file).model == "resnet8"
 
 
 def test_the_teacher_is_exported_too(workdir, tmp_path):
   assert run(workdir, "--network=teacher", "--format=safetensors", f"--out={tmp_path}") == 0
-  assert safetensors_file.read(tmp_path / "teacher.safetensors").options["width"] == 0.25
+  assert exported_network.read(tmp_path / "teacher.safetensors").options["width"] == 0.25
 
 
 def test_a_safetensors_file_is_a_teacher(workdir, tmp_path):

@@ -43,7 +43,7 @@ def test_lists_stages_and_who_reads_whom(folder, capsys):
 
 def test_verifies_all_files(folder, capsys):
   assert run(folder, "--verify") == 0
-  assert "all files of finished stages are as they were left" in capsys.readouterr().out
+  assert "all files of finished stages are intact" in capsys.readouterr().out
   flip(StageEntry(folder, "first").predictions)
   assert run(folder, "--verify") == 2
   out, err = capsys.readouterr()
@@ -55,7 +55,7 @@ def test_what_others_read_is_not_removed(folder, capsys):
   assert run(folder, "--remove=first") == 2
   err = capsys.readouterr().err
   assert (
-    "1 other stage was built on what would be removed: second (stage second)" in err and err.count("\n") == 1
+    "1 other stage depends on what would be removed: second (stage second)" in err and err.count("\n") == 1
   )
   assert run(folder, "--remove=first", "--dependents", "--dry_run") == 0
   assert "would remove first (stage first)" in capsys.readouterr().out

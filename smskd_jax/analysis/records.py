@@ -10,7 +10,7 @@ import numpy as np
 from smskd_jax.analysis.stored_files import Lines, Stage, StoredFiles, find
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import eval_outputs as answers_lib
-from smskd_jax.runtime import file_kinds, workdir
+from smskd_jax.runtime import workdir
 from smskd_jax.runtime.integrity import DamagedFileError
 
 # What every version of this package has kept of a stage; all else may be missing.
@@ -60,7 +60,7 @@ def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
   """
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
-  file_kinds.check_kind(field, folder, file_kinds.RUN, absent=True)
+  workdir.check_kind(field, folder, workdir.RUN, allow_unknown=True)
   if not (folder / "config.json").is_file():
     raise UserError(f"{field}: {folder} is of no run and no study: it has neither config.json nor study.json")
   run = workdir.read_run(field, folder)

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from smskd_jax.runtime import eval_outputs as answers_lib
-from smskd_jax.runtime import predictions as choices_lib
 from smskd_jax.runtime.integrity import DamagedFileError, read_json
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import read_metrics
@@ -68,7 +67,7 @@ class StoredFiles:
 
 
 def _predictions(path: Path) -> dict[str, np.ndarray]:
-  found = choices_lib.read(path)
+  found = answers_lib.read(path)
   if "test" not in found:
     raise DamagedFileError(path, "holds no predictions of the test set")
   return found

@@ -22,7 +22,7 @@ from smskd_jax.engine.profiler import Profiler
 from smskd_jax.engine.stage_runner import StageRunner
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
-from smskd_jax.runtime import console, distributed, file_kinds, parallel, signals
+from smskd_jax.runtime import console, distributed, parallel, signals
 from smskd_jax.runtime import seed_parallel as beside_lib
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
@@ -130,7 +130,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
   """Finds every mistake that can be found before training. Writes nothing."""
   configs, workdirs = [config_lib.resolve(config) for config, _ in runs], [Path(folder) for _, folder in runs]
   if store not in workdirs:
-    file_kinds.check_kind("--store", store, file_kinds.STORE, absent=True)
+    workdir_lib.check_kind("--store", store, workdir_lib.STORE, allow_unknown=True)
   first = configs[0]
   for resolved, workdir in zip(configs, workdirs, strict=True):
     workdir_lib.check_workdir(workdir, resolved)
@@ -143,7 +143,9 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
   workdir_lib.check_processes_match(config=first, **workdir_lib.environment_fingerprint())
   dataset, extra = _load_data(first["data"], load)
   workdir_lib.check_processes_match(data={"fingerprint": dataset.fingerprint})
-  given = {name: of_network.on(dataset.channel_stats) for name, of_network in _load_pretrained(first).items()}
+  given = {
+    name: of_network.for_data(dataset.channel_stats) for name, of_network in _load_pretrained(first).items()
+  }
   plans = [make_plans(resolved, dataset, given) for resolved in configs]
   memory.check(plans[0], dataset, devices)
   teacher_cache.check(plans[0], dataset, devices)

@@ -69,7 +69,7 @@ def make_plans(
     UserError: a method is not defined for its networks, a stage has less than a batch of images, or the given
       variables are not of their network.
   """
-  pretrained = {name: of_network.on(dataset.channel_stats) for name, of_network in pretrained.items()}
+  pretrained = {name: of_network.for_data(dataset.channel_stats) for name, of_network in pretrained.items()}
   networks = build.make_networks(config, len(dataset.class_names))
   for name, network in networks.items():
     build.check_network(f"config.networks.{name}", network, config["networks"][name]["model"], dataset)

@@ -15,7 +15,7 @@ from smskd_jax.engine.progress import StageProgress
 from smskd_jax.exchange.variables import Pretrained
 from smskd_jax.runtime import checkpoint, clock, console, distributed, eval_outputs, parallel, signals
 from smskd_jax.runtime import seed_parallel as beside_lib
-from smskd_jax.runtime.recovery import StoredStage, read_finished
+from smskd_jax.runtime.inventory import StoredStage, read_finished
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import mirror_events
 from smskd_jax.training import loop

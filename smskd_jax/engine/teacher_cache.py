@@ -99,8 +99,8 @@ def load_or_compute(
       tables = _caches(plan, dataset, key, entry.folder)
       for table in tables.values():
         table.verify()
-        if table.lost:
-          console.log(f"{plan.name}: {table.lost}")
+        if table.damage:
+          console.log(f"{plan.name}: {table.damage}")
       missing = {pooled: sampled & ~table.present for pooled, table in tables.items()}
       pooled = min(tables, key=lambda pooled: (missing[pooled].sum(), pooled != embeddings))
       if missing[pooled].any():

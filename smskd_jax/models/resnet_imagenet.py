@@ -104,7 +104,7 @@ class ImageNetResNet(nn.Module):
       preactivation is taken after its ReLU, as in the public code.
     """
     layers = Layers(train, axis_name, self.dtype)
-    stem: dict[str, Any] = {"size": 3} if self.small_images else {"size": 7, "stride": 2}
+    stem: dict[str, Any] = {"kernel_size": 3} if self.small_images else {"kernel_size": 7, "stride": 2}
     init = uniform if self.survey else he_normal
     norm = layers.norm("bn1")
     preactivation = norm(layers.conv(self.channels[0], kernel_init=init, name="conv1", **stem)(image))

@@ -31,7 +31,7 @@ class DownBlock(nn.Module):
   def __call__(self, x: jax.Array, layers: Layers) -> jax.Array:
     """[b, h / 2, w / 2, channels]."""
     half, inputs = self.channels // 2, x.shape[-1]
-    depthwise: dict[str, Any] = {"size": 3, "stride": 2, "kernel_init": uniform}
+    depthwise: dict[str, Any] = {"kernel_size": 3, "stride": 2, "kernel_init": uniform}
     left = layers.norm("bn1")(layers.conv(inputs, groups=inputs, name="conv1", **depthwise)(x))
     left = nn.relu(layers.norm("bn2")(layers.conv(half, 1, kernel_init=uniform, name="conv2")(left)))
     right = nn.relu(layers.norm("bn3")(layers.conv(half, 1, kernel_init=uniform, name="conv3")(x)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from smskd_jax.runtime import checkpoint, distributed
-from smskd_jax.runtime.predictions import PredictionsWriter
+from smskd_jax.runtime.eval_outputs import PredictionsWriter
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import MetricsWriter
 
@@ -86,7 +86,7 @@ class History:
       self._entry.metrics, self._events, last_step=step, digest=note.get("metrics")
     )
     for one, path in ((self._writer, self._entry.metrics), (self._choices, self._entry.predictions)):
-      if one.lost:
+      if one.discarded:
         say(
           f"{path} is not as it was at step {step}: what it told of the steps up to there is lost to reports; no "
           "result depends on it"

@@ -33,7 +33,7 @@ class MemmapCache:
     self.present: np.ndarray = np.zeros(shape, bool)
     self._checksums: np.ndarray = np.zeros(shape[0], np.uint32)
     self._written: set[int] = set()  # images whose checksums are to be computed
-    self.lost = ""  # a line on entries that were damaged, and so count as absent
+    self.damage = ""  # a line on entries that were damaged, and so count as absent
     if (folder / PRESENT).is_file():
       self._read_present()
 
@@ -46,10 +46,10 @@ class MemmapCache:
       self.present, self._checksums = found["present"], found["checksum"]
     except (DamagedFileError, KeyError) as error:
       problem = error if isinstance(error, DamagedFileError) else f"{path} is damaged"
-      self.lost = f"{problem}; all of it is computed again"
+      self.damage = f"{problem}; all of it is computed again"
 
   def verify(self) -> None:
-    """Compares all present entries with their checksums. Damaged ones count as absent, and `lost` tells of them."""
+    """Compares all present entries with their checksums. Damaged ones count as absent, and `damage` tells of them."""
     if not self.present.any() or _VERIFIED.get(self.folder.absolute()) == self._marks():
       return
     before = int(self.present.sum())
@@ -63,7 +63,7 @@ class MemmapCache:
       self.present[:] = False
     if self.present.sum() < before:
       count = before - int(self.present.sum())
-      self.lost = (
+      self.damage = (
         f"{self.folder}: {count:,} of {before:,} cached outputs are damaged; these are computed again"
       )
     else:

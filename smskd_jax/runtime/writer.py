@@ -28,17 +28,17 @@ class MetricsWriter:
       path: of the file.
       events: the folder of TensorBoard events; None: none are written.
       last_step: of the lines to keep.
-      digest: what `digest` was at `last_step`. If the lines are others they are dropped, and `lost` is true; None: any
-        will do.
+      digest: what `digest` was at `last_step`. Lines with another digest are discarded, and `discarded` is True;
+        None: no check.
     """
     self._events, self._file = None, None
-    self._sha, self.lost = hashlib.sha256(), False
+    self._sha, self.discarded = hashlib.sha256(), False
     if not distributed.is_primary():
       return
     self._events = _Events(events) if events is not None else None
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    self.lost = digest is not None and digest != _lines_digest(kept).hexdigest()
-    kept = [] if self.lost else kept
+    self.discarded = digest is not None and digest != _lines_digest(kept).hexdigest()
+    kept = [] if self.discarded else kept
     self._sha = _lines_digest(kept)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(_line(values) for values in kept))

@@ -15,7 +15,7 @@ from smskd_jax.config.merge import drop_keys
 from smskd_jax.engine import estimates, experiment, memory
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
-from smskd_jax.runtime import distributed, file_kinds, integrity, parallel
+from smskd_jax.runtime import distributed, integrity, parallel
 from smskd_jax.runtime import store as store_lib
 from smskd_jax.runtime import workdir as workdir_lib
 from smskd_jax.runtime.console import log
@@ -127,7 +127,7 @@ def _validate(
   store = Path(store).absolute() if store else workdir / "store"
   study = study_schema.resolve(config)
   if store != workdir:
-    file_kinds.check_kind("--store", store, file_kinds.STORE, absent=True)
+    workdir_lib.check_kind("--store", store, workdir_lib.STORE, allow_unknown=True)
   _check_workdir(workdir, study)
   workdir_lib.check_writable("--store", store)
   experiments = [*study["variants"].values(), *([study[TEACHERS]] if study[TEACHERS] else ())]
@@ -139,7 +139,7 @@ def _validate(
 def _check_workdir(workdir: Path, study: Mapping[str, Any]) -> None:
   """Raises UserError for the folder of another study. A study may get more seeds."""
   workdir_lib.check_writable("--workdir", workdir)
-  file_kinds.check_kind("--workdir", workdir, file_kinds.STUDY, absent=True)
+  workdir_lib.check_kind("--workdir", workdir, workdir_lib.STUDY, allow_unknown=True)
   path = workdir / "study.json"
   if not path.exists():
     return

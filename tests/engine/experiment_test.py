@@ -17,7 +17,7 @@ from smskd_jax.engine.learner import StageTraining
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.errors import UserError
 from smskd_jax.losses import Context
-from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel, predictions
+from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import cka, loop
 import tiny
@@ -87,7 +87,7 @@ def test_what_each_image_was_taken_for_and_what_was_forgotten(finished):
   workdir, result = finished
   test = data.load("digits").test
   _, fitnet, kd = (
-    predictions.read(workdir / "store" / one["key"] / "predictions.npz") for one in result["stages"]
+    eval_outputs.read(workdir / "store" / one["key"] / "predictions.npz") for one in result["stages"]
   )
   lines = read_metrics(workdir / "store" / result["stages"][2]["key"] / "metrics.jsonl")
   evaluated = {line["step"]: line for line in lines if "test/accuracy" in line}
@@ -243,7 +243,7 @@ def test_a_crashed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     path = f"store/{one['key']}/metrics.jsonl"
     assert (tmp_path / path).read_text() == (finished[0] / path).read_text()
     ours, theirs = (
-      predictions.read(folder / "store" / one["key"] / "predictions.npz")
+      eval_outputs.read(folder / "store" / one["key"] / "predictions.npz")
       for folder in (tmp_path, finished[0])
     )
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)

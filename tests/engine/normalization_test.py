@@ -9,8 +9,7 @@ from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.data.dataset import ChannelStats
 from smskd_jax.engine import experiment as experiment_lib
 from smskd_jax.engine.plan import make_plans
-from smskd_jax.exchange import run_networks as exchange_runs
-from smskd_jax.exchange import safetensors_file, stablehlo_file, variables
+from smskd_jax.exchange import exported_network, exporters, pretrained, variables
 from smskd_jax.models import introspection, renormalized
 from smskd_jax.runtime import eval_outputs, workdir
 import tiny
@@ -111,22 +110,22 @@ def test_a_teacher_is_fed_by_its_own_normalisation(ran, folders):
   assert of_teacher["key"] == load("own").key != load("plain").key
   assert load("own").fingerprint == load("plain").fingerprint
   moments = data.load(source="digits").channel_stats
-  assert load("datas").on(moments).key == load("plain").key
+  assert load("datas").for_data(moments).key == load("plain").key
 
 
 def test_a_student_keeps_the_normalisation_of_the_variables_that_it_begins_with(ran, tmp_path):
   root, result = ran
   run = workdir.read_run("field", root / "run")
-  found = exchange_runs.network("field", run, "student").trained
+  found = pretrained.load_run_network("field", run, "student").exported
   assert ChannelStats(found.mean, found.std) == OWN
   # Its programs and files for elsewhere say what the run's evaluation said.
   images = data.load(source="digits").test.image[:20]
   entry = root / "store" / result["stages"][-1]["key"]
   expected = eval_outputs.logits(eval_outputs.read(entry / "eval_outputs.npz"))["test"][:20]
-  stablehlo_file.write(found, tmp_path / "program")
+  exporters.write_stablehlo(found, tmp_path / "program")
   program = jax.export.deserialize(bytearray((tmp_path / "program").read_bytes()))
   np.testing.assert_allclose(program.call(images), expected, rtol=1e-3, atol=1e-3)
-  safetensors_file.write(found, tmp_path / "student.safetensors")
+  exported_network.write(found, tmp_path / "student.safetensors")
   for source in (tmp_path / "student.safetensors", root / "run", entry / "final"):
     assert variables.load("field", str(source), "student").normalization == OWN
 

@@ -44,7 +44,7 @@ def test_reads_what_was_written(write, tmp_path):
   for name, x in arrays().items():
     assert content["model"][name].dtype == x.dtype
     np.testing.assert_array_equal(content["model"][name], x)
-  assert torch_reader.state_dict(content, path).keys() == arrays().keys()
+  assert torch_reader.find_state_dict(content, path).keys() == arrays().keys()
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -111,7 +111,7 @@ def test_options_of_training_scripts_are_passed_over(tmp_path):
   path = tmp_path / "last.pth"
   options = argparse.Namespace(lr=0.1), collections.Counter([150, 180])
   torch_files.write(path, {"opt": options, "model": {"w": np.ones(2, np.float32)}})
-  np.testing.assert_array_equal(torch_reader.state_dict(torch_reader.read(path), path)["w"], 1)
+  np.testing.assert_array_equal(torch_reader.find_state_dict(torch_reader.read(path), path)["w"], 1)
 
 
 @pytest.mark.parametrize("keep", [10, 100, 0.5, -20])
@@ -131,7 +131,7 @@ def test_not_a_checkpoint(content, tmp_path):
   path = tmp_path / "model.pth"
   path.write_bytes(content)
   with pytest.raises(UserError, match=str(path)):
-    torch_reader.state_dict(torch_reader.read(path), path)
+    torch_reader.find_state_dict(torch_reader.read(path), path)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, {"model": {"w": 3}}, [1, 2]])
@@ -139,7 +139,7 @@ def test_without_weights(content, tmp_path):
   path = tmp_path / "model.pth"
   torch_files.write(path, content)
   with pytest.raises(UserError, match="holds no state_dict"):
-    torch_reader.state_dict(torch_reader.read(path), path)
+    torch_reader.find_state_dict(torch_reader.read(path), path)
 
 
 def test_a_file_of_pytorch_is_read_where_pytorch_is_not(tmp_path):
@@ -155,7 +155,7 @@ def test_a_file_of_pytorch_is_read_where_pytorch_is_not(tmp_path):
     import numpy as np, pathlib
     from smskd_jax.exchange import torch_reader
     path = pathlib.Path({str(path)!r})
-    found = torch_reader.state_dict(torch_reader.read(path), path)
+    found = torch_reader.find_state_dict(torch_reader.read(path), path)
     expected = np.load({str(tmp_path / "expected.npz")!r})
     assert set(found) == set(expected)
     for name in expected:
@@ -170,7 +170,7 @@ def test_files_that_pytorch_writes_in_the_older_format(tmp_path):
   whole = torch.arange(6.0)
   content = {"state_dict": {"w": whole.reshape(2, 3), "part": whole[2:4]}, "epoch": 3}
   torch.save(content, path, _use_new_zipfile_serialization=False)
-  found = torch_reader.state_dict(torch_reader.read(path), path)
+  found = torch_reader.find_state_dict(torch_reader.read(path), path)
   np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3))
   np.testing.assert_array_equal(found["part"], [2, 3])
 
@@ -178,7 +178,7 @@ def test_files_that_pytorch_writes_in_the_older_format(tmp_path):
 def test_the_first_rebuild_function_of_pytorch(tmp_path):
   path = tmp_path / "old.th"
   torch_files.write_legacy(path, {"state_dict": arrays(), "best_prec1": 93.5}, rebuild="_rebuild_tensor")
-  found = torch_reader.state_dict(torch_reader.read(path), path)
+  found = torch_reader.find_state_dict(torch_reader.read(path), path)
   np.testing.assert_array_equal(found["single"], arrays()["single"])
 
 
@@ -188,7 +188,7 @@ def test_the_first_rebuild_function_of_pytorch(tmp_path):
 def test_where_training_scripts_put_the_weights(key):
   w = np.ones(2, np.float32)
   content = {"optimizer_state_dict": {"state": {}}, key: {"w": w}, "epoch": 3}
-  assert torch_reader.state_dict(content, "file")["w"] is w
+  assert torch_reader.find_state_dict(content, "file")["w"] is w
 
 
 def program_of(size, key="0", kind="FloatStorage"):

@@ -1,6 +1,5 @@
 """The model zoo against the public PyTorch networks: names, shapes, numbers."""
 
-import io
 import pathlib
 import tempfile
 
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 
 import golden
-from smskd_jax.exchange import torch_reader, torch_writer
+from smskd_jax.exchange import torch_reader
 from smskd_jax.models import MODELS, torch_weights
+import torch_files
 
 INDEX = golden.index("models")
 
@@ -58,13 +58,10 @@ def image_shape(network, entry):
 def through_a_file(weights):
   """The weights as the importer reads them from a checkpoint as public training code leaves it."""
   content = {f"module.{key}": np.asarray(tensor) for key, tensor in weights.items()}
-  file = io.BytesIO()
-  torch_writer.write(file, {"epoch": 240, "model": content})
-  with tempfile.NamedTemporaryFile(suffix=".pth") as named:
-    named.write(file.getvalue())
-    named.flush()
-    path = pathlib.Path(named.name)
-    return torch_reader.state_dict(torch_reader.read(path), path)
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "model.pth"
+    torch_files.write(path, {"epoch": 240, "model": content})
+    return torch_reader.find_state_dict(torch_reader.read(path), path)
 
 
 def run(name, dtype):

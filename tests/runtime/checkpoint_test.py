@@ -44,7 +44,7 @@ def reopened(folder):
 
 
 def assert_equal(restored, step):
-  assert (restored.step, restored.note) == (step, {"seconds": 0.5 * step})
+  assert (restored.step, restored.metadata) == (step, {"seconds": 0.5 * step})
   jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(step))
   assert restored.state["w"].sharding == state_of(0)["w"].sharding
 

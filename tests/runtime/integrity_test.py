@@ -1,4 +1,4 @@
-"""Tests of runtime/integrity.py, runtime/recovery.py and runtime/inventory.py: damage is found, and named."""
+"""Tests of runtime/integrity.py and runtime/inventory.py: damage is found and named."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from smskd_jax import store as command
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import file_kinds, integrity, inventory, recovery, store
+from smskd_jax.runtime import integrity, inventory, store, workdir
 from smskd_jax.runtime.integrity import DamagedFileError
 from smskd_jax.runtime.store import StageEntry
 
@@ -73,7 +73,7 @@ def test_damage_of_every_file_of_a_stage_is_found_and_named(tmp_path, damage):
     DAMAGES[damage](path)
     assert [*entry.problems()] == [name]
     told = []
-    found = recovery.read_finished(entry, "kd", told.append)
+    found = inventory.read_finished(entry, "kd", told.append)
     assert (found.result is None) == (name != "eval_outputs.npz") and found.has_eval_outputs == (
       name != "eval_outputs.npz"
     )
@@ -87,7 +87,7 @@ def test_what_others_were_built_on_is_refused_with_the_way_out(teacher):
   with pytest.raises(DamagedFileError, match="final/.* is damaged .*run the command that trained it again"):
     teacher.verified(teacher.final)
   with pytest.raises(UserError) as error:
-    recovery.read_finished(teacher, "teacher", pytest.fail)
+    inventory.read_finished(teacher, "teacher", pytest.fail)
   assert "\n" not in str(error.value) and str(kernel) in str(error.value)
   assert "1 stage were" not in str(error.value)
   way_out = str(error.value).partition("python -m smskd_jax.store ")[2].split()
@@ -99,22 +99,22 @@ def test_records_that_are_damaged_are_done_without_where_stages_were_built(teach
   entry_of(teacher.folder.parent, "student", reads=["teacher"])
   flip(teacher.metrics)
   told = []
-  found = recovery.read_finished(teacher, "teacher", told.append)
+  found = inventory.read_finished(teacher, "teacher", told.append)
   assert (
     found.result == {"accuracy": 0.5, "inputs": found.result["inputs"]}
     and not found.has_metrics
     and found.has_eval_outputs
   )
-  assert "metrics.jsonl" in told[0] and "reports go without it" in told[0]
+  assert "metrics.jsonl" in told[0] and "reports leave it out" in told[0]
 
 
 def test_a_result_that_is_lost_is_not_taken_for_a_stage_in_training(teacher):
   entry_of(teacher.folder.parent, "student", reads=["teacher"])
   (teacher.folder / "result.json").unlink()
-  with pytest.raises(UserError, match="result.json is missing; 1 stage was built on it"):
-    recovery.read_finished(teacher, "teacher", pytest.fail)
+  with pytest.raises(UserError, match="result.json is missing; 1 stage depends on it"):
+    inventory.read_finished(teacher, "teacher", pytest.fail)
   teacher.checkpoints.mkdir()
-  assert recovery.read_finished(teacher, "teacher", pytest.fail).result is None
+  assert inventory.read_finished(teacher, "teacher", pytest.fail).result is None
 
 
 def test_variables_that_came_from_a_stage_are_built_on_it(teacher):
@@ -122,7 +122,7 @@ def test_variables_that_came_from_a_stage_are_built_on_it(teacher):
   copy.write_metadata({"variables": "abc"}, {"source": str(teacher.final)})
   copy.mark_finished({"fingerprint": "abc"})
   stages = inventory.scan(teacher.folder.parent)
-  assert [stage.name for stage in inventory.readers(stages, ["teacher"])] == ["given"]
+  assert [stage.name for stage in inventory.find_dependents(stages, ["teacher"])] == ["given"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -169,10 +169,7 @@ def test_files_that_did_not_change_are_read_once(teacher, monkeypatch):
 
 def test_kinds_of_folders(teacher, tmp_path):
   root = teacher.folder.parent
-  assert (
-    file_kinds.folder_kind(teacher.folder) == file_kinds.STAGE
-    and file_kinds.folder_kind(root) == file_kinds.STORE
-  )
-  assert file_kinds.folder_kind(tmp_path) is None
+  assert workdir.folder_kind(teacher.folder) == workdir.STAGE and workdir.folder_kind(root) == workdir.STORE
+  assert workdir.folder_kind(tmp_path) is None
   with pytest.raises(UserError, match="WORKDIR: .* is a store of stages, not the workdir of a run"):
-    file_kinds.check_kind("WORKDIR", root, file_kinds.RUN)
+    workdir.check_kind("WORKDIR", root, workdir.RUN)

@@ -43,7 +43,7 @@ def change(path, place):
 
 def test_what_was_written_is_there_and_whole(folder):
   table = opened(folder)
-  assert table.present.sum() == 4 and table.present[IMAGES, VIEWS].all() and not table.lost
+  assert table.present.sum() == 4 and table.present[IMAGES, VIEWS].all() and not table.damage
   logits, pooled = table.read(["logits", "embedding"])
   expected = values(IMAGES, VIEWS)
   np.testing.assert_array_equal(logits[IMAGES, VIEWS], expected["logits"])
@@ -54,18 +54,18 @@ def test_damaged_entries_are_absent_and_named_and_are_written_again(folder):
   change(folder / "embedding.npy", (0, 1))
   table = opened(folder)
   assert table.present.sum() == 2 and not table.present[0].any()
-  assert table.lost == f"{folder}: 2 of 4 cached outputs are damaged; these are computed again"
+  assert table.damage == f"{folder}: 2 of 4 cached outputs are damaged; these are computed again"
   table.write(IMAGES[:2], VIEWS[:2], values(IMAGES[:2], VIEWS[:2]))
   table.save()
   again = opened(folder)
-  assert again.present.sum() == 4 and not again.lost
+  assert again.present.sum() == 4 and not again.damage
   np.testing.assert_array_equal(again.read(["embedding"])[0][0, 1], np.zeros(7))
 
 
 def test_what_was_written_and_not_marked_is_no_damage(folder):
   change(folder / "logits.npy", (0, 2))
   change(folder / "logits.npy", (3, 0))
-  assert opened(folder).present.sum() == 4 and not opened(folder).lost
+  assert opened(folder).present.sum() == 4 and not opened(folder).damage
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_what_was_written_and_not_marked_is_no_damage(folder):
 def test_a_damaged_file_leaves_nothing_and_the_table_is_filled_anew(folder, damage):
   damage(folder)
   table = opened(folder)
-  assert not table.present.any() and str(folder) in table.lost and "\n" not in table.lost
+  assert not table.present.any() and str(folder) in table.damage and "\n" not in table.damage
   table.write(IMAGES, VIEWS, values(IMAGES, VIEWS))
   table.save()
   again = opened(folder)
-  assert again.present.sum() == 4 and not again.lost
+  assert again.present.sum() == 4 and not again.damage
   np.testing.assert_array_equal(again.read(["logits"])[0][IMAGES, VIEWS], values(IMAGES, VIEWS)["logits"])
 
 

@@ -30,7 +30,7 @@ def test_cpu_devices_by_default(monkeypatch):
 
 
 def test_a_process_that_leaves_accelerators_looks_for_none():
-  code = "import jax; from smskd_jax.runtime import parallel; parallel.leave_accelerators(); "
+  code = "import jax; from smskd_jax.runtime import parallel; parallel.force_cpu(); "
   code += "print(jax.devices()[0].platform)"
   environment = os.environ | {"JAX_PLATFORMS": "cuda,tpu"}  # of which there may be none
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -7,12 +7,12 @@ import pytest
 
 from analysis import made
 import runs
-from smskd_jax import compare, export, report
-from smskd_jax import store as store_command
+from smskd_jax import compare, report
 from smskd_jax.config import study
 from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
-from smskd_jax.exchange import variables
+from smskd_jax.exchange import exporters, variables
+from smskd_jax.runtime import inventory
 from smskd_jax.runtime.store import StageEntry, write_json_with_checksum
 from smskd_jax.studies import runner
 
@@ -46,11 +46,11 @@ COMMANDS = {
   "report": (lambda folder: report.run([folder], folder), ("store", "entry", "imported")),
   "compare": (lambda folder: compare.run(folder, folder), ("store", "entry", "imported")),
   "export": (
-    lambda folder: export.run(folder, "student", ["safetensors"], folder / "out"),
+    lambda folder: exporters.export_network(folder, "student", ["safetensors"], folder / "out"),
     ("study", "store", "entry", "imported"),
   ),
   "variables": (lambda folder: variables.load("field", str(folder), "student"), ("study", "store", "entry")),
-  "store": (store_command.show, ("run", "study", "entry", "imported")),
+  "store": (inventory.list_stages, ("run", "study", "entry", "imported")),
 }
 
 

@@ -1,6 +1,7 @@
-"""Tests of exchange/stablehlo_file.py and onnx_file.py: programs of every kind of network say what the network says."""
+"""Tests of exchange/exporters.py: exported programs compute the network's logits, and PyTorch files its tensors."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -10,9 +11,9 @@ import pytest
 
 import marks
 import runs
-from smskd_jax.exchange import safetensors_file, stablehlo_file
+from smskd_jax.exchange import exported_network, exporters
 from smskd_jax.exchange.exported_network import ExportedNetwork
-from smskd_jax.models import introspection
+from smskd_jax.models import introspection, torch_weights
 
 SHAPE = (16, 16, 3)
 # Between them: every kind of pooling, groups and shuffles, padding by zeros and by none, attention.
@@ -57,7 +58,7 @@ def images():
 def expected(networks, images):
   quick = {"xla_backend_optimization_level": "0"}
   return {
-    name: np.asarray(jax.jit(network.program(), compiler_options=quick)(images))
+    name: np.asarray(jax.jit(network.inference_fn(), compiler_options=quick)(images))
     for name, network in networks.items()
   }
 
@@ -70,16 +71,16 @@ def close(found, wanted):
   "name", marks.quick(["vgg8", "ShuffleV1", "imagenet_resnet18", "vit_tiny"], ["vgg8"])
 )
 def test_stablehlo(name, networks, images, expected, tmp_path):
-  stablehlo_file.write(networks[name], tmp_path / "program")
+  exporters.write_stablehlo(networks[name], tmp_path / "program")
   exported = jax.export.deserialize(bytearray((tmp_path / "program").read_bytes()))
   close(exported.call(images), expected[name])
 
 
 CONVERT = """
 import pathlib, sys
-from smskd_jax.exchange import onnx_file, safetensors_file
+from smskd_jax.exchange import exported_network, exporters
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
-  onnx_file.write(safetensors_file.read(path), path.with_suffix(".onnx"))
+  exporters.write_onnx(exported_network.read(path), path.with_suffix(".onnx"))
 """
 
 
@@ -89,7 +90,7 @@ def test_onnx(networks, images, expected, tmp_path):
   import onnxruntime
 
   for name, network in networks.items():
-    safetensors_file.write(network, tmp_path / f"{name}.safetensors")
+    exported_network.write(network, tmp_path / f"{name}.safetensors")
   # In a process of its own, because jax2onnx changes Flax where it is imported.
   command = [sys.executable, "-W", "ignore", "-c", CONVERT, str(tmp_path)]
   subprocess.run(command, cwd=runs.ROOT, check=True)
@@ -97,3 +98,41 @@ def test_onnx(networks, images, expected, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"))
     (found,) = session.run(["logits"], {"images": images})
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
+
+
+def test_torch_safetensors_have_the_names_and_axes_of_pytorch(networks, tmp_path):
+  network = networks["vgg8"]
+  exporters.write_torch(network, tmp_path / "file.safetensors")
+  tensors = exported_network.read_tensors(tmp_path / "file.safetensors")
+  kernel = network.variables["params"]["block0_0"]["kernel"]  # [h, w, in, out]
+  np.testing.assert_array_equal(tensors["block0.0.weight"], kernel.transpose(3, 2, 0, 1))
+  back = torch_weights.from_torch(network.network, tensors, image_shape=SHAPE)
+  jax.tree.map(np.testing.assert_array_equal, back, network.variables)
+
+
+def test_pytorch_loads_torch_safetensors(networks, tmp_path):
+  torch = pytest.importorskip("torch")
+  from safetensors import safe_open
+  from safetensors.torch import load_file
+
+  network = networks["vgg8"]._replace(class_names=("Köter", "cat", "c", "d"))
+  exporters.write_torch(network, tmp_path / "file.safetensors")
+  tensors = load_file(tmp_path / "file.safetensors")
+  layer = torch.nn.BatchNorm2d(len(tensors["block0.1.weight"]))
+  layer.load_state_dict(
+    {name.removeprefix("block0.1."): x for name, x in tensors.items() if "block0.1." in name}
+  )
+  np.testing.assert_array_equal(layer.running_var, network.variables["batch_stats"]["block0_1"]["var"])
+  with safe_open(tmp_path / "file.safetensors", framework="pt") as file:
+    header = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
+  assert header == {
+    "class_names": ["Köter", "cat", "c", "d"],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.25],
+  }
+
+
+def test_a_network_without_a_pytorch_counterpart_is_refused(tmp_path):
+  network = ExportedNetwork("simkd", {}, {}, (8, 8, 1), (0.0,), (1.0,), ("a", "b"))
+  with pytest.raises(ValueError, match="--format: torch_safetensors: 'simkd' has no counterpart"):
+    exporters.write_torch(network, tmp_path / "file")

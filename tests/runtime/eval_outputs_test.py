@@ -1,8 +1,8 @@
-"""Tests of runtime/predictions.py."""
+"""Tests of runtime/eval_outputs.py."""
 
 import numpy as np
 
-from smskd_jax.runtime.predictions import PredictionsWriter, read
+from smskd_jax.runtime.eval_outputs import PredictionsWriter, read
 
 
 def test_evaluations_are_appended_and_cut_where_a_run_goes_on(tmp_path):
