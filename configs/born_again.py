@@ -1,12 +1,13 @@
-"""Born-again networks: each generation learns from the one before, which is of its own kind.
+"""Born-again networks: each generation learns from the previous one, a network of the same architecture.
 
   python -m smskd_jax.main --workdir=runs/born_again \\
     --config=configs/born_again.py:dataset=cifar100,model=resnet20,generations=3
 
 Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born Again Neural Networks", ICML 2018,
-https://arxiv.org/abs/1805.04770. Every generation starts from fresh weights and has the same budget; the first has
-labels only. The paper's generations learn from the teacher's outputs with temperature 1 and from the labels with equal
-weight (BAN+L); its DenseNets and Wide ResNets, and their budgets, are not ours: no number of it is reproduced here.
+https://arxiv.org/abs/1805.04770. Every generation starts from scratch and has the same budget; the first learns from
+labels only. As in the paper's BAN+L, the later ones learn from labels and from the outputs of the previous generation
+at temperature 1, with equal weights. The paper's DenseNets and Wide ResNets and its budgets are different: none of its
+numbers is reproduced here. Cost: (generations + 1) times the training of one network; see --dry_run.
 
 Arguments: dataset, folder, model, width, generations (students after the first network), epochs, batch_size,
 learning_rate, padding, temperature, weight (of distillation; cross-entropy has 1 - weight), validation, seed.
@@ -17,7 +18,7 @@ from smskd_jax.errors import UserError
 
 
 def get_config(arg=None):
-  """The config for a string of arguments."""
+  """Returns the experiment for a string of arguments."""
   args = parse_arg(
     arg,
     dataset="cifar100",
@@ -43,16 +44,16 @@ def get_config(arg=None):
     seed=args.seed,
     data={"source": args.dataset, "folder": args.folder, "validation": args.validation},
     networks={name: network(args.model, width=args.width) for name in names},
-    stages=tuple(generation(args, name, names[i - 1] if i else None) for i, name in enumerate(names)),
+    stages=tuple(generation_stage(args, name, names[i - 1] if i else None) for i, name in enumerate(names)),
   )
 
 
-def generation(args, name, parent):
-  """One generation: from labels alone, or from its parent and labels."""
-  taught = {}
-  if parent is not None:
-    term = method("kd", weight=args.weight, temperature=args.temperature)
-    taught = {"teachers": (parent,), "methods": (term,), "task_weight": 1 - args.weight}
+def generation_stage(args, name, teacher):
+  """Returns the stage of one generation; without a teacher it learns from labels only."""
+  distillation = {}
+  if teacher is not None:
+    kd = method("kd", weight=args.weight, temperature=args.temperature)
+    distillation = {"teachers": (teacher,), "methods": (kd,), "task_weight": 1 - args.weight}
   return stage(
     name,
     name=name,
@@ -61,5 +62,5 @@ def generation(args, name, parent):
     augment={"crop_flip": {"padding": args.padding, "flip": True}},
     optimizer={"name": "sgd", "learning_rate": args.learning_rate},
     schedule={"name": "multistep"},
-    **taught,
+    **distillation,
   )

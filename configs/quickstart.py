@@ -1,23 +1,25 @@
-"""A teacher, a student in three SMSKD stages, and the same student alone, on 6,000 small real images.
+"""Quickstart: a teacher, a student in three SMSKD stages, and the student alone, on 6,000 small images.
 
   python -m smskd_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-vgg8 of a quarter of its width teaches resnet8 of half its width on `fashion_mnist_small`: attention maps (at), logits
-(kd), then decoupled logits (dkd), for two epochs each on one learning-rate schedule, the last two anchored by the stage
-before as published (https://arxiv.org/abs/2601.15657). `alone` is the same network with labels only, for the same six
-epochs. The weight of at and the schedule are set for so short a run, not by the papers. The README has the numbers of
-one run.
+vgg8 at a quarter of its width teaches resnet8 at half of its width on `fashion_mnist_small`: attention maps (at),
+logits (kd), then decoupled logits (dkd), for two epochs each on one learning-rate schedule. The second and third stage
+have the SMSKD reference term (https://arxiv.org/abs/2601.15657). `alone` is the same network trained with labels only
+for the same six epochs. The weight of `at` and the schedule are chosen for this short run, not taken from the papers.
+
+Test accuracy of seed 0 in percent: teacher 87.00, at 68.70, kd 79.10, dkd 80.80, alone 80.65; docs/results.md has three
+seeds. Cost: one to three minutes on two CPU cores.
 """
 
 from smskd_jax.config import experiment, method, network, stage
 
 
 def get_config():
-  """The quickstart's config."""
+  """Returns the experiment."""
 
-  def train(learner, *, epochs, learning_rate=0.1, **fields):
+  def train(network_name, *, epochs, learning_rate=0.1, **fields):
     return stage(
-      learner,
+      network_name,
       epochs=epochs,
       batch_size=64,
       augment={"crop_flip": {"padding": 2, "flip": True}},

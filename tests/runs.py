@@ -73,14 +73,6 @@ def study(workdir, config):
   return json.loads((Path(workdir) / "result.json").read_text())
 
 
-def dry_study(workdir, config):
-  """What a study would do, which leaves nothing behind."""
-  status, out, err = program("study", workdir, f"--config={config}", "--dry_run", "--cpu_devices=1")
-  assert status == 0, err
-  assert not Path(workdir).exists()
-  return out
-
-
 def left_by(workdir, store=None):
   """What a run leaves that must not depend on interruptions: its result but for times, and every final network."""
   result = integrity.read_json(Path(workdir) / "result.json")

@@ -1,23 +1,23 @@
-"""Table 1 of the SMSKD paper: each method alone, joint with KD (DLA), and in stages with KD, on CIFAR-100.
+"""Table 1 of the SMSKD paper: each method alone, jointly with KD (DLA), and in stages with KD, on CIFAR-100.
 
   python -m smskd_jax.study --workdir=runs/table1 --config=configs/studies/table1.py:pair=resnet56-resnet20
 
 Tian et al., "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
-https://arxiv.org/abs/2601.15657. The paper's pairs are resnet56-resnet20 and wrn_40_2-wrn_16_2; its numbers stand
-beside ours for these, and its claims (stages beat either method alone, and DLA) get verdicts. Rows of SAKD are the
-paper's alone.
+https://arxiv.org/abs/2601.15657. The paper's pairs are resnet56-resnet20 and wrn_40_2-wrn_16_2. For these the report
+has the paper's numbers beside ours, and verdicts on its claims that stages are better than either method alone and than
+DLA. Rows of SAKD are the paper's only.
 
-  student       labels alone
+  student       labels only
   kd            KD alone
   at.alone      AT alone
-  at.dla        AT and KD at once
+  at.dla        AT and KD jointly
   at.smskd      AT, then KD with the reference
 
-Every number of a variant that runs alone is of all epochs; its first 150 of 240 are the first stage of `smskd`, and are
-trained once. Cost on an accelerator: see --dry_run; 7 methods are 23 variants and 31 student stages a seed.
+Variants of a single method train it for all epochs; the first 150 of 240 are also the first stage of `smskd`, and are
+trained once. Cost: see --dry_run; 7 methods are 23 variants and 31 student stages per seed.
 
 Arguments: pair, methods (joined by +), second (the method of the second stage), seeds, and `ARGUMENTS` of
-smskd_jax/recipes/smskd.py but teacher and student.
+smskd_jax/recipes/smskd.py except teacher and student.
 """
 
 from smskd_jax.recipes import smskd_tables
@@ -32,7 +32,7 @@ NOTES = (
 
 
 def get_config(arg=None):
-  """The study for a string of arguments."""
+  """Returns the study for a string of arguments."""
   args = smskd_tables.parse_arguments(
     arg, pair="resnet56-resnet20", methods="+".join(smskd_tables.METHODS), second="kd"
   )

@@ -1,10 +1,10 @@
-"""Table 2 of the SMSKD paper: as Table 1, on Tiny-ImageNet.
+"""Table 2 of the SMSKD paper: Table 1 on Tiny-ImageNet.
 
   python -m smskd_jax.study --workdir=runs/table2 --config=configs/studies/table2.py:pair=vgg13-vgg8,folder=data
 
 Tian et al., "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
-https://arxiv.org/abs/2601.15657. The paper's pairs are resnet56-resnet20 and vgg13-vgg8; images of 64x64 are flipped
-and not cropped. `folder` holds tiny-imagenet-200, as its archive unpacks.
+https://arxiv.org/abs/2601.15657. The paper's pairs are resnet56-resnet20 and vgg13-vgg8; images of 64x64 pixels are
+flipped and not cropped. `folder` contains tiny-imagenet-200 as its archive unpacks. Cost: see --dry_run.
 
 Variants and arguments: those of configs/studies/table1.py.
 """
@@ -18,7 +18,7 @@ NOTES = (
 
 
 def get_config(arg=None):
-  """The study for a string of arguments."""
+  """Returns the study for a string of arguments."""
   args = smskd_tables.parse_arguments(
     arg,
     pair="resnet56-resnet20",

@@ -1,1 +1,1 @@
-"""Stage lists of the papers, for config files."""
+"""Recipes: stage lists and published numbers of the papers, for config files."""

@@ -1,9 +1,9 @@
-"""What was published: outer weights with their sources, learning rates, accuracies.
+"""Published weights of methods with their sources, learning rates and accuracies.
 
-literature.csv has the weights, which become terms of a config, and literature_accuracy.csv the accuracies. Rates and
+literature.csv has the weights, which become methods of a config; literature_accuracy.csv has the accuracies. Rates and
 accuracies are those of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020,
 https://arxiv.org/abs/1910.10699) and its public code, RepDistiller b84f547: CIFAR-100, 240 epochs, test accuracy of the
-last one in percent. They are the authors' numbers and not ours. `nokd` is the student that learns from labels alone.
+last epoch in percent. All numbers are the authors'. `nokd` is the student trained with labels only.
 """
 
 import ast
@@ -19,63 +19,64 @@ from smskd_jax.errors import unknown_name_error
 
 RECIPES_PATH = Path(__file__).with_suffix(".csv")
 ACCURACIES_PATH = RECIPES_PATH.with_stem("literature_accuracy")
-SLOW_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # learn at a fifth of the others' rate
+LEARNING_RATE, SLOW_LEARNING_RATE = 0.05, 0.01
+SLOW_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 
 class PublishedRecipe(NamedTuple):
-  """A method as its authors weigh it."""
+  """A method with the weights of its authors."""
 
   term: ConfigDict
-  task_weight: float  # of cross-entropy beside it
+  task_weight: float  # weight of cross-entropy
   source: str
 
 
 @functools.cache
 def _recipe_rows() -> dict[str, dict[tuple[str, str], dict[str, str]]]:
-  """The table by recipe, then by teacher and student; ("", "") is for all pairs."""
-  found: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+  """Rows of the table by recipe and (teacher, student); ("", "") applies to all other pairs."""
+  rows: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
   with RECIPES_PATH.open(newline="") as file:
     for row in csv.DictReader(file):
-      found.setdefault(row["recipe"], {})[row["teacher"], row["student"]] = row
-  return found
+      rows.setdefault(row["recipe"], {})[row["teacher"], row["student"]] = row
+  return rows
 
 
 def recipe_names() -> tuple[str, ...]:
-  """The recipes: methods, and methods in a plug-in (`kd_ls`, `dkd_ls`, `ctkd`)."""
+  """Names of the recipes: methods, and methods with a plug-in (`kd_ls`, `dkd_ls`, `ctkd`)."""
   return tuple(_recipe_rows())
 
 
 def published_recipe(
   name: str, teacher: str = "", student: str = "", *, field: str = "recipe"
 ) -> PublishedRecipe:
-  """A recipe for a pair of networks where the table has one, else that for all pairs.
+  """Recipe for a pair of networks if the table has one, else the recipe for all pairs.
 
   Args:
-    name: of `names`.
-    teacher: name of its network.
-    student: likewise.
-    field: what asks for it, for messages.
+    name: one of `recipe_names`.
+    teacher: model of the teacher.
+    student: model of the student.
+    field: config field that contains `name`, for the message.
 
   Raises:
-    UserError: there is none of the name.
+    UserError: an unknown name.
   """
-  table = _recipe_rows()
-  if name not in table:
-    raise unknown_name_error(field, name, table)
-  row = table[name].get((teacher, student), table[name]["", ""])
+  rows = _recipe_rows()
+  if name not in rows:
+    raise unknown_name_error(field, name, rows)
+  row = rows[name].get((teacher, student), rows[name]["", ""])
   return PublishedRecipe(_method_term(row), float(row["task_weight"]), row["source"])
 
 
-def learning_rate(network: str) -> float:
-  """The rate at which a network is trained, by its name in `MODELS`."""
-  return 0.01 if network in SLOW_NETWORKS else 0.05
+def learning_rate(model: str) -> float:
+  """Published learning rate of a model of `MODELS`."""
+  return SLOW_LEARNING_RATE if model in SLOW_NETWORKS else LEARNING_RATE
 
 
 @functools.cache
 def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
-  """By teacher and student, in the order of the paper's tables: the student's accuracy by each recipe, and `nokd`.
+  """Student accuracy in percent by (teacher, student) and recipe, `nokd` included, in the order of the paper's tables.
 
-  What trains before its method does, as `ab` and `fsp` there, is left out: it is no single stage.
+  Methods with a pre-training phase (`ab` and `fsp` in that paper) are left out: they are not a single stage.
   """
   with ACCURACIES_PATH.open(newline="") as file:
     rows = [dict(row) for row in csv.DictReader(file)]
@@ -86,13 +87,13 @@ def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def _method_term(row: dict[str, str]) -> ConfigDict:
-  """The method is named like the recipe, up to its plug-in."""
-  given = dict(option.split("=") for option in filter(None, row["options"].split(";")))
-  options: dict[str, Any] = {option: ast.literal_eval(value) for option, value in given.items()}
+  """Method of a row. A recipe is named after its method, except for the suffix of its plug-in."""
+  pairs = (option.split("=") for option in row["options"].split(";") if option)
+  options: dict[str, Any] = {name: ast.literal_eval(value) for name, value in pairs}
   return method(
     "kd" if row["recipe"] == "ctkd" else row["recipe"].removesuffix("_ls"),
     weight=float(row["weight"]),
     warmup_epochs=float(row["warmup_epochs"]),
-    plugins=tuple(plugin(name) for name in filter(None, row["plugins"].split(";"))),
+    plugins=tuple(plugin(name) for name in row["plugins"].split(";") if name),
     **options,
   )

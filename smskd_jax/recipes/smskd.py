@@ -1,23 +1,24 @@
-"""SMSKD's protocol as stage lists: one method a stage, each anchored by the student of the stage before.
+"""SMSKD's protocol as stage lists: one method per stage, with the previous student as the reference.
 
 Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
 https://arxiv.org/abs/2601.15657, section 4.1. The recipe is that of "Contrastive Representation Distillation" (Tian,
-Krishnan, Isola, ICLR 2020, https://arxiv.org/abs/1910.10699) and its public code: SGD with momentum 0.9 and decay 5e-4,
-batch 64, rate 0.05 (MobileNetV2 and ShuffleNets 0.01) times 0.1 after 150, 180 and 210 of 240 epochs; methods with the
-weights of that code (`smskd_jax.recipes.literature`).
+Krishnan, Isola, ICLR 2020, https://arxiv.org/abs/1910.10699) and its public code: SGD with momentum 0.9 and weight
+decay 5e-4, batch 64, learning rate 0.05 (MobileNetV2 and ShuffleNets 0.01), reduced by 0.1 after 150, 180 and 210 of
+240 epochs; methods with the weights of that code (`smskd_jax.recipes.literature`).
 
 Three protocols divide the epochs among the stages:
 
-paper   two stages share one schedule, and the first ends at its first drop (`transition`, 150 of 240). A third and each
-        further stage has as many epochs as the second (90), begins at a tenth of the rate and drops after each third
-equal   the stages share the epochs evenly; each has a schedule of its own
-full    each stage has all epochs and a schedule of its own
+paper   Two stages share one schedule, and the first ends at the first drop of the rate (`transition`, 150 of 240). The
+        third and each further stage has as many epochs as the second (90); its rate begins at a tenth of the first
+        stage's and drops after each third.
+equal   The stages have equal numbers of epochs, and a schedule each.
+full    Each stage has all epochs and a schedule of its own.
 
-All numbers of epochs scale with `epochs`: of 24 epochs the drops come after 15, 18 and 21.
+All numbers of epochs scale with `epochs`: with 24 epochs the rate drops after 15, 18 and 21.
 
-Open in the paper, and our choice: cross-entropy beside several methods at once (`mode=joint`, the paper's DLA) has the
-smallest of their own weights; the temperatures of the reference term and of TCP are 1; the optimiser starts anew at a
-change of stage (`carry_over=optimizer` keeps its momentum).
+Choices where the paper says nothing: in joint training (`mode=joint`, the paper's DLA) cross-entropy has the smallest
+of the methods' own weights; the temperatures of the reference term and of TCP are 1; the optimizer is initialised again
+at a change of stage (`carry_over=optimizer` keeps its momentum).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,19 +30,20 @@ from smskd_jax.config import network, stage
 from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.losses.entries import make_method
 from smskd_jax.recipes import literature
+from smskd_jax.recipes.common import split_names
 
-PAPER_EPOCHS = 240  # of the paper, in which its milestones and the warm-ups of literature.csv are counted
+PAPER_EPOCHS = 240  # milestones of the paper and warm-ups of literature.csv refer to these
 MILESTONES = (150 / PAPER_EPOCHS, 180 / PAPER_EPOCHS, 210 / PAPER_EPOCHS)
 PROTOCOLS = ("paper", "equal", "full")
 MODES = ("stages", "joint")
 
-# Arguments of the student's stages, with defaults. `epochs` and the models' names `teacher` and `student` are the
-# config file's own, and so is `nominal_epochs` where its published warm-ups are not counted in 240 epochs.
+# Arguments of the student's stages with defaults. The config file adds `epochs`, the models `teacher` and `student`,
+# and `nominal_epochs` if its published warm-ups refer to another number of epochs than 240.
 STAGE_ARGUMENTS: dict[str, Any] = {
   "protocol": "paper",
-  "transition": 0,  # epoch at which the second stage begins, of protocol paper; 0: the first drop of the schedule
+  "transition": 0,  # first epoch of the second stage, for protocol paper; 0: the first drop of the rate
   "lambda_r": 0.5,
-  "weighting": "reference_tcp",  # a name of `reference.WEIGHTINGS`
+  "weighting": "reference_tcp",  # a name of `training.reference.WEIGHTINGS`
   "temperature": 1.0,  # of the reference term
   "tcp_temperature": 1.0,
   "carry_over": "variables",
@@ -52,34 +54,34 @@ ARGUMENTS: dict[str, Any] = STAGE_ARGUMENTS | {
   "image_size": 0,
   "validation": 0.0,
   "teacher": "resnet56",
-  "teacher_variables": "",  # a folder to take the teacher from; '': it is trained
-  "teacher_epochs": 0,  # 0: as epochs
+  "teacher_variables": "",  # folder of the trained teacher; '': the teacher is trained first
+  "teacher_epochs": 0,  # 0: as `epochs`
   "student": "resnet20",
   "epochs": PAPER_EPOCHS,
   "max_images": 0,  # of the student; 0: all
   "batch_size": 64,
-  "learning_rate": 0.0,  # 0: each network's own in the literature
+  "learning_rate": 0.0,  # 0: the published rate of each network
   "optimizer": "sgd",
   "padding": -1,  # of crops; -1: 4, and 0 (flips alone) on Tiny-ImageNet
-  "num_views": 0,  # how many of its crops and flips each image is seen in; 0: all
-  "teacher_cache": "off",  # 'float32' or 'float16', for those stages whose methods read no maps
+  "num_views": 0,  # number of different crops and flips of each image; 0: all
+  "teacher_cache": "off",  # 'float32' or 'float16', for stages whose methods read no feature maps
   "evaluate_every_epochs": 1,
 }
 
 
 class Span(NamedTuple):
-  """Epochs of a stage, and their place in a schedule."""
+  """Epochs of a stage and their position in a schedule."""
 
   epochs: int
   start: int = 0
-  total: int = 0  # of a schedule that other stages share; 0: the stage has one of its own
-  restart: bool = False  # begins at a tenth of the rate and drops after each third
+  total: int = 0  # length of a schedule that several stages share; 0: the stage has its own schedule
+  restart: bool = False  # True: a tenth of the learning rate, with drops after each third
 
 
 def training_recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dict[str, Any]:
-  """Fields of every stage that trains a network of this model."""
-  usual_padding = 0 if args.dataset == "tiny_imagenet" else 4
-  padding = args.padding if args.padding >= 0 else usual_padding
+  """Fields of every stage that trains a network of a model."""
+  default_padding = 0 if args.dataset == "tiny_imagenet" else 4
+  padding = args.padding if args.padding >= 0 else default_padding
   return {
     "batch_size": args.batch_size,
     "optimizer": {
@@ -92,7 +94,7 @@ def training_recipe(args: ConfigDict, model: str, optimizer: str = "sgd") -> dic
 
 
 def data_fields(args: ConfigDict) -> dict[str, Any]:
-  """Section `data` of an experiment."""
+  """Fields of section `data` of an experiment."""
   return {
     "source": args.dataset,
     "folder": args.folder,
@@ -102,7 +104,12 @@ def data_fields(args: ConfigDict) -> dict[str, Any]:
 
 
 def teacher_stages(args: ConfigDict, fields: Mapping[str, Any] | None = None) -> list[ConfigDict]:
-  """The stage that trains the teacher; none where its variables are given. Its recipe, if not `fields`, has SGD."""
+  """Stage that trains the teacher; empty if its variables are given.
+
+  Args:
+    args: `ARGUMENTS`.
+    fields: recipe. None: `training_recipe` with SGD.
+  """
   if args.teacher_variables:
     return []
   fields = fields or training_recipe(args, args.teacher)
@@ -110,7 +117,7 @@ def teacher_stages(args: ConfigDict, fields: Mapping[str, Any] | None = None) ->
 
 
 def student_network(args: ConfigDict, methods: Sequence[str]) -> ConfigDict:
-  """The student, or the network made of it that its methods need."""
+  """The student, wrapped into another network if its methods need one (SimKD, DML)."""
   if tuple(methods) == ("simkd",):
     return network("simkd", body=args.student, teacher=args.teacher)
   if "dml" in methods:
@@ -119,25 +126,29 @@ def student_network(args: ConfigDict, methods: Sequence[str]) -> ConfigDict:
 
 
 def parse_methods(field: str, text: str) -> tuple[str, ...]:
-  """Names of methods in a config argument, joined by +.
+  """Parses names of methods that are joined by +.
+
+  Args:
+    field: name of the config argument, for messages.
+    text: its value.
 
   Raises:
-    UserError: there is none, or one that `smskd_jax.recipes.literature` does not have.
+    UserError: there is no name, or one that is not in `literature.recipe_names`.
   """
-  found = tuple(name for name in text.split("+") if name)
-  if not found:
+  names = tuple(split_names(text))
+  if not names:
     raise UserError(f"config argument {field}: there are none; join some by +, as at+kd")
-  for name in found:
+  for name in names:
     if name not in literature.recipe_names():
       raise unknown_name_error(f"config argument {field}", name, literature.recipe_names())
-  return found
+  return names
 
 
 def parse_method(field: str, text: str) -> str:
-  """The name of a single method in a config argument.
+  """Parses the name of a single method.
 
   Raises:
-    UserError: as `names`, or there are several.
+    UserError: as `parse_methods`, or there are several names.
   """
   first, *others = parse_methods(field, text)
   if others:
@@ -146,10 +157,14 @@ def parse_method(field: str, text: str) -> str:
 
 
 def transition_epoch(args: ConfigDict, milestones: Sequence[float] = MILESTONES) -> int:
-  """Epoch at which the second stage begins, of protocol paper.
+  """First epoch of the second stage, for protocol paper.
+
+  Args:
+    args: `STAGE_ARGUMENTS` and `epochs`.
+    milestones: drops of the learning rate, as fractions of the epochs.
 
   Raises:
-    UserError: it leaves one of the two stages without an epoch.
+    UserError: one of the two stages would have no epoch.
   """
   at = args.transition or round(milestones[0] * args.epochs)
   if not 0 < at < args.epochs:
@@ -160,7 +175,7 @@ def transition_epoch(args: ConfigDict, milestones: Sequence[float] = MILESTONES)
 
 
 def stage_spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILESTONES) -> list[Span]:
-  """Epochs of so many stages, by the protocol.
+  """Epochs of `count` stages by the protocol.
 
   Raises:
     UserError: an unknown protocol, fewer epochs than stages, or a transition outside the epochs.
@@ -189,37 +204,37 @@ def stage_spans(args: ConfigDict, count: int, milestones: Sequence[float] = MILE
 
 
 def divide_epochs(epochs: int, count: int) -> list[int]:
-  """Epochs for each of so many stages; the remainder goes to the first of them.
+  """Divides epochs among `count` stages; the first stages get the remainder.
 
   Raises:
     UserError: there are fewer epochs than stages.
   """
   if epochs < count:
     raise UserError(f"config argument epochs: {epochs} cannot be shared by {count} stages; give more")
-  part, rest = divmod(epochs, count)
-  return [part + (i < rest) for i in range(count)]
+  quotient, remainder = divmod(epochs, count)
+  return [quotient + (i < remainder) for i in range(count)]
 
 
 def student_stage(
   args: ConfigDict, methods: Sequence[str], span: Span, fields: Mapping[str, Any], **overrides: Any
 ) -> ConfigDict:
-  """A stage of the student.
+  """Stage of the student.
 
   Args:
     args: `ARGUMENTS`.
-    methods: names of `literature.names()`, trained jointly; none: labels alone.
-    span: its epochs.
-    fields: of the recipe, with `optimizer` and `schedule`.
-    **more: further fields, which win.
+    methods: names in `literature.recipe_names`, trained jointly; empty: labels only.
+    span: epochs of the stage.
+    fields: recipe, with `optimizer` and `schedule`.
+    **overrides: further fields, which override all others.
   """
-  published = [
+  recipes = [
     literature.published_recipe(name, args.teacher, args.student, field="config argument stages")
     for name in methods
   ]
-  terms = [one.term for one in published]
+  terms = [recipe.term for recipe in recipes]
   for term in terms:
     term.warmup_epochs *= args.epochs / args.get("nominal_epochs", PAPER_EPOCHS)
-  kept = bool(terms) and all(make_method(term).cacheable for term in terms)
+  is_cacheable = bool(terms) and all(make_method(term).cacheable for term in terms)
   optimizer, schedule = dict(fields["optimizer"]), dict(fields["schedule"])
   if span.restart:
     optimizer["learning_rate"] *= 0.1
@@ -229,10 +244,10 @@ def student_stage(
     **{
       "teachers": (args.get("teacher_network", "teacher"),) if terms else (),
       "methods": tuple(terms),
-      "task_weight": min((one.task_weight for one in published), default=1.0),
+      "task_weight": min((recipe.task_weight for recipe in recipes), default=1.0),
       "epochs": span.epochs,
       "max_images": args.get("max_images", 0),
-      "teacher_cache": args.get("teacher_cache", "off") if kept else "off",
+      "teacher_cache": args.get("teacher_cache", "off") if is_cacheable else "off",
       **fields,
       "optimizer": optimizer,
       "schedule": schedule | {"start_epoch": span.start, "total_epochs": span.total},
@@ -242,7 +257,7 @@ def student_stage(
 
 
 def reference_fields(args: ConfigDict, **options: Any) -> dict[str, Any]:
-  """Section `reference` of a stage after the first."""
+  """Fields of section `reference` of a stage after the first."""
   return {
     "stage": "previous",
     "weight": args.lambda_r,
@@ -258,16 +273,16 @@ def sequential_stages(
   fields: Mapping[str, Any],
   reference: Mapping[str, Any] | None = None,
 ) -> list[ConfigDict]:
-  """SMSKD: one method a stage, each from the second on with the student of the stage before as its reference.
+  """SMSKD: one method per stage; from the second on, the student after the previous stage is the reference.
 
   Args:
-    args: `STAGE_ARGUMENTS`, and the config file's own.
-    methods: in order.
-    fields: of the recipe, for every stage.
-    anchor: options of `reference` that differ from the arguments'; {'stage': 'none'}: stages without a reference.
+    args: `STAGE_ARGUMENTS`, and those that the config file adds.
+    methods: names in order.
+    fields: recipe of every stage.
+    reference: options of the reference that override the arguments; {'stage': 'none'}: stages without a reference.
 
   Raises:
-    UserError: as `spans`.
+    UserError: as `stage_spans`.
   """
   milestones = fields["schedule"].get("milestones", MILESTONES)
   stages = []
@@ -282,44 +297,38 @@ def sequential_stages(
 def student_stages(
   args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any], mode: str
 ) -> list[ConfigDict]:
-  """The student's stages by a name of `MODES`: `sequence` or `joint`.
+  """Stages of the student: `sequential_stages` for mode 'stages', `joint_stages` for mode 'joint'.
 
   Raises:
-    UserError: as `spans`, or an unknown mode.
+    UserError: an unknown mode, or as `stage_spans`.
   """
   if mode not in MODES:
     raise unknown_name_error("config argument mode", mode, MODES)
-  return joint_stages(args, methods, fields) if mode == "joint" else sequential_stages(args, methods, fields)
+  return (joint_stages if mode == "joint" else sequential_stages)(args, methods, fields)
 
 
 def joint_stages(args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any]) -> list[ConfigDict]:
-  """All methods at once for all epochs: the paper's baseline DLA."""
+  """All methods jointly for all epochs: the paper's baseline DLA."""
   return [student_stage(args, methods, Span(args.epochs), fields, name="+".join(methods))]
 
 
 def single_method_stages(
   args: ConfigDict, method: str, fields: Mapping[str, Any], cuts: Sequence[int] = ()
 ) -> list[ConfigDict]:
-  """One method for all epochs, in pieces that continue each other: its first ones are shared with other variants.
+  """One method for all epochs, in pieces that other variants can share.
 
-  The pieces together are one stage of all epochs, bit for bit.
+  The pieces together equal a single stage of all epochs, bit for bit.
 
   Args:
-    args: `STAGE_ARGUMENTS`, and the config file's own.
-    name: of the method.
-    fields: of the recipe.
-    cuts: epochs, ascending, at which a piece ends; those beside 0 and `epochs`.
+    args: `STAGE_ARGUMENTS`, and those that the config file adds.
+    method: name of the method.
+    fields: recipe.
+    cuts: epochs at which a piece ends, ascending, without 0 and `epochs`.
   """
-  ends = [*cuts, args.epochs]
-  total = args.epochs if cuts else 0
-  return [
-    student_stage(
-      args,
-      (method,),
-      Span(end - begin, begin, total),
-      fields,
-      name=f"{method}_to_{end}" if cuts else method,
-      **({"carry_over": "all"} if begin else {}),
-    )
-    for begin, end in zip([0, *cuts], ends, strict=True)
-  ]
+  stages = []
+  for begin, end in zip([0, *cuts], [*cuts, args.epochs], strict=True):
+    span = Span(end - begin, begin, args.epochs if cuts else 0)
+    name = f"{method}_to_{end}" if cuts else method
+    continuation = {"carry_over": "all"} if begin else {}
+    stages.append(student_stage(args, (method,), span, fields, name=name, **continuation))
+  return stages

@@ -1,8 +1,8 @@
-"""Numbers of the SMSKD paper, and the studies that are its tables and figures.
+"""Published numbers of the SMSKD paper, and studies for its tables and figures.
 
 Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
-https://arxiv.org/abs/2601.15657, version 1. Top-1 test accuracy in percent, the mean of 3 seeds after 240 epochs; the
-paper gives no deviations. They are the authors' numbers and not ours.
+https://arxiv.org/abs/2601.15657, version 1. Top-1 test accuracy in percent, mean of 3 seeds after 240 epochs; the paper
+gives no standard deviations. All numbers are the authors'.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,20 @@ from ml_collections import ConfigDict
 from smskd_jax.config import experiment, network, parse_arg, study
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import smskd
+from smskd_jax.recipes.common import parse_seeds
 
 METHODS = ("fitnet", "at", "vid", "cc", "rkd", "crd", "pkt")
 
 
 class TableColumn(NamedTuple):
-  """One pair of networks in Table 1 or 2; stage 2 is KD."""
+  """Accuracies of one pair of networks in Table 1 or 2, whose second stage is KD."""
 
   teacher: float
   student: float
   kd: float
-  rows: Mapping[str, tuple[float, float, float, float]]  # stage 1: alone, DLA, SAKD, SMSKD
+  rows: Mapping[
+    str, tuple[float, float, float, float]
+  ]  # by method of the first stage: alone, DLA, SAKD, SMSKD
 
 
 def _rows(*rows: tuple[float, float, float, float]) -> dict[str, tuple[float, float, float, float]]:
@@ -51,7 +54,7 @@ TABLE_2 = {  # Tiny-ImageNet
     (55.89, 58.40, 58.39, 58.42), (56.65, 58.57, 58.66, 58.71), (57.29, 59.68, 60.25, 60.19),
     (57.28, 58.62, 58.65, 59.78))),
 }
-# CIFAR-100, wrn_40_2 -> wrn_16_2, stage 2 = KD: alone, stages only, with a reference of constant weight, of weight TCP.
+# CIFAR-100, second stage KD: alone, stages without a reference, with a constant weight, with weights by TCP.
 TABLE_3_PAIR, TABLE_3_KD = "wrn_40_2-wrn_16_2", 75.34
 TABLE_3 = _rows(
   (73.96, 74.97, 75.50, 75.61), (74.38, 75.30, 75.79, 75.97), (74.47, 75.42, 75.83, 75.98),
@@ -66,88 +69,64 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def parse_arguments(arg: str | None, **more: Any) -> ConfigDict:
-  """Arguments behind a config file's colon: `ARGUMENTS`, and those of the file; `pair` names two networks.
+def parse_arguments(arg: str | None, **defaults: Any) -> ConfigDict:
+  """Parses the arguments behind a config file's colon: `ARGUMENTS`, and `defaults` of the file with `pair`.
 
   Raises:
-    UserError: as `config.parse_arg`; a bad pair, or seeds that are not whole numbers.
+    UserError: as `parse_arg`; a bad pair, or seeds that are not whole numbers.
   """
-  args = parse_arg(arg, **ARGUMENTS | more)
-  parts = args.pair.split("-")
-  if len(parts) != 2:
+  args = parse_arg(arg, **ARGUMENTS | defaults)
+  models = args.pair.split("-")
+  if len(models) != 2:
     raise UserError(f"config argument pair: {args.pair!r} is not TEACHER-STUDENT, as resnet56-resnet20")
   with args.unlocked():
-    args.teacher, args.student = parts
+    args.teacher, args.student = models
     args.seed_list = parse_seeds(args.seeds)
   return args
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-  """Seeds of a study, joined by +.
-
-  Raises:
-    UserError: they are not whole numbers.
-  """
-  try:
-    return tuple(int(seed) for seed in text.split("+"))
-  except ValueError:
-    raise UserError(f"config argument seeds: {text!r} are not whole numbers joined by +") from None
-
-
-def parse_numbers(args: ConfigDict, field: str, number_type: type) -> list[Any]:
-  """Numbers of an argument, joined by +.
-
-  Raises:
-    UserError: they are not.
-  """
-  try:
-    return [number_type(part) for part in args[field].split("+")]
-  except ValueError:
-    raise UserError(f"config argument {field}: {args[field]!r} are not numbers joined by +") from None
-
-
 class StageBuilder(NamedTuple):
-  """Stage lists of the student in a study. Variants that begin alike share their first stages."""
+  """Stage lists of the student. Variants with equal first stages share them."""
 
   args: ConfigDict
-  fields: dict[str, Any]  # of every stage of the student
+  fields: dict[str, Any]  # recipe of the student's stages
 
   def label_only(self) -> list[ConfigDict]:
-    """The student without a teacher."""
+    """The student with labels only."""
     return [smskd.student_stage(self.args, (), smskd.Span(self.args.epochs), self.fields, name="labels")]
 
   def single_method(self, method: str, cuts: Sequence[int] | None = None) -> list[ConfigDict]:
-    """A method for all epochs, cut where protocol paper changes stages (or at `cuts`)."""
+    """One method for all epochs, cut at the transition of protocol paper, or at `cuts`."""
     if cuts is None:
       cuts = [smskd.transition_epoch(self.args)] if self.args.protocol == "paper" else []
     return smskd.single_method_stages(self.args, method, self.fields, cuts)
 
   def joint(self, *methods: str) -> list[ConfigDict]:
-    """All methods at once for all epochs (DLA)."""
+    """All methods jointly for all epochs (DLA)."""
     return smskd.joint_stages(self.args, methods, self.fields)
 
-  def sequential(self, *methods: str, **anchor: Any) -> list[ConfigDict]:
-    """One method a stage; `anchor` are options of the reference."""
-    return smskd.sequential_stages(self.args, methods, self.fields, anchor)
+  def sequential(self, *methods: str, **reference: Any) -> list[ConfigDict]:
+    """SMSKD: one method per stage, with further options of the reference."""
+    return smskd.sequential_stages(self.args, methods, self.fields, reference)
 
 
 def make_stage_builder(args: ConfigDict) -> StageBuilder:
-  """The maker of stage lists for some arguments."""
+  """Builder of the student's stage lists."""
   return StageBuilder(args, smskd.training_recipe(args, args.student, args.optimizer))
 
 
 def make_study(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], **fields: Any) -> ConfigDict:
-  """A study of stage lists of one student, whose teacher is trained once or given.
+  """Study of several stage lists of one student, whose teacher is trained once or given.
 
   Args:
-    args: of `parse`.
-    variants: stages of the student by the name of the variant.
-    **fields: of the study.
+    args: of `parse_arguments`.
+    variants: stages of the student by name of the variant.
+    **fields: further fields of the study.
   """
   teacher = network(args.teacher, variables=args.teacher_variables)
-  trained = smskd.teacher_stages(args)
+  teacher_stages = smskd.teacher_stages(args)
 
-  def experiment_of(stages: Sequence[ConfigDict], networks: Mapping[str, Any]) -> ConfigDict:
+  def make_experiment(stages: Sequence[ConfigDict], networks: Mapping[str, Any]) -> ConfigDict:
     return experiment(
       data=smskd.data_fields(args),
       networks={"teacher": teacher, **networks},
@@ -158,19 +137,19 @@ def make_study(args: ConfigDict, variants: Mapping[str, Sequence[ConfigDict]], *
   student = {"student": network(args.student)}
   return study(
     seeds=args.seed_list,
-    variants={name: experiment_of(stages, student) for name, stages in variants.items()},
-    teachers=experiment_of(trained, {}) if trained else {},
+    variants={name: make_experiment(stages, student) for name, stages in variants.items()},
+    teachers=make_experiment(teacher_stages, {}) if teacher_stages else {},
     **fields,
   )
 
 
-def claimed_difference(ours: float | None, theirs: float | None) -> str:
-  """A difference between two of the paper's numbers as a claim: '+1.80'; '' where it gives none."""
-  return "" if ours is None or theirs is None else f"{ours - theirs:+.2f}"
+def claimed_difference(first: float | None, second: float | None) -> str:
+  """Difference of two published numbers in points, as '+1.80'; '' if one of them is missing."""
+  return "" if first is None or second is None else f"{first - second:+.2f}"
 
 
 def budget_note(args: ConfigDict, data: str) -> str:
-  """A sentence on what separates the paper's numbers from ours."""
+  """Sentence that compares the budgets of the paper and of this study."""
   return (
     f"The paper's numbers are of {data}, {smskd.PAPER_EPOCHS} epochs and 3 seeds without deviations; ours of "
     f"`{args.dataset}`, {args.epochs} epochs and {len(args.seed_list)} seeds."
@@ -178,42 +157,34 @@ def budget_note(args: ConfigDict, data: str) -> str:
 
 
 def pair_table(
-  args: ConfigDict, paper: Mapping[str, TableColumn], data: str, notes: Sequence[str]
+  args: ConfigDict, table: Mapping[str, TableColumn], data: str, notes: Sequence[str]
 ) -> ConfigDict:
-  """Table 1 or 2 for one pair: labels alone, KD alone, and for each method alone, joint with KD, and in stages.
+  """Table 1 or 2 for one pair: labels only, KD alone, and each method alone, jointly with KD, and before KD.
 
   Args:
-    args: of `parse`, with `methods` and `second`.
-    paper: the table.
+    args: of `parse_arguments`, with `methods` and `second`.
+    table: published numbers by pair.
     data: name of the paper's data set.
-    notes: sentences on the paper's own numbers.
+    notes: sentences on the published numbers.
   """
-  methods, column = smskd.parse_methods("methods", args.methods), paper.get(args.pair)
-  second = smskd.parse_method("second", args.second)
-  known = column if second == "kd" else None
-  of, variants = make_stage_builder(args), {}
-  variants["student"] = of.label_only()
-  variants[second] = of.single_method(second)
-  published = {"student": known.student, "kd": known.kd} if known else {}
+  methods, second = smskd.parse_methods("methods", args.methods), smskd.parse_method("second", args.second)
+  column = table.get(args.pair) if second == "kd" else None
+  builder = make_stage_builder(args)
+  variants = {"student": builder.label_only(), second: builder.single_method(second)}
+  published = {"student": column.student, "kd": column.kd} if column else {}
   quoted, claims = {}, []
   for name in methods:
-    variants |= {
-      f"{name}.alone": of.single_method(name),
-      f"{name}.dla": of.joint(name, second),
-      f"{name}.smskd": of.sequential(name, second),
-    }
-    row = known.rows.get(name) if known else None
+    alone, dla, stages = names = (f"{name}.alone", f"{name}.dla", f"{name}.smskd")
+    variants[alone] = builder.single_method(name)
+    variants[dla] = builder.joint(name, second)
+    variants[stages] = builder.sequential(name, second)
+    row = column.rows.get(name) if column else None
     if row:
-      published |= dict(
-        zip((f"{name}.alone", f"{name}.dla", f"{name}.smskd"), (*row[:2], row[3]), strict=True)
-      )
+      published |= dict(zip(names, (*row[:2], row[3]), strict=True))
       quoted[f"{name}.sakd"] = row[2]
-    stages = f"{name}.smskd"
-    claims += [
-      (stages, other, claimed_difference(published.get(stages), published.get(other)))
-      for other in (f"{name}.alone", second, f"{name}.dla")
-    ]
-  notes = [budget_note(args, data), *(notes if known else ())]
+    for other in (alone, second, dla):
+      claims.append((stages, other, claimed_difference(published.get(stages), published.get(other))))
+  notes = (budget_note(args, data), *(notes if column else ()))
   return make_study(
-    args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=tuple(notes)
+    args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=notes
   )

@@ -41,7 +41,7 @@ def run(
   All runs share a store, in which every stage is trained once. A variant that fails does not stop the others.
 
   Args:
-    config: study made by `smskd_jax.config.study_schema.study`.
+    config: study made by `smskd_jax.config.study`.
     workdir: folder of the runs, the report and, by default, the store.
     store: folder of finished stages, which other runs may share. None: WORKDIR/store.
     cpu_devices: number of virtual CPU devices. None: by cores and batch sizes.

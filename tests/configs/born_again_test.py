@@ -1,6 +1,4 @@
-"""Tests of configs/born_again.py."""
-
-import importlib.util
+"""Tests of configs/born_again.py: generations, arguments, and a run."""
 
 import pytest
 
@@ -10,13 +8,10 @@ from smskd_jax.errors import UserError
 
 
 def get_config(arg=None):
-  spec = importlib.util.spec_from_file_location("born_again", runs.ROOT / "configs" / "born_again.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return resolve(module.get_config(arg))
+  return resolve(runs.module("configs/born_again.py").get_config(arg))
 
 
-def test_each_generation_learns_from_the_one_before():
+def test_each_generation_learns_from_the_previous_one():
   config = get_config("generations=2,epochs=3")
   assert [s["network"] for s in config["stages"]] == ["generation_0", "generation_1", "generation_2"]
   assert [s["teachers"] for s in config["stages"]] == [(), ("generation_0",), ("generation_1",)]
@@ -28,7 +23,7 @@ def test_each_generation_learns_from_the_one_before():
 
 
 @pytest.mark.parametrize("arg", ["generations=0", "weight=1.5", "model=resnet9"])
-def test_refuses(arg):
+def test_a_mistake_in_the_arguments_is_refused(arg):
   with pytest.raises(UserError, match=arg.split("=")[0].replace("model", "resnet9")):
     get_config(arg)
 

@@ -1,4 +1,4 @@
-"""Tests of configs/smskd.py: the published protocol, and the stages that a line of arguments gives."""
+"""Tests of configs/smskd.py: the published protocol and recipe, and the stages of its arguments."""
 
 import numpy as np
 import pytest
@@ -14,19 +14,19 @@ def get_config(arg=None):
   return resolve(runs.module("configs/smskd.py").get_config(arg))
 
 
-def students(config):
+def student_stages(config):
   return [s for s in config["stages"] if s["network"] == "student"]
 
 
 def rates(entry):
-  """The learning rate of a stage epoch by epoch."""
+  """Learning rate of a stage in each epoch."""
   rate = schedule.make(
     peak=entry["optimizer"]["learning_rate"], steps_per_epoch=1, epochs=entry["epochs"], **entry["schedule"]
   )
   return [float(rate(epoch)) for epoch in range(entry["epochs"])]
 
 
-def test_the_recipe_of_crd():
+def test_the_recipe_is_that_of_crd():
   config = get_config("teacher=resnet56,student=resnet20,stages=fitnet+kd")
   teacher, fitnet, kd = config["stages"]
   assert teacher["epochs"] == 240 and teacher["batch_size"] == 64
@@ -59,8 +59,8 @@ def test_the_recipe_of_crd():
 
 @pytest.mark.parametrize("epochs", [240, 24, 8])
 def test_two_stages_are_one_schedule(epochs):
-  first, second = students(get_config(f"stages=at+kd,epochs={epochs}"))
-  (whole,) = students(get_config(f"stages=kd,epochs={epochs}"))
+  first, second = student_stages(get_config(f"stages=at+kd,epochs={epochs}"))
+  (whole,) = student_stages(get_config(f"stages=kd,epochs={epochs}"))
   scale = epochs / 240
   at = [round(epoch * scale) for epoch in (150, 180, 210)]
   assert first["epochs"] == at[0] and second["epochs"] == epochs - at[0]
@@ -70,28 +70,30 @@ def test_two_stages_are_one_schedule(epochs):
   assert second["carry_over"] == "variables"
 
 
-def test_further_stages_begin_again_at_a_tenth_of_the_rate():
-  stages = students(get_config("stages=at+kd+crd+vid+pkt"))
+def test_further_stages_restart_at_a_tenth_of_the_learning_rate():
+  stages = student_stages(get_config("stages=at+kd+crd+vid+pkt"))
   assert [stage["epochs"] for stage in stages] == [150, 90, 90, 90, 90]
   for stage in stages[2:]:
     np.testing.assert_allclose(rates(stage), [5e-3] * 30 + [5e-4] * 30 + [5e-5] * 30, rtol=1e-5)
     assert stage["reference"]["stage"] == "previous"
 
 
-def test_the_transition_may_be_elsewhere_and_the_drops_stay():
-  first, second = students(get_config("stages=at+kd,transition=120,carry_over=optimizer"))
+def test_another_transition_does_not_move_the_drops():
+  first, second = student_stages(get_config("stages=at+kd,transition=120,carry_over=optimizer"))
   assert (first["epochs"], second["epochs"], second["carry_over"]) == (120, 120, "optimizer")
   np.testing.assert_allclose(rates(second)[:31], [0.05] * 30 + [0.005], rtol=1e-5)
 
 
-def test_tiny_imagenet_is_flipped_and_not_cropped():
-  assert students(get_config("dataset=tiny_imagenet"))[0]["augment"]["crop_flip"]["padding"] == 0
-  assert students(get_config("dataset=tiny_imagenet,padding=8"))[0]["augment"]["crop_flip"]["padding"] == 8
+def test_tiny_imagenet_is_flipped_but_not_cropped():
+  assert student_stages(get_config("dataset=tiny_imagenet"))[0]["augment"]["crop_flip"]["padding"] == 0
+  assert (
+    student_stages(get_config("dataset=tiny_imagenet,padding=8"))[0]["augment"]["crop_flip"]["padding"] == 8
+  )
 
 
-def test_warm_ups_scale_with_the_epochs():
+def test_warmups_scale_with_the_epochs():
   warmups = [
-    students(get_config(f"stages=dkd,epochs={n}"))[0]["methods"][0]["warmup_epochs"] for n in (240, 24)
+    student_stages(get_config(f"stages=dkd,epochs={n}"))[0]["methods"][0]["warmup_epochs"] for n in (240, 24)
   ]
   assert warmups == [20.0, 2.0]
 
@@ -107,8 +109,8 @@ def test_warm_ups_scale_with_the_epochs():
     ("stages=kd,epochs=8", [8]),
   ],
 )
-def test_epochs_of_the_protocols(arg, epochs):
-  assert [stage["epochs"] for stage in students(get_config(arg))] == epochs
+def test_protocols_divide_the_epochs(arg, epochs):
+  assert [stage["epochs"] for stage in student_stages(get_config(arg))] == epochs
 
 
 def test_joint_is_one_stage_of_all_methods_without_a_reference():
@@ -118,14 +120,14 @@ def test_joint_is_one_stage_of_all_methods_without_a_reference():
 
 
 @pytest.mark.parametrize("name", literature.recipe_names())
-def test_every_recipe_is_a_config(name):
+def test_every_published_recipe_is_a_stage(name):
   _, student = get_config(f"stages={name}")["stages"]
   published = literature.published_recipe(name, "resnet56", "resnet20")
   assert student["methods"][0]["weight"] == published.term.weight
   assert student["task_weight"] == published.task_weight
 
 
-def test_a_pair_has_its_own_weight():
+def test_a_pair_can_have_its_own_weights():
   (term,) = get_config("teacher=resnet110,student=resnet20,stages=kd_ls")["stages"][1]["methods"]
   assert (term["name"], term["weight"], term["temperature"]) == ("kd", 12.0, 4.0)
   assert [p["name"] for p in term["plugins"]] == ["logit_standardization"]
@@ -133,7 +135,7 @@ def test_a_pair_has_its_own_weight():
   assert (term["beta"], term["warmup_epochs"]) == (8.0, 20.0)
 
 
-def test_dot_trains_the_student_alone():
+def test_dot_trains_only_the_student():
   teacher, student = get_config("stages=kd,optimizer=dot")["stages"]
   assert (teacher["optimizer"]["name"], student["optimizer"]["name"]) == ("sgd", "dot")
 
@@ -141,7 +143,7 @@ def test_dot_trains_the_student_alone():
 @pytest.mark.parametrize(
   ("stages", "model"), [("simkd", "simkd"), ("dml", "cohort"), ("dml+kd", "cohort"), ("simkd+kd", "resnet20")]
 )
-def test_students_made_of_the_student(stages, model):
+def test_simkd_and_dml_wrap_the_student(stages, model):
   assert get_config(f"stages={stages}")["networks"]["student"]["model"] == model
 
 
@@ -163,20 +165,20 @@ def test_students_made_of_the_student(stages, model):
     ("studnt=resnet8", "unknown 'studnt'; did you mean 'student'"),
   ],
 )
-def test_mistakes(arg, message):
+def test_a_mistake_in_the_arguments_is_refused(arg, message):
   with pytest.raises(UserError, match=message):
     get_config(arg)
 
 
 @pytest.mark.parametrize("student, rate", [("resnet20", 0.05), ("MobileNetV2", 0.01), ("ShuffleV1", 0.01)])
-def test_the_rate_is_that_of_the_network(student, rate):
-  teacher, of_student = get_config(f"teacher=resnet32x4,student={student},stages=kd")["stages"]
-  assert teacher["optimizer"]["learning_rate"] == 0.05 and of_student["optimizer"]["learning_rate"] == rate
-  (given, _) = get_config(f"student={student},stages=kd,learning_rate=0.2")["stages"]
-  assert given["optimizer"]["learning_rate"] == 0.2
+def test_each_network_has_its_published_learning_rate(student, rate):
+  teacher, student_stage = get_config(f"teacher=resnet32x4,student={student},stages=kd")["stages"]
+  assert teacher["optimizer"]["learning_rate"] == 0.05 and student_stage["optimizer"]["learning_rate"] == rate
+  (teacher, _) = get_config(f"student={student},stages=kd,learning_rate=0.2")["stages"]
+  assert teacher["optimizer"]["learning_rate"] == 0.2
 
 
-def test_a_teacher_from_a_folder_is_not_trained():
+def test_a_given_teacher_is_not_trained():
   config = get_config("teacher=resnet32x4,teacher_variables=teachers/one,student=resnet8x4,stages=fitnet+kd")
   assert config["networks"]["teacher"]["variables"] == "teachers/one"
   assert [stage["network"] for stage in config["stages"]] == ["student", "student"]

@@ -1,4 +1,4 @@
-"""Tests of recipes/literature.py and its table."""
+"""Tests of recipes/literature.py and its tables."""
 
 import csv
 
@@ -15,10 +15,10 @@ def rows():
     return list(csv.DictReader(file))
 
 
-def test_the_table_has_every_method_for_stages_of_one_view_and_a_source_for_each_row():
-  of_plugins = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
-  of_one_view = {name for name, make in METHODS.items() if make().min_views == 1}
-  assert {of_plugins.get(name, name) for name in literature.recipe_names()} == of_one_view
+def test_every_method_single_view_methods_has_a_row_and_every_row_a_source():
+  plugin_methods = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
+  single_view_methods = {name for name, make in METHODS.items() if make().min_views == 1}
+  assert {plugin_methods.get(name, name) for name in literature.recipe_names()} == single_view_methods
   assert all(row["source"] and None not in row for row in rows())
   pairs = [(row["recipe"], row["teacher"], row["student"]) for row in rows()]
   assert len(set(pairs)) == len(pairs)
@@ -26,13 +26,13 @@ def test_the_table_has_every_method_for_stages_of_one_view_and_a_source_for_each
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: "-".join(filter(None, list(row.values())[:3])))
-def test_every_row_fits_its_method(row):
+def test_every_row_is_a_valid_method(row):
   found = literature.published_recipe(row["recipe"], row["teacher"], row["student"])
   assert found.term.weight == float(row["weight"]) and found.source == row["source"]
 
 
-def test_pairs_are_of_networks_by_their_names():
-  """A row of another spelling would never be found, and the one for all pairs taken in its place."""
+def test_rows_name_existing_networks():
+  """A misspelt row would never be found, and the row for all pairs used in its place."""
   own = {name for row in rows() for name in (row["teacher"], row["student"]) if name}
   assert own | {name for pair in literature.published_accuracies() for name in pair} <= set(NETWORKS)
   assert literature.published_recipe("dkd", "vgg13", "MobileNetV2").term.beta == 6.0
@@ -47,7 +47,7 @@ def test_accuracies_are_those_of_the_paper_s_tables():
   assert found["wrn_40_2", "ShuffleV1"]["crd"] == 76.05 and found["vgg13", "MobileNetV2"]["nst"] == 58.16
 
 
-def test_small_networks_of_other_kinds_learn_slowly():
+def test_mobile_networks_have_a_lower_learning_rate():
   assert [literature.learning_rate(name) for name in ("resnet20", "MobileNetV2", "ShuffleV2")] == [
     0.05,
     0.01,
@@ -55,7 +55,7 @@ def test_small_networks_of_other_kinds_learn_slowly():
   ]
 
 
-def test_a_pair_without_a_row_has_that_of_all_pairs():
+def test_a_pair_without_a_row_has_the_row_of_all_pairs():
   assert literature.published_recipe("kd", "mine", "yours") == literature.published_recipe("kd")
 
 

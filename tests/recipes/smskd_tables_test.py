@@ -1,10 +1,10 @@
-"""Tests of the studies that are the SMSKD paper's tables and figures: variants, shared stages, numbers and claims."""
+"""Tests of the studies of the SMSKD paper: variants, shared stages, published numbers and claims."""
 
 import pytest
 
 import runs
 from smskd_jax import data
-from smskd_jax.config import study_schema as studies
+from smskd_jax.config import study_schema
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import smskd_tables
 from smskd_jax.studies import stage_graph
@@ -14,7 +14,7 @@ SMALL = "dataset=digits,epochs=24,pair=resnet14-resnet8,seeds=0"
 
 
 def load(name, arg=""):
-  return studies.resolve(runs.module(f"configs/studies/{name}.py").get_config(arg))
+  return study_schema.resolve(runs.module(f"configs/studies/{name}.py").get_config(arg))
 
 
 def stages(variant):
@@ -24,7 +24,7 @@ def stages(variant):
   ]
 
 
-def test_table_1():
+def test_table_1_has_single_joint_and_sequential_variants_with_published_numbers():
   study = load("table1", "methods=at+rkd")
   names = ["student", "kd", *(f"{m}.{end}" for m in ("at", "rkd") for end in ("alone", "dla", "smskd"))]
   assert list(study["variants"]) == names and study["seeds"] == (0, 1, 2)
@@ -37,13 +37,13 @@ def test_table_1():
   (labels,) = variants["student"]["stages"]
   assert (labels["methods"], labels["teachers"], labels["task_weight"]) == ((), (), 1.0)
   assert study["published"]["at.smskd"] == 72.16 and study["quoted"] == {"at.sakd": 71.5, "rkd.sakd": 71.29}
-  of_claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
-  assert of_claims["at.smskd", "at.alone"] == "+1.80" and of_claims["rkd.smskd", "rkd.dla"] == "-0.68"
+  claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
+  assert claims["at.smskd", "at.alone"] == "+1.80" and claims["rkd.smskd", "rkd.dla"] == "-0.68"
   assert [stage["network"] for stage in study["teachers"]["stages"]] == ["teacher"]
 
 
 @pytest.mark.parametrize("pair", ["resnet56-resnet20", "vgg13-vgg8"])
-def test_table_2_has_its_own_numbers_and_flips_alone(pair):
+def test_table_2_has_its_own_numbers_and_no_crops(pair):
   study = load("table2", f"pair={pair}")
   column = smskd_tables.TABLE_2[pair]
   assert study["published"]["student"] == column.student
@@ -65,11 +65,11 @@ def test_table_3_adds_one_thing_at_a_time():
   assert [claim["paper"] for claim in study["claims"]] == ["+0.70", "+0.16", "-0.57"]
 
 
-def test_figure_2_has_the_combinations_of_the_text():
+def test_figure_2_has_the_combinations_of_the_paper():
   study = load("figure2")
   assert {"fitnet+crd", "crd+vid", "dkd+kd", "at+dkd"} <= set(study["variants"])
-  of_claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
-  assert of_claims["fitnet+crd", "fitnet"] == "+2.50" and of_claims["crd+vid", "crd"] == "-"
+  claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
+  assert claims["fitnet+crd", "fitnet"] == "+2.50" and claims["crd+vid", "crd"] == "-"
 
 
 def planned(name, arg=SMALL):
@@ -98,7 +98,7 @@ def test_figure_5_shares_all_beginnings():
   assert [claim["paper"] for claim in study["claims"]] == ["+", ""]
 
 
-def test_orders_and_weightings():
+def test_there_are_studies_of_all_orders_and_of_all_weightings():
   assert len(load("orders")["variants"]) == 6
   variants = load("weighting", "normalize=True")["variants"]
   assert variants["reference_tcp"]["stages"][1]["reference"]["normalize"]
@@ -132,6 +132,6 @@ def test_teacher_outputs_are_cached_where_no_method_reads_maps(methods):
     ("orders", "epochs=2", "epochs: 2 cannot be shared by 3 stages"),
   ],
 )
-def test_configs_refuse(name, arg, message):
+def test_a_mistake_in_the_arguments_is_refused(name, arg, message):
   with pytest.raises(UserError, match=message):
     load(name, arg)

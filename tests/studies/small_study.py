@@ -1,7 +1,6 @@
 """Config of a small study on scikit-learn's digits with frequent checkpoints, for tests that start processes."""
 
-from smskd_jax.config import experiment, method, network, stage
-from smskd_jax.config.study_schema import study
+from smskd_jax.config import experiment, method, network, stage, study
 from tiny import SMALL
 
 COMMON = {"batch_size": 128, "augment": {"crop_flip": {"padding": 1, "flip": False}}}

@@ -1,4 +1,4 @@
-"""Tests of configs/studies/survey.py: every mode as configs/survey.py has it, and who teaches is trained once."""
+"""Tests of configs/studies/survey.py: variants are the modes of configs/survey.py, and teachers are trained once."""
 
 import functools
 import json
@@ -8,9 +8,11 @@ import pytest
 
 import runs
 from smskd_jax import data
-from smskd_jax.config import resolve
-from smskd_jax.config import study_schema as studies
+from smskd_jax import study as study_program
+from smskd_jax.config import resolve, study_schema
+from smskd_jax.engine import estimates
 from smskd_jax.errors import UserError
+from smskd_jax.recipes import survey
 from smskd_jax.studies import stage_graph
 
 SMALL = (
@@ -22,19 +24,19 @@ CONFIG = "configs/studies/survey.py"
 
 @functools.cache
 def load(arg=""):
-  return studies.resolve(runs.module(CONFIG).get_config(arg))
+  return study_schema.resolve(runs.module(CONFIG).get_config(arg))
 
 
-def learners(experiment):
+def trained_networks(experiment):
   return [stage["network"] for stage in experiment["stages"]]
 
 
-def test_every_mode_is_a_variant_of_the_survey_s_students():
-  config, found = runs.module("configs/survey.py"), load("unlabeled=digits,epochs=30")
+def test_variants_have_the_student_stages_of_the_modes():
+  config, study = runs.module("configs/survey.py"), load("unlabeled=digits,epochs=30")
   rows = runs.module(CONFIG).VARIANTS
-  assert list(found["variants"]) == list(rows) and found["control"] == "nokd"
-  assert {row["mode"] for row in rows.values()} == set(config.MODES)
-  for name, variant in found["variants"].items():
+  assert list(study["variants"]) == list(rows) and study["control"] == "nokd"
+  assert {row["mode"] for row in rows.values()} == set(survey.MODES)
+  for name, variant in study["variants"].items():
     fields = ",".join(f"{field}={value}" for field, value in rows[name].items())
     alone = resolve(config.get_config(f"unlabeled=digits,epochs=30,{fields}"))
     assert variant["stages"] == tuple(stage for stage in alone["stages"] if stage["network"] == "student")
@@ -42,50 +44,53 @@ def test_every_mode_is_a_variant_of_the_survey_s_students():
     assert set(variant["networks"]) == set(alone["networks"])
 
 
-def test_who_teaches_is_trained_once_and_given_to_those_who_read_it():
-  found = load()
+def test_teachers_are_trained_once_and_read_by_the_variants_that_need_them():
+  study = load()
   chain = ["survey_resnet26", "survey_resnet20", "assistant_survey_resnet20"]
-  assert learners(found["teachers"]) == chain and "stl" not in found["variants"]
+  assert trained_networks(study["teachers"]) == chain and "stl" not in study["variants"]
   assert [stage["max_images"] for stage in load("max_images=500")["teachers"]["stages"]] == [0, 0, 500]
-  own = {
-    name: {n for n in variant["networks"] if n != "student"} for name, variant in found["variants"].items()
+  teachers = {
+    name: {n for n in variant["networks"] if n != "student"} for name, variant in study["variants"].items()
   }
-  assert own["nokd"] == own["uda_nokd"] == set() and own["kd"] == set(chain[:1])
-  assert own["allkd"] == own["mkd_tcp"] == set(chain[:2]) and own["takd"] == {chain[0], chain[2]}
-  for variant in found["variants"].values():
+  assert teachers["nokd"] == teachers["uda_nokd"] == set() and teachers["kd"] == set(chain[:1])
+  assert teachers["allkd"] == teachers["mkd_tcp"] == set(chain[:2]) and teachers["takd"] == {
+    chain[0],
+    chain[2],
+  }
+  for variant in study["variants"].values():
     assert {network["variables"] for n, network in variant["networks"].items() if n != "student"} <= {
-      studies.FROM_STUDY
+      study_schema.FROM_STUDY
     }
-    assert set(learners(variant)) == {"student"}
+    assert set(trained_networks(variant)) == {"student"}
 
 
-def test_teachers_may_be_given():
-  found = load("modes=nokd+mkd+kd,teacher_variables=a+b")
-  assert not found["teachers"]
-  folders = {name: entry["variables"] for name, entry in found["variants"]["mkd"]["networks"].items()}
+def test_given_teachers_are_not_trained():
+  study = load("modes=nokd+mkd+kd,teacher_variables=a+b")
+  assert not study["teachers"]
+  folders = {name: entry["variables"] for name, entry in study["variants"]["mkd"]["networks"].items()}
   assert folders == {"survey_resnet26": "a", "survey_resnet20": "b", "student": ""}
   with_takd = load("modes=takd,teacher_variables=a")
-  assert learners(with_takd["teachers"]) == ["assistant_survey_resnet20"]
+  assert trained_networks(with_takd["teachers"]) == ["assistant_survey_resnet20"]
   assert with_takd["teachers"]["networks"]["survey_resnet26"]["variables"] == "a"
 
 
-def test_the_survey_s_numbers_are_quoted_for_its_setting():
+def test_published_accuracies_are_quoted_for_the_setting_of_the_survey_only():
   assert load()["published"]["takd"] == 90.57 and "uda_nokd" not in load()["published"]
   assert load("epochs=350")["published"]["uda_nokd"] == 90.34
   assert load("modes=kd")["published"] == {"kd": 90.33} and load("modes=kd")["control"] == "kd"
   assert load("student=survey_resnet14")["published"] == load("dataset=cifar100")["published"] == {}
 
 
-def test_stages_to_train(tmp_path):
-  """Three that teach, a student for each of nokd, kd, takd and mkd, and one for each teacher of allkd."""
-  found = load(f"{SMALL},modes=nokd+kd+takd+mkd+allkd,seeds=0,validation=0.1")
-  nodes = stage_graph.build_graph(found, functools.cache(data.load), tmp_path, {})
+def test_each_shared_stage_is_trained_once(tmp_path):
+  """Three teachers and assistants, a student for each of nokd, kd, takd and mkd, and one per teacher of allkd."""
+  study = load(f"{SMALL},modes=nokd+kd+takd+mkd+allkd,seeds=0,validation=0.1")
+  nodes = stage_graph.build_graph(study, functools.cache(data.load), tmp_path, {})
   assert len(nodes) == 3 + 4 + 1
   # With a validation set for both, kd is the first of allkd.
   assert ("kd", "allkd") in {node.used_by for node in nodes.values()}
   asked = 1 + (1 + 1) + (2 + 1) + (2 + 1) + (2 + 2)
   words = f"8 stages to train once each, which the variants would call for {asked} times"
-  assert words in stage_graph.describe(nodes, found, None)
+  assert words in stage_graph.describe(nodes, study, None)
 
 
 @pytest.mark.parametrize(
@@ -98,18 +103,21 @@ def test_stages_to_train(tmp_path):
     ("teacher_variables=a", "teacher_variables: 1 for the teachers survey_resnet26, survey_resnet20"),
   ],
 )
-def test_refuses(arg, message):
+def test_a_mistake_in_the_arguments_is_refused(arg, message):
   with pytest.raises(UserError, match=message):
     load(arg)
 
 
-def test_a_dry_run_from_the_command_line(tmp_path):
-  out = runs.dry_study(tmp_path / "new", f"{CONFIG}:{SMALL},modes=nokd+kd,seeds=0")
-  assert "3 stages to train once each" in out
+def test_a_dry_run_prints_the_stages_and_writes_nothing(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(estimates, "timed_speed", lambda *arguments: None)
+  flags = [f"--config={CONFIG}:{SMALL},modes=nokd+kd,seeds=0", f"--workdir={tmp_path / 'new'}"]
+  assert study_program.main([*flags, "--dry_run", "--cpu_devices=1"]) == 0
+  assert "3 stages to train once each" in capsys.readouterr().out
+  assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
-def test_runs_from_the_command_line(tmp_path):
+def test_a_study_of_two_modes_trains_from_the_command_line(tmp_path):
   numbers = runs.study(tmp_path, f"{CONFIG}:{SMALL},modes=nokd+takd,seeds=0")
   assert set(numbers["variants"]) == {"nokd", "takd"} and not numbers["failures"]
   given = json.loads((tmp_path / "takd" / "seed0" / "result.json").read_text())["given"]
