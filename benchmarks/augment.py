@@ -79,7 +79,7 @@ def seconds(call):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--folder", default="", help="data.folder")
   parser.add_argument("--views", default=",".join((*VIEWS, *CHAINS)), help="names, joined by commas")
   parser.add_argument("--batch_size", type=int, default=128)

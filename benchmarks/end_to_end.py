@@ -201,7 +201,7 @@ def table(sides):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", default="cifar10_jpeg", help="of colours")
+  parser.add_argument("--data", default="cifar10", help="of colours")
   parser.add_argument("--folder", default="")
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--padding", type=int, default=4)

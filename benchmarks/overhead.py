@@ -2,7 +2,7 @@
 
   python benchmarks/overhead.py [--steps=60] [--model=resnet20,resnet8] [--batch_size=128]
 
-Trains one KD stage of configs/smskd.py (resnet20 -> resnet8, batch 128) on `cifar10_jpeg` twice in the same process:
+Trains one KD stage of configs/smskd.py (resnet20 -> resnet8, batch 128) on `cifar10` twice in the same process:
 through the loop, as a run does, with checkpoints and metrics; and by calling the same compiled step on batches that lie
 on the devices already. The two are taken in turns, several times; the ratio of the medians is what counts.
 Evaluation is left out on both sides: it is a choice of the config.
@@ -52,7 +52,7 @@ def make_plan(args):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--teacher", default="resnet20")
   parser.add_argument("--student", default="resnet8")
   parser.add_argument("--batch_size", type=int, default=128)

@@ -117,7 +117,7 @@ def table(rows):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--cases", default=CASES, help="joined by commas")
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--seeds", type=int, default=2)

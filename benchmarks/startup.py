@@ -227,7 +227,7 @@ def table(part, found):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--parts", default=",".join(PARTS), help="joined by commas")
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--folder", default="")
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--networks", default="resnet56,resnet32x4", help="to evaluate, joined by commas")

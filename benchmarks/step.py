@@ -175,7 +175,7 @@ def table(rows):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--cases", default=CASES, help="joined by commas")
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--steps", type=int, default=2, help="of a turn")
   parser.add_argument("--repeats", type=int, default=7, help="turns of each side")

@@ -256,7 +256,7 @@ def _format_p(value):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--dataset", default="cifar10_jpeg")
+  parser.add_argument("--dataset", default="cifar10")
   parser.add_argument("--folder", default="")
   parser.add_argument("--image_size", type=int, default=16)
   parser.add_argument("--padding", type=int, default=2)

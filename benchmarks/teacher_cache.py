@@ -99,7 +99,7 @@ def run_all_seeds(args, teacher, load):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", default="cifar10_jpeg")
+  parser.add_argument("--data", default="cifar10")
   parser.add_argument("--folder", default="")
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--padding", type=int, default=4)

@@ -1,4 +1,4 @@
-"""The operations of data/operations.py, one image at a time, by Pillow."""
+"""Pillow's versions of the operations of data/image_ops.py, one image at a time."""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -9,9 +9,10 @@ FILL = 128
 def apply_with_pillow(name, image, magnitude):
   picture, magnitude = Image.fromarray(image.squeeze()), float(magnitude)
   fill = FILL if image.shape[-1] == 1 else (FILL,) * 3
-  affine = lambda *matrix, resample=Image.Resampling.NEAREST: picture.transform(
-    picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill
-  )
+
+  def affine(*matrix, resample=Image.Resampling.NEAREST):
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
+
   cubic = Image.Resampling.BICUBIC
   result = {
     "shear_x": lambda: affine(1, magnitude, 0, 0, 1, 0),

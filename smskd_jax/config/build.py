@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from smskd_jax import custom, models
 from smskd_jax.config.merge import drop_keys
 from smskd_jax.config.schema import NETWORK
-from smskd_jax.data import augment, enumerable_views, mixing, views
+from smskd_jax.data import augment, mixing, views
 from smskd_jax.data.dataset import ChannelStats, Dataset
 from smskd_jax.errors import UserError
 from smskd_jax.losses import entries
@@ -180,7 +180,7 @@ def make_view_index_fn(field: str, entry: Mapping[str, Any]):
   return lambda key, batch: of.sample_index(key, batch.index)
 
 
-def enumerable_view(field: str, entry: Mapping[str, Any]) -> enumerable_views.EnumerableView:
+def enumerable_view(field: str, entry: Mapping[str, Any]) -> views.EnumerableView:
   """The finitely many views of a stage whose teachers' answers are kept.
 
   Raises:
@@ -188,7 +188,7 @@ def enumerable_view(field: str, entry: Mapping[str, Any]) -> enumerable_views.En
   """
   name = entry["views"][0]
   try:
-    return enumerable_views.ENUMERABLE_VIEWS[name](**entry["augment"].get(name, {}))
+    return views.ENUMERABLE_VIEWS[name](**entry["augment"].get(name, {}))
   except ValueError as error:
     raise UserError(f"{field}.augment: {error}") from error
 

@@ -7,7 +7,7 @@ generated from them.
 from typing import Any
 
 from smskd_jax.config.fields import Field
-from smskd_jax.data.resize import MAX_IMAGE_SIZE
+from smskd_jax.data.dataset import MAX_IMAGE_SIZE
 from smskd_jax.training import carry_over, reference
 
 _MAX_SEED = 2**32 - 1  # the largest seed that keys of JAX and NumPy's RandomState both distinguish

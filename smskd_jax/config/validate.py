@@ -12,7 +12,7 @@ from typing import Any
 from smskd_jax import losses, models
 from smskd_jax.config import fields, schema
 from smskd_jax.config.merge import drop_keys
-from smskd_jax.data import enumerable_views, mixing
+from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.losses import entries
 from smskd_jax.losses.entries import make_method
@@ -174,10 +174,10 @@ def _check_teacher_cache(prefix: str, stage: Stage, data: dict[str, Any]) -> Non
     raise UserError(f"{prefix}, but every step crops streamed images anew; use 'off'")
   if not stage["teachers"]:
     raise UserError(f"{prefix}, but the stage has no teachers; use 'off'")
-  if len(set(stage["views"])) > 1 or stage["views"][0] not in enumerable_views.ENUMERABLE_VIEWS:
+  if len(set(stage["views"])) > 1 or stage["views"][0] not in views.ENUMERABLE_VIEWS:
     raise UserError(
       f"{prefix}, but of the views {stage['views']} there are too many; use "
-      f"{' or '.join(enumerable_views.ENUMERABLE_VIEWS)} alone, or 'off'"
+      f"{' or '.join(views.ENUMERABLE_VIEWS)} alone, or 'off'"
     )
   required = {"images": "train", "unlabeled_batch_size": 0, "teacher_statistics": "running"}
   values = [

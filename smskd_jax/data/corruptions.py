@@ -1,12 +1,12 @@
-"""Corrupted copies of test images, made on the fly: how robust a network is.
+"""Corrupted copies of test images, computed on the fly, to measure robustness.
 
 Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019,
 https://arxiv.org/abs/1903.12261
 
-Nine of their corruptions, with the constants of their public code for CIFAR (CIFAR-10-C), where severity goes from 1 to
-5. Weather, glass, motion, zoom and elastic distortions are left out. Their published copies were drawn without a seed,
-so that noise here is another draw; deterministic corruptions differ by rounding at most, JPEG by the version of its
-library. Results are rounded to the nearest grey level, theirs are cut off.
+Nine of the paper's corruptions, with the constants of its public code for CIFAR (CIFAR-10-C); severity goes from 1 to
+5. Weather, glass, motion, zoom and elastic distortions are left out. The published copies were drawn without a seed, so
+that noise differs here; deterministic corruptions differ by rounding at most, JPEG by the version of its library.
+Results are rounded to the nearest grey level, the paper's are truncated.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from scipy import ndimage
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# (images [n, h, w, c] in 0..1, severity from 0, generator) -> the same
+# (images [n, h, w, c] in 0..1, severity - 1, generator) -> corrupted images [n, h, w, c]
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
@@ -30,46 +30,46 @@ def gaussian_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np
 
 
 def shot_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Poisson noise: the brighter, the more."""
+  """Poisson noise, stronger in brighter pixels."""
   photons = (500, 250, 100, 75, 50)[severity]
   return rng.poisson(x * photons) / photons
 
 
 def impulse_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Salt and pepper, half and half, each channel by itself."""
-  share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity]
-  hit, salt = rng.random(x.shape) < share, rng.random(x.shape) < 0.5
+  """Salt and pepper in equal parts, each channel independently."""
+  fraction = (0.01, 0.02, 0.03, 0.05, 0.07)[severity]
+  hit, salt = rng.random(x.shape) < fraction, rng.random(x.shape) < 0.5
   return np.where(hit, salt, x)
 
 
 def gaussian_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """A Gaussian of the given width in pixels; outside, the border goes on."""
+  """Gaussian filter; borders are extended by their nearest pixels."""
   del rng
   sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity]
   return ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
 
 
 def defocus_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """A disk with soft edges; outside, the image is mirrored."""
+  """Disk filter with soft edges; borders are mirrored."""
   del rng
   radius, softness = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity]
-  place = np.arange(-3, 4)
-  disk = (place[:, None] ** 2 + place[None] ** 2 <= radius**2).astype(float)
-  # Softened by a Gaussian of 3x3, as theirs.
+  offset = np.arange(-3, 4)
+  disk = (offset[:, None] ** 2 + offset[None] ** 2 <= radius**2).astype(float)
+  # Softened by a Gaussian of 3x3, as in the paper's code.
   bell = np.exp(-(np.arange(-1, 2) ** 2) / (2 * softness**2))
   kernel = ndimage.convolve(disk / disk.sum(), np.outer(bell, bell) / bell.sum() ** 2, mode="constant")
   return ndimage.correlate(x, kernel[None, :, :, None], mode="mirror")
 
 
 def contrast(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Towards the mean of each channel."""
+  """Contrast reduced towards the mean of each channel."""
   del rng
   mean = x.mean((1, 2), keepdims=True)
   return (x - mean) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity] + mean
 
 
 def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """More of what HSV calls value: all channels of a pixel grow by one factor, and black becomes grey."""
+  """HSV value increased: all channels of a pixel grow by one factor, and black becomes grey."""
   del rng
   value = x.max(-1, keepdims=True)
   brighter = np.clip(value + (0.05, 0.1, 0.15, 0.2, 0.3)[severity], 0, 1)
@@ -77,51 +77,54 @@ def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
 
 
 def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Through a JPEG file of low quality."""
+  """JPEG compression of low quality."""
   del rng
   quality = (80, 65, 58, 50, 40)[severity]
 
-  def through(image: Image.Image) -> Image.Image:
+  def transform(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
-  return _apply_with_pillow(x, through)
+  return _apply_with_pillow(x, transform)
 
 
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-  """Made smaller and larger again, by the means of boxes."""
+  """Resized to a smaller size and back, by box filters."""
   del rng
-  share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity]
+  fraction = (0.95, 0.9, 0.85, 0.75, 0.65)[severity]
 
-  def through(image: Image.Image) -> Image.Image:
-    small = (int(image.width * share), int(image.height * share))
+  def transform(image: Image.Image) -> Image.Image:
+    small = (int(image.width * fraction), int(image.height * fraction))
     return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
 
-  return _apply_with_pillow(x, through)
+  return _apply_with_pillow(x, transform)
 
 
 CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
   {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "gaussian_blur": gaussian_blur,
-    "defocus_blur": defocus_blur,
-    "contrast": contrast,
-    "brightness": brightness,
-    "jpeg_compression": jpeg_compression,
-    "pixelate": pixelate,
+    corruption.__name__: corruption
+    for corruption in (
+      gaussian_noise,
+      shot_noise,
+      impulse_noise,
+      gaussian_blur,
+      defocus_blur,
+      contrast,
+      brightness,
+      jpeg_compression,
+      pixelate,
+    )
   }
 )
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
-  """Corrupted copies, the same whenever they are asked for.
+  """Corrupts images; deterministic for a seed.
 
   Args:
     image: [n, h, w, c], uint8; c is 1 or 3.
-    name: of `CORRUPTIONS`.
+    name: a key of `CORRUPTIONS`.
     severity: 1 to 5.
     seed: of the noise.
 
@@ -129,14 +132,14 @@ def corrupt(image: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np
     [n, h, w, c], uint8.
   """
   rng = np.random.default_rng([seed, zlib.crc32(name.encode()), severity])
-  # In pieces, which bounds the memory; the draws go on from one to the next.
+  # In pieces, which bounds the memory; all draw from one generator.
   pieces = np.array_split(image, -(-len(image) // 1000))
   corrupted = (CORRUPTIONS[name](piece / 255.0, severity - 1, rng) for piece in pieces)
   return np.concatenate([np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8) for x in corrupted])
 
 
 def _apply_with_pillow(x: np.ndarray, transform: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-  bytes_of = np.rint(255 * x).astype(np.uint8)
-  squeezed = bytes_of[..., 0] if x.shape[-1] == 1 else bytes_of
+  levels = np.rint(255 * x).astype(np.uint8)
+  squeezed = levels[..., 0] if x.shape[-1] == 1 else levels
   out = np.stack([np.asarray(transform(Image.fromarray(one))) for one in squeezed])
   return out.reshape(x.shape) / 255.0

@@ -1,8 +1,10 @@
-"""The records of a data set, and the check that every source's arrays pass."""
+"""Data sets in memory: types, validation of the arrays, the split into train and validation, resizing."""
 
 import hashlib
 import json
 import math
+import numbers
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +12,10 @@ import numpy as np
 from smskd_jax.data.lazy_images import LazyImages
 from smskd_jax.errors import UserError
 
-ImageArray = np.ndarray | LazyImages  # [n, h, w, c], uint8: in memory, or read when they are asked for
+ImageArray = np.ndarray | LazyImages  # [n, h, w, c], uint8: in memory, or decoded on access
+
+MAX_IMAGE_SIZE = 4096  # pixels, the side of a square
+_LUMA_WEIGHTS = np.array([299, 587, 114])  # of red, green and blue, ITU-R 601, in thousandths
 
 
 class Split(NamedTuple):
@@ -20,37 +25,38 @@ class Split(NamedTuple):
   label: np.ndarray  # [n], int32
 
   def take(self, indices: np.ndarray) -> "Split":
-    """Some of them, by their places or a mask."""
+    """Examples selected by indices or a mask."""
     return Split(take(self.image, indices), self.label[indices])
 
 
 def take(image: ImageArray, indices: np.ndarray) -> ImageArray:
-  """Some images, by their places or a mask; photographs stay where they are."""
+  """Images selected by indices or a mask; lazy images are not decoded."""
   return image.take(indices) if isinstance(image, LazyImages) else image[indices]
 
 
 class ChannelStats(NamedTuple):
-  """Mean and standard deviation over all pixels of the training images, per channel, where white is 1."""
+  """Mean and standard deviation over all pixels of the training images, per channel, on a scale where white is 1."""
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
 
-# ImageNet's, as torchvision has them: photographs are normalized by them, as published networks for photographs expect.
+# ImageNet's, as in torchvision; streamed photographs are normalized by these, as published networks for photographs
+# expect.
 IMAGENET_STATS = ChannelStats((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class RawSplits(NamedTuple):
-  """What a reader finds in its files, as yet unchecked: `load` makes a Dataset of it."""
+  """Unchecked arrays of a source; `load` makes a Dataset of them."""
 
-  train: Split  # images may lack the channel, labels may be any integers
+  train: Split  # images may lack the channel axis, labels may be any integers
   test: Split
-  class_names: tuple[str, ...] = ()  # none: the labels' numbers serve as names
-  channel_stats: ChannelStats | None = None  # none: measured on all training images
+  class_names: tuple[str, ...] = ()  # empty: the numbers of the classes serve as names
+  channel_stats: ChannelStats | None = None  # None: measured on all training images
 
 
 class Dataset(NamedTuple):
-  """A data set, ready for training. Validation is held out of train; None where nothing is held out."""
+  """A validated data set. `validation` is split off from train; None without a validation split."""
 
   name: str
   train: Split
@@ -59,12 +65,12 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...]
   mean: tuple[float, ...]
   std: tuple[float, ...]
-  fingerprint: str  # of the source's arrays, before validation was held out
+  fingerprint: str  # of the source's arrays, before validation was split off
   unlabeled: ImageArray | None = None  # [m, h, w, c]: images of another source, without their labels
 
   @property
   def channel_stats(self) -> ChannelStats:
-    """Mean and standard deviation by which images are normalised."""
+    """Mean and standard deviation that normalize the images."""
     return ChannelStats(self.mean, self.std)
 
   @property
@@ -74,8 +80,15 @@ class Dataset(NamedTuple):
     return height, width, channels
 
 
+# --- Validation of a source's arrays ---
+
+
 def validate_and_build(name: str, raw: RawSplits) -> Dataset:
-  """Checks the arrays and measures what belongs to them; a mistake in them names `data.source`."""
+  """Validates the arrays of a source and measures channel statistics and fingerprint.
+
+  Raises:
+    UserError: the arrays are no data set; the message names `data.source`.
+  """
   where = f"data.source: {name!r}"
   train, test = (
     _check_split(where, split, part) for split, part in (("train", raw.train), ("test", raw.test))
@@ -87,22 +100,22 @@ def validate_and_build(name: str, raw: RawSplits) -> Dataset:
 
 
 def fingerprint(train: Split, test: Split, class_names: tuple[str, ...]) -> str:
-  """SHA-256, in hex, of every label, shape and class name and every pixel; of photographs see `content`."""
+  """SHA-256, in hex, of all labels, shapes, class names and pixels; of lazy images see `content_bytes`."""
   shapes = [train.image.shape, test.image.shape]
-  found = hashlib.sha256(json.dumps([shapes, class_names]).encode())
+  digest = hashlib.sha256(json.dumps([shapes, class_names]).encode())
   for split in (train, test):
-    found.update(content_bytes(split.image))
-    found.update(split.label.astype("<i4").tobytes())  # the same bytes on every machine
-  return found.hexdigest()
+    digest.update(content_bytes(split.image))
+    digest.update(split.label.astype("<i4").tobytes())  # the same bytes on every machine
+  return digest.hexdigest()
 
 
 def content_bytes(image: ImageArray) -> bytes:
-  """Every pixel; of photographs, which are too many for that, what stands for their files and how they are cut."""
+  """All pixels; of lazy images, which are too many, a fingerprint of the files and of the crop."""
   return image.fingerprint.encode() if isinstance(image, LazyImages) else image.tobytes()
 
 
 def _check_split(where: str, name: str, split: Split) -> Split:
-  """The split in the types that `Split` promises, or the first mistake in it."""
+  """Converts a split to the types of `Split`; raises UserError for the first mistake."""
   image, label = split
   if image.dtype != np.uint8:
     raise UserError(f"{where}: {name} images are {image.dtype}; store them as uint8, 0 to 255")
@@ -136,40 +149,40 @@ def _check_size(where: str, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _default_class_names(where: str, label: np.ndarray) -> tuple[str, ...]:
-  """The numbers of the classes, as their names."""
-  classes = int(label.max()) + 1
-  if classes > len(label):  # identifiers of some kind, most likely: a classifier of that size would not fit
-    number = f"{label.max()} though there are {len(label)} images"
-    raise UserError(f"{where}: train labels hold {number}; number the classes 0, 1, 2, ...")
-  return tuple(str(k) for k in range(classes))
+  """Numbers of the classes as their names."""
+  num_classes = int(label.max()) + 1
+  if num_classes > len(label):  # most likely identifiers: a classifier of that size would not fit into memory
+    value = f"{label.max()} though there are {len(label)} images"
+    raise UserError(f"{where}: train labels hold {value}; number the classes 0, 1, 2, ...")
+  return tuple(str(k) for k in range(num_classes))
 
 
 def _check_agreement(where: str, train: Split, test: Split, class_names: tuple[str, ...]) -> None:
-  """Both splits and the class names must speak of the same images and classes."""
+  """Checks that both splits and the class names have the same image shape and classes."""
   if train.image.shape[1:] != test.image.shape[1:]:
     sizes = f"{train.image.shape[1:]} in train but {test.image.shape[1:]} in test"
     raise UserError(f"{where}: images are {sizes}; make them one size")
   if len(set(class_names)) < len(class_names):
     twice = next(name for name in class_names if class_names.count(name) > 1)
     raise UserError(f"{where}: class name {twice!r} occurs twice; give every class its own")
-  seen = np.unique(train.label)
-  if len(seen) < 2:
-    raise UserError(f"{where}: all train labels are {seen[0]}; a classifier needs at least 2 classes")
-  if seen[-1] >= len(class_names):
+  classes = np.unique(train.label)
+  if len(classes) < 2:
+    raise UserError(f"{where}: all train labels are {classes[0]}; a classifier needs at least 2 classes")
+  if classes[-1] >= len(class_names):
     raise UserError(
-      f"{where}: train labels hold {seen[-1]} but there are {len(class_names)} class names; add names"
+      f"{where}: train labels hold {classes[-1]} but there are {len(class_names)} class names; add names"
     )
-  unseen = np.setdiff1d(test.label, seen)
-  if len(unseen):
+  test_only = np.setdiff1d(test.label, classes)
+  if len(test_only):
     raise UserError(
-      f"{where}: test label {unseen[0]} never occurs in train; remove those images or train on some"
+      f"{where}: test label {test_only[0]} never occurs in train; remove those images or train on some"
     )
 
 
 def _measure_channel_stats(where: str, image: np.ndarray) -> ChannelStats:
   """Mean and standard deviation of each channel of [n, h, w, c] images.
 
-  The sums are taken in whole numbers, so every machine finds the same floats, to the last bit.
+  Sums are whole numbers, so that every machine computes the same floats, to the last bit.
   """
   mean, std = [], []
   for channel in np.moveaxis(image, -1, 0):
@@ -185,8 +198,120 @@ def _measure_channel_stats(where: str, image: np.ndarray) -> ChannelStats:
 
 
 def _histogram(channel: np.ndarray) -> list[int]:
-  """How often each of the 256 values occurs in [n, h, w] bytes."""
+  """Counts the 256 values in [n, h, w] bytes."""
   counts = np.zeros(256, np.int64)
-  for first in range(0, len(channel), 4096):  # in parts, since bincount widens its input to int64
+  for first in range(0, len(channel), 4096):  # in blocks, since bincount widens its input to int64
     counts += np.bincount(channel[first : first + 4096].ravel(), minlength=256)
   return counts.tolist()
+
+
+# --- Train and validation ---
+
+
+def stratified_mask(label: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+  """Selects round(fraction * count) random examples of every class.
+
+  Args:
+    label: [n], integers.
+    fraction: of each class, in [0, 1].
+    seed: 0 <= seed < 2**32.
+
+  Returns:
+    [n], bool: True for selected examples.
+  """
+  # Not default_rng: NumPy guarantees for RandomState alone that later versions draw the same split.
+  rng = np.random.RandomState(seed)
+  selected = np.zeros(len(label), bool)
+  for k in np.unique(label):
+    members = rng.permutation(np.flatnonzero(label == k))
+    selected[members[: round(fraction * len(members))]] = True
+  return selected
+
+
+def check_split_options(fraction: float, seed: int) -> None:
+  """Raises UserError for an invalid fraction or seed; needs no data, so that a run can fail at once."""
+  if not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
+    raise UserError(f"data.validation: {fraction!r} is not a fraction of train; give 0 <= fraction < 1")
+  if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+    raise UserError(f"data.split_seed: {seed!r} is not a seed; give a whole number, 0 <= seed < 2**32")
+
+
+def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+  """Moves a fraction of each class from train to validation; both keep the order of the source.
+
+  Raises:
+    UserError: an invalid option, or a class would have no image in train or in validation.
+  """
+  check_split_options(fraction, seed)
+  if not fraction:
+    return dataset
+  label = dataset.train.label
+  selected = stratified_mask(label, fraction, seed)
+  for k, count in zip(*np.unique(label, return_counts=True), strict=True):
+    if not 0 < np.sum(selected & (label == k)) < count:
+      images = f"{fraction} of the {count} train images of class {dataset.class_names[k]!r}"
+      raise UserError(
+        f"data.validation: {images} leaves train or validation without any; give another fraction, or 0"
+      )
+  return dataset._replace(train=dataset.train.take(~selected), validation=dataset.train.take(selected))
+
+
+# --- Resizing ---
+
+
+def resize_dataset(dataset: Dataset, size: int) -> Dataset:
+  """Resizes all images to squares. Mean and standard deviation stay those of the original images.
+
+  Raises:
+    UserError: the images would not fit into memory.
+  """
+  count = len(dataset.train.label) + len(dataset.test.label)
+  channels = dataset.image_shape[2]
+  _check_memory(count * size * size * channels, f"{count:,} images of {size}x{size}")
+  train, test = (
+    Split(resize_images(split.image[:], (size, size, channels)), split.label)
+    for split in (dataset.train, dataset.test)
+  )
+  return dataset._replace(train=train, test=test, fingerprint=fingerprint(train, test, dataset.class_names))
+
+
+def resize_images(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+  """Resizes by Pillow's bilinear filter with antialiasing; repeats grey channels or takes the luma of colours.
+
+  Args:
+    image: [n, h, w, c], uint8, c 1 or 3.
+    shape: of each resulting image, [h, w, c].
+
+  Returns:
+    [n, *shape], uint8; the argument itself if it has that shape.
+  """
+  height, width, channels = shape
+  if image.shape[1:3] != (height, width):
+    image = np.stack([_resize_image(one, height, width) for one in image])
+  if image.shape[3] == channels:
+    return image
+  if channels == 3:
+    return np.repeat(image, 3, axis=3)
+  return ((image.astype(np.int64) @ _LUMA_WEIGHTS + 500) // 1000).astype(np.uint8)[..., None]
+
+
+def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  from PIL import Image
+
+  grey = image.shape[2] == 1
+  pillow_image = Image.fromarray(image[..., 0] if grey else image)
+  resized = np.asarray(pillow_image.resize((width, height), Image.Resampling.BILINEAR))
+  return resized[..., None] if grey else resized
+
+
+def _check_memory(num_bytes: int, description: str) -> None:
+  """Refuses arrays larger than the available memory, on systems that report it in /proc/meminfo."""
+  if not Path("/proc/meminfo").is_file():
+    return
+  lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+  free = int(lines["MemAvailable"].split()[0]) * 1024
+  if num_bytes > free:
+    raise UserError(
+      f"data.image_size: {description} need {num_bytes / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are "
+      "free; use a smaller image_size, or streamed images"
+    )

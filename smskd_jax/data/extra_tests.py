@@ -1,8 +1,9 @@
-"""Test sets beside a source's own: CIFAR-10.1, and corrupted copies of the test images.
+"""Additional test sets: CIFAR-10.1, and corrupted copies of the test images.
 
 cifar10.1         cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy in data.folder
 NAME:SEVERITY     a corruption of `corruptions.py`, severity 1 to 5
-corruptions:S     all of them at severity S; corruptions: all of them at all severities
+corruptions:S     all corruptions at severity S
+corruptions       all corruptions at all severities
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +12,8 @@ import pathlib
 
 import numpy as np
 
-from smskd_jax.data import corruptions, resize
-from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.data import corruptions
+from smskd_jax.data.dataset import Dataset, Split, resize_images
 from smskd_jax.errors import UserError, unknown_name_error
 
 _CIFAR_10_1 = "cifar10.1"
@@ -20,12 +21,12 @@ _ALL_CORRUPTIONS = "corruptions"
 
 
 def expand_names(field: str, requested: tuple[str, ...]) -> tuple[str, ...]:
-  """The sets that are asked for, one by one, each once.
+  """Names of single test sets, each once, in place of names of groups.
 
   Raises:
-    UserError: there is none of a name.
+    UserError: an unknown name.
   """
-  return tuple(dict.fromkeys(name for one in requested for name in _expand_name(field, one)))
+  return tuple(dict.fromkeys(name for group in requested for name in _expand_name(field, group)))
 
 
 def _expand_name(field: str, name: str) -> Iterator[str]:
@@ -39,22 +40,22 @@ def _expand_name(field: str, name: str) -> Iterator[str]:
     )
   if severity not in ("", *map(str, corruptions.SEVERITIES)):
     raise UserError(f"{field}: {name!r} has no severity from 1 to 5 behind its colon")
-  for name in corruptions.CORRUPTIONS if head == _ALL_CORRUPTIONS else (head,):
-    for each in [severity] if severity else corruptions.SEVERITIES:
-      yield f"{name}:{each}"
+  for corruption in corruptions.CORRUPTIONS if head == _ALL_CORRUPTIONS else (head,):
+    for s in [severity] if severity else corruptions.SEVERITIES:
+      yield f"{corruption}:{s}"
 
 
 def load_test_set(field: str, name: str, dataset: Dataset, folder: str) -> Split:
-  """One set of `names`.
+  """Loads one test set.
 
   Args:
     field: of the config, for messages.
-    name: of the set.
-    dataset: of which copies are made.
-    folder: where files are; "" for `data`.
+    name: as returned by `expand_names`.
+    dataset: source of the corrupted copies, and of the image shape.
+    folder: of files; "" for `data`.
 
   Raises:
-    UserError: files are missing or damaged, or of other images than the data set's.
+    UserError: files are missing or damaged, or do not suit the data set.
   """
   if name == _CIFAR_10_1:
     return _cifar_10_1(field, dataset, pathlib.Path(folder or "data"))
@@ -65,10 +66,10 @@ def load_test_set(field: str, name: str, dataset: Dataset, folder: str) -> Split
 def lazy_test_sets(
   field: str, requested: tuple[str, ...], dataset: Dataset, folder: str
 ) -> Mapping[str, Callable[[], Split]]:
-  """The sets by name, each to be made when it is needed. Files are read once now, so that a mistake shows at once.
+  """Test sets by name, each computed on call. Files are read once in advance, so that errors show at once.
 
   Raises:
-    UserError: as `names` and `load`.
+    UserError: as `expand_names` and `load_test_set`.
   """
   sets: dict[str, Callable[[], Split]] = {}
   for name in expand_names(field, requested):
@@ -89,15 +90,15 @@ def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
     try:
       arrays.append(np.load(path, allow_pickle=False))
     except FileNotFoundError:
-      where = "https://github.com/modestyachts/CIFAR-10.1, datasets/"
+      url = "https://github.com/modestyachts/CIFAR-10.1, datasets/"
       raise UserError(
-        f"{field}: {path} is missing; get it from {where}, or name its folder in data.folder"
+        f"{field}: {path} is missing; get it from {url}, or name its folder in data.folder"
       ) from None
     except (OSError, ValueError) as error:
       raise UserError(f"{field}: {path} cannot be read ({error}); get it again") from error
   image, label = arrays
-  of_cifar = dataset.image_shape[2] == 3 and len(dataset.class_names) == 10
-  if not of_cifar:
+  is_cifar10 = dataset.image_shape[2] == 3 and len(dataset.class_names) == 10
+  if not is_cifar10:
     raise UserError(
       f"{field}: {_CIFAR_10_1!r} tests networks for CIFAR-10, and {dataset.name!r} is another data set"
     )
@@ -106,4 +107,4 @@ def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
     raise UserError(
       f"{field}: {folder} holds other arrays than CIFAR-10.1's {image.shape} {label.shape}; get them again"
     )
-  return Split(resize.resize_images(image, dataset.image_shape), label.astype(np.int32))
+  return Split(resize_images(image, dataset.image_shape), label.astype(np.int32))

@@ -1,29 +1,29 @@
-"""Random numbers of the host, each a function of a seed and a place: nothing is carried, so any may be drawn first.
+"""Counter-based random numbers on the host: each is a function of seed, stream and counter, without state.
 
-NumPy promises to keep the bits of its generators, and nothing of what it draws from them (NEP 19): numbers are made of
-the bits here. The generator is Philox4x64-10 of Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1,
-2, 3", SC 2011.
+NumPy guarantees the bits of its generators, but not the distributions that it draws from them (NEP 19); therefore
+numbers are computed from the bits here. Generator: Philox4x64-10 of Salmon, Moraes, Dror and Shaw, "Parallel Random
+Numbers: As Easy as 1, 2, 3", SC 2011.
 """
 
 import numpy as np
 
-Counter = tuple[int, int, int]  # each at least 0 and less than 2**64
+Counter = tuple[int, int, int]  # each in [0, 2**64)
 
-# What numbers are for: those of one purpose do not depend on how many are drawn for another.
+# Streams are independent: drawing more numbers from one does not change another.
 SHUFFLE_STREAM, CROP_STREAM = range(2)
 
 
 def random_bits(seed: int, stream: int, counter: Counter, count: int) -> np.ndarray:
-  """[count], uint64."""
-  key_words, counter_words = (np.array(words, np.uint64) for words in ((seed, stream), (0, *counter)))
-  return np.random.Philox(key=key_words, counter=counter_words).random_raw(count)
+  """Random bits: [count], uint64."""
+  key, words = (np.array(x, np.uint64) for x in ((seed, stream), (0, *counter)))
+  return np.random.Philox(key=key, counter=words).random_raw(count)
 
 
 def uniform(seed: int, stream: int, counter: Counter, count: int) -> np.ndarray:
-  """Numbers in [0, 1): [count], float64."""
+  """Uniform numbers in [0, 1): [count], float64."""
   return (random_bits(seed, stream, counter, count) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(seed: int, stream: int, counter: Counter, count: int) -> np.ndarray:
-  """An order of so many: [count], int64."""
+  """Permutation of range(count): [count], int64."""
   return np.argsort(random_bits(seed, stream, counter, count), kind="stable")

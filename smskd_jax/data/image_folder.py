@@ -1,6 +1,6 @@
-"""A user's own images: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or .jpg, or .jpeg; or val in test's place.
+"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or .jpg, or .jpeg; `val` may replace `test`.
 
-In memory they are of one size. As photographs they need not be: they stay in their files.
+`read_image_folder` reads images of one size into memory; `stream_image_folder` leaves images of any size in files.
 """
 
 from collections.abc import Iterator
@@ -13,86 +13,83 @@ from typing import NamedTuple
 import numpy as np
 
 from smskd_jax.data.dataset import IMAGENET_STATS, RawSplits, Split
-from smskd_jax.data.image_io import open_image
-from smskd_jax.data.lazy_images import CropConfig, LazyImages
+from smskd_jax.data.lazy_images import CropConfig, LazyImages, open_image
 from smskd_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageFiles(NamedTuple):
-  """Image files, as records; their names as bytes in one array, because there may be millions."""
+  """Image files as a `RecordSource`; their paths are bytes in one array, because there may be millions."""
 
   root: str
   relative_paths: np.ndarray  # [n], bytes: PART/CLASS/FILE
 
-  def read(self, i: int) -> bytes:
-    """The i-th file."""
-    return pathlib.Path(self.name(i)).read_bytes()
+  def read(self, index: int) -> bytes:
+    """Bytes of one file."""
+    return pathlib.Path(self.name(index)).read_bytes()
 
-  def name(self, i: int) -> str:
-    """The i-th file's name."""
-    return os.path.join(self.root, os.fsdecode(self.relative_paths[i]))
+  def name(self, index: int) -> str:
+    """Path of one file."""
+    return os.path.join(self.root, os.fsdecode(self.relative_paths[index]))
 
 
 class _FileList(NamedTuple):
-  """One part of a folder."""
+  """Files of one split, class by class, each class sorted by file name."""
 
-  relative_paths: list[str]  # PART/CLASS/FILE, class by class, each class in the order of the file names
+  relative_paths: list[str]  # PART/CLASS/FILE
   sizes: list[int]  # bytes
   label: list[int]
 
 
 def read_image_folder(argument: str, folder: str) -> RawSplits:
-  """All images of both parts; grey where all are grey, RGB otherwise, without transparency.
+  """All images of both splits in memory; grey if all are grey, else RGB; transparency is dropped.
 
-  The sorted names of the folders in train are the classes, in this order.
+  The sorted names of the folders in train are the classes.
   """
   del folder
   where = f"data.source: 'folder:{argument}'"
   root = pathlib.Path(argument)
   class_names, (train, test) = _list_splits(root, where)
-  image = read_images([root / name for name in (*train.relative_paths, *test.relative_paths)], where)
+  image = read_images([root / path for path in (*train.relative_paths, *test.relative_paths)], where)
   label = np.array([*train.label, *test.label])
-  at = len(train.relative_paths)
-  return RawSplits(Split(image[:at], label[:at]), Split(image[at:], label[at:]), class_names)
+  n = len(train.label)
+  return RawSplits(Split(image[:n], label[:n]), Split(image[n:], label[n:]), class_names)
 
 
 def stream_image_folder(argument: str, folder: str, crop: CropConfig) -> RawSplits:
-  """The same images, of any sizes and in colours, to be read when they are asked for.
+  """The images of `read_image_folder`, of any sizes and in RGB, decoded on access.
 
-  Their fingerprint is of the names and sizes of the files.
+  The fingerprint covers names and sizes of the files, not their contents.
   """
   del folder
-  class_names, parts = _list_splits(pathlib.Path(argument), f"data.source: 'folder:{argument}'")
-  names = [name for part in parts for name in part.relative_paths]
-  sizes = [size for part in parts for size in part.sizes]
-  digest = hashlib.sha256(repr(list(zip(names, sizes, strict=True))).encode()).hexdigest()
-  files, at = (
-    ImageFiles(argument, np.array([os.fsencode(name) for name in names])),
-    len(parts[0].relative_paths),
-  )
+  class_names, splits = _list_splits(pathlib.Path(argument), f"data.source: 'folder:{argument}'")
+  paths = [path for split in splits for path in split.relative_paths]
+  sizes = [size for split in splits for size in split.sizes]
+  digest = hashlib.sha256(repr(list(zip(paths, sizes, strict=True))).encode()).hexdigest()
+  files = ImageFiles(argument, np.array([os.fsencode(path) for path in paths]))
+  indices = np.split(np.arange(len(paths)), [len(splits[0].label)])
   train, test = (
-    Split(LazyImages(files, rows, crop, digest), np.array(part.label))
-    for part, rows in zip(parts, np.split(np.arange(len(names)), [at]), strict=True)
+    Split(LazyImages(files, rows, crop, digest), np.array(split.label))
+    for split, rows in zip(splits, indices, strict=True)
   )
   return RawSplits(train, test, class_names, IMAGENET_STATS)
 
 
 def _list_splits(root: pathlib.Path, where: str) -> tuple[tuple[str, ...], list[_FileList]]:
-  """The classes, and what is in train and in test."""
+  """Class names, and the files of train and test."""
   class_names = _list_class_folders(root / "train", where)
   if len(class_names) < 2:
     raise UserError(
       f"{where}: {root / 'train'} holds {len(class_names)} class folders; make one folder a class, at least 2"
     )
-  val = not (root / "test").is_dir() and (root / "val").is_dir()  # ImageNet's, as it is usually laid out
-  parts = [_list_split(root, part, class_names, where) for part in ("train", "val" if val else "test")]
-  for k in sorted(set(range(len(class_names))) - set(parts[0].label)):
+  use_val = not (root / "test").is_dir() and (root / "val").is_dir()  # the usual layout of ImageNet
+  splits = [_list_split(root, split, class_names, where) for split in ("train", "val" if use_val else "test")]
+  for k in sorted(set(range(len(class_names))) - set(splits[0].label)):
     raise UserError(
       f"{where}: {root / 'train' / class_names[k]} holds no images; put some there, or remove it"
     )
-  return class_names, parts
+  return class_names, splits
 
 
 def _list_class_folders(path: pathlib.Path, where: str) -> tuple[str, ...]:
@@ -104,17 +101,17 @@ def _list_class_folders(path: pathlib.Path, where: str) -> tuple[str, ...]:
 
 
 def _list_split(root: pathlib.Path, split: str, class_names: tuple[str, ...], where: str) -> _FileList:
-  listed = _FileList([], [], [])
+  files = _FileList([], [], [])
   for name in _list_class_folders(root / split, where):
     if name not in class_names:
       raise UserError(f"{where}: {root / split / name} has no counterpart in train; add one, or remove it")
     for file, size in sorted(_scan_image_files(root / split / name)):
-      listed.relative_paths.append(f"{split}/{name}/{file}")
-      listed.sizes.append(size)
-      listed.label.append(class_names.index(name))
-  if not listed.relative_paths:
+      files.relative_paths.append(f"{split}/{name}/{file}")
+      files.sizes.append(size)
+      files.label.append(class_names.index(name))
+  if not files.label:
     raise UserError(f"{where}: no {', '.join(SUFFIXES)} file in {root / split}/CLASS; put images there")
-  return listed
+  return files
 
 
 def _scan_image_files(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
@@ -126,17 +123,17 @@ def _scan_image_files(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 def read_images(paths: list[pathlib.Path], where: str) -> np.ndarray:
-  """Images of files in one array, [n, h, w] where all are grey, else [n, h, w, 3], uint8.
+  """Images of files in one array: [n, h, w] if all are grey, else [n, h, w, 3], uint8.
 
   Raises:
-    UserError: a file is no image, or of another size than the first; `where` begins the message.
+    UserError: a file is no image, or has another size than the first; `where` begins the message.
   """
-  with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes
-    images = list(pool.map(lambda file: _read_image(file, where), paths))
-  for file, image in zip(paths, images, strict=True):
+  with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it decodes
+    images = list(pool.map(lambda path: _read_image(path, where), paths))
+  for path, image in zip(paths, images, strict=True):
     if image.shape[:2] != images[0].shape[:2]:
       (h, w), (h0, w0) = image.shape[:2], images[0].shape[:2]
-      sizes = f"{paths[0]} is {h0}x{w0} (height x width) but {file} is {h}x{w}"
+      sizes = f"{paths[0]} is {h0}x{w0} (height x width) but {path} is {h}x{w}"
       raise UserError(f"{where}: {sizes}; resize the images to one size, or set data.streamed")
   if all(image.ndim == 2 for image in images):
     return np.stack(images)
@@ -144,7 +141,7 @@ def read_images(paths: list[pathlib.Path], where: str) -> np.ndarray:
 
 
 def _read_image(path: pathlib.Path, where: str) -> np.ndarray:
-  """One image, [h, w] where it is grey, else [h, w, 3], uint8."""
+  """One image, uint8: [h, w] if grey, else [h, w, 3]."""
   try:
     return np.asarray(open_image(path, str(path)))
   except ValueError as error:

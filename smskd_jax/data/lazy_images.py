@@ -1,9 +1,9 @@
-"""Photographs of many sizes, read and decoded when they are asked for, and cut to squares of one size.
+"""Images of many sizes, decoded on access and cropped to squares of one size.
 
-To train on, a random part of each, as Inception's authors do it: area and aspect ratio are drawn, then the place.
-Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6; ten tries, and the tests' cut where none fits,
-are torchvision's RandomResizedCrop. To test on, the middle: the shorter side is resized, and the centre cut out, as
-torchvision's Resize and CenterCrop. Pixels are those of torchvision on Pillow's images, for the same parts.
+Training images are random resized crops: area and aspect ratio are drawn, then the position. Szegedy et al., "Going
+Deeper with Convolutions", CVPR 2015, section 6; the ten attempts, and the central crop if none fits, are those of
+torchvision's RandomResizedCrop. Test images are the centre: the shorter side is resized and the middle cropped, as by
+torchvision's Resize and CenterCrop. For equal crops, pixels equal torchvision's on Pillow images.
 """
 
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 import io
 import math
 import os
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from smskd_jax.data import host_rng
-from smskd_jax.data.image_io import open_image
 from smskd_jax.errors import UserError
 
 MAX_ATTEMPTS = 10
-ASPECT_RATIO_RANGE = (3 / 4, 4 / 3)  # width over height
+ASPECT_RATIO_RANGE = (3 / 4, 4 / 3)  # width / height
 
 
 class CropConfig(NamedTuple):
-  """How photographs become squares."""
+  """Crops of streamed images."""
 
-  size: int  # pixels
-  min_area: float = 0.08  # of the part to train on, as a share of the photograph; the greatest is all of it
-  center_fraction: float = 0.875  # of the shorter side, the share that is tested on: 224 of 256
+  size: int  # side of the square, pixels
+  min_area: float = 0.08  # of a random crop, as a fraction of the image; the maximum is 1
+  center_fraction: float = 0.875  # of the shorter side, kept by the central crop: 224 of 256
 
 
 class Box(NamedTuple):
-  """A part of an image, in pixels."""
+  """A rectangle in an image, in pixels."""
 
   left: int
   top: int
@@ -41,19 +41,19 @@ class Box(NamedTuple):
 
 
 class RecordSource(Protocol):
-  """Encoded images."""
+  """Random access to encoded images."""
 
   def read(self, index: int) -> bytes:
-    """The i-th."""
+    """Bytes of one encoded image."""
 
   def name(self, index: int) -> str:
-    """Of the i-th, for messages."""
+    """Name of one image, for messages."""
 
 
 class LazyImages:
-  """To others an array [n, side, side, 3] of uint8, whose `[rows]` are the middles of photographs.
+  """Read-only array [n, size, size, 3], uint8, of central crops that are decoded on access.
 
-  It may be pickled: processes of their own may decode. Indices are arrays or slices; a mask is for `only`.
+  Indices are arrays or slices; `take` selects without decoding. Instances can be pickled, for worker processes.
   """
 
   ndim, dtype = 4, np.dtype(np.uint8)
@@ -62,72 +62,74 @@ class LazyImages:
     """Reads nothing yet.
 
     Args:
-      records: all there are.
-      rows: [n], of those that are meant.
-      squares: how they are cut.
+      records: encoded images.
+      indices: [n], the records that this array holds.
+      crop: size and bounds of the crops.
       fingerprint: of the records.
     """
     self._records, self._indices, self._crop, self._records_fingerprint = records, indices, crop, fingerprint
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """[n, h, w, c], as of an array."""
+    """[n, size, size, 3]."""
     return (len(self._indices), self._crop.size, self._crop.size, 3)
 
   @property
   def fingerprint(self) -> str:
-    """Of the records and of how they are cut."""
+    """Fingerprint of the records and of the crops."""
     return f"{self._records_fingerprint} {self._crop}"
 
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, rows: Any) -> np.ndarray:
-    """The middles of some: [*rows, side, side, 3].
+  def __getitem__(self, indices: Any) -> np.ndarray:
+    """Central crops: [*indices, size, size, 3].
 
     Raises:
-      UserError: one cannot be decoded.
+      UserError: an image cannot be decoded.
     """
-    rows = np.arange(len(self))[rows]
-    cut = lambda row: center_crop(self._open_image(row), self._crop)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow lets go of the interpreter
-      squares = list(pool.map(cut, rows.ravel()))
-    return np.reshape(squares, (*rows.shape, *self.shape[1:])).astype(np.uint8, copy=False)
+    indices = np.arange(len(self))[indices]
+
+    def read(index):
+      return center_crop(self._open_image(index), self._crop)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow releases the interpreter lock
+      crops = list(pool.map(read, indices.ravel()))
+    return np.reshape(crops, (*indices.shape, *self.shape[1:])).astype(np.uint8, copy=False)
 
   def take(self, indices: np.ndarray) -> "LazyImages":
-    """Some of them, by their places or a mask."""
+    """Images selected by indices or a mask, not decoded."""
     return LazyImages(self._records, self._indices[indices], self._crop, self._records_fingerprint)
 
   def random_resized_crops(
     self, indices: np.ndarray, seed: int, repeat_ids: Sequence[tuple[int, int]]
   ) -> np.ndarray:
-    """Random parts of photographs.
+    """Random crops, each a function of the seed, the repeat id and the index alone.
 
     Args:
-      rows: [b].
-      seed: that they are drawn from.
-      visits: b, of each the epoch and which time it comes in it.
+      indices: [b].
+      seed: of the random numbers.
+      repeat_ids: b pairs (epoch, occurrence of the image within the epoch).
 
     Returns:
-      [b, side, side, 3], each a function of the seed, its visit and its row alone.
+      [b, size, size, 3], uint8.
 
     Raises:
-      UserError: one cannot be decoded.
+      UserError: an image cannot be decoded.
     """
-    shown = np.empty((len(indices), *self.shape[1:]), np.uint8)
-    for i, (row, visit) in enumerate(zip(indices, repeat_ids, strict=True)):
-      drawn = host_rng.uniform(seed, host_rng.CROP_STREAM, (int(row), *visit), 4 * MAX_ATTEMPTS).reshape(
-        MAX_ATTEMPTS, 4
-      )
-      image = self._open_image(row)
+    crops = np.empty((len(indices), *self.shape[1:]), np.uint8)
+    for i, (index, repeat_id) in enumerate(zip(indices, repeat_ids, strict=True)):
+      counter = (int(index), *repeat_id)
+      uniforms = host_rng.uniform(seed, host_rng.CROP_STREAM, counter, 4 * MAX_ATTEMPTS)
+      image = self._open_image(index)
       width, height = image.size
-      part = image.crop(random_crop_box(width, height, drawn, self._crop.min_area))
-      shown[i] = _resize_to_square(part, self._crop.size)
-    return shown
+      box = random_crop_box(width, height, uniforms.reshape(MAX_ATTEMPTS, 4), self._crop.min_area)
+      crops[i] = _resize_to_square(image.crop(box), self._crop.size)
+    return crops
 
-  def _open_image(self, row: int) -> Any:
-    """The photograph, in colours."""
-    i = int(self._indices[row])
+  def _open_image(self, index: int) -> Any:
+    """Pillow image in RGB."""
+    i = int(self._indices[index])
     try:
       image = open_image(io.BytesIO(self._records.read(i)), self._records.name(i))
     except (ValueError, OSError) as error:
@@ -135,39 +137,69 @@ class LazyImages:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def random_crop_box(width: int, height: int, uniforms: np.ndarray, min_area: float) -> Box:
-  """The part of an image to train on.
+def open_image(file: Path | BinaryIO, name: str) -> Any:
+  """Decodes an image with Pillow: mode L for grey images, else RGB, without transparency or palette.
 
   Args:
-    width: pixels.
-    height: pixels.
-    drawn: [tries, 4], numbers in [0, 1): for area, aspect ratio, top and left.
-    least_area: as in `Squares`.
+    file: to read.
+    name: of the file, for messages.
+
+  Raises:
+    ValueError: the file cannot be read, or its pixels are of an unsupported kind.
   """
-  shortest, longest = map(math.log, ASPECT_RATIO_RANGE)
-  for of_area, of_aspect, of_top, of_left in uniforms:
-    area = width * height * (min_area + (1 - min_area) * of_area)
-    aspect = math.exp(shortest + (longest - shortest) * of_aspect)
+  from PIL import Image
+
+  try:
+    with Image.open(file) as image:
+      if image.mode in ("L", "RGB"):
+        image.load()
+        return image
+      if image.mode in ("1", "LA"):
+        return image.convert("L")
+      if image.mode in ("RGBA", "P", "PA", "CMYK", "YCbCr"):
+        # Through RGBA, since Pillow warns about a palette with transparency.
+        return image.convert("RGBA").convert("RGB")
+      mode = image.mode
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of bad files
+    raise ValueError(f"cannot read {name} ({error}); replace or remove it") from None
+  raise ValueError(f"{name} has pixels of kind {mode}; convert it to 8-bit grey or RGB")
+
+
+def random_crop_box(width: int, height: int, uniforms: np.ndarray, min_area: float) -> Box:
+  """Rectangle of a random area and aspect ratio at a random position; the central one if no attempt fits.
+
+  Args:
+    width: of the image, pixels.
+    height: of the image, pixels.
+    uniforms: [attempts, 4], numbers in [0, 1): area, aspect ratio, top, left.
+    min_area: smallest area, as a fraction of the image.
+  """
+  min_log, max_log = map(math.log, ASPECT_RATIO_RANGE)
+  for u_area, u_aspect, u_top, u_left in uniforms:
+    area = width * height * (min_area + (1 - min_area) * u_area)
+    aspect = math.exp(min_log + (max_log - min_log) * u_aspect)
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
-      top, left = int(of_top * (height - h + 1)), int(of_left * (width - w + 1))
+      top, left = int(u_top * (height - h + 1)), int(u_left * (width - w + 1))
       return Box(left, top, left + w, top + h)
-  least, most = ASPECT_RATIO_RANGE
-  w = min(width, round(height * most))
-  h = min(height, round(width / least))
+  min_aspect, max_aspect = ASPECT_RATIO_RANGE
+  w = min(width, round(height * max_aspect))
+  h = min(height, round(width / min_aspect))
   return Box((width - w) // 2, (height - h) // 2, (width - w) // 2 + w, (height - h) // 2 + h)
 
 
 def center_crop(image: Any, crop: CropConfig) -> np.ndarray:
-  """The middle of one of Pillow's images: [side, side, 3]."""
+  """Central square of a Pillow image: [size, size, 3], uint8."""
   from PIL import Image
 
-  side, short = crop.size, round(crop.size / crop.center_fraction)
+  shorter = round(crop.size / crop.center_fraction)
   width, height = image.size
-  size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-  left, top = (round((length - side) / 2) for length in size)
+  size = (
+    (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+  )
+  left, top = (round((length - crop.size) / 2) for length in size)
   resized = image.resize(size, Image.Resampling.BILINEAR)
-  return np.asarray(resized.crop((left, top, left + side, top + side)))
+  return np.asarray(resized.crop((left, top, left + crop.size, top + crop.size)))
 
 
 def _resize_to_square(image: Any, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Arrays from .npz files: a user's own, and the small Fashion-MNIST that comes with this package."""
+"""Arrays from .npz files: a user's own, and the small Fashion-MNIST of this package."""
 
 from collections.abc import Iterable
 import pathlib
@@ -16,23 +16,27 @@ REQUIRED_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def read_fashion_mnist_small(argument: str, folder: str) -> RawSplits:
-  """600 + 200 images of each class of Fashion-MNIST: see make_fashion_mnist_small.py, which drew them."""
+  """600 + 200 images of each class of Fashion-MNIST, [28, 28], in random order; package data.
+
+  Drawn from the full set with numpy.random.RandomState(0): for train, then for test, a permutation of each class gives
+  its images, and a permutation of these the order. tests/data/npz_test.py reproduces the file.
+  """
   del argument, folder
   return _read_splits(FASHION_MNIST_SMALL_FILE, "data.source: 'fashion_mnist_small'")
 
 
 def read_npz(argument: str, folder: str) -> RawSplits:
-  """A user's images: the arrays of `KEYS`, and class_names where the file has them."""
+  """Arrays of a user's file: those of `REQUIRED_KEYS` and, optionally, class_names."""
   del folder
   return _read_splits(pathlib.Path(argument), f"data.source: 'npz:{argument}'")
 
 
 def _read_splits(path: pathlib.Path, where: str) -> RawSplits:
-  found = read_arrays(path, REQUIRED_KEYS, where=where, optional=("class_names",))
-  names = found.get("class_names", np.array([], str))
+  arrays = read_arrays(path, REQUIRED_KEYS, where=where, optional=("class_names",))
+  names = arrays.get("class_names", np.array([], str))
   if names.dtype.kind != "U":
     raise UserError(f"{where}: class_names are {names.dtype}; store them as strings, numpy.array([...], str)")
-  train, test = (Split(found[f"{part}_images"], found[f"{part}_labels"]) for part in ("train", "test"))
+  train, test = (Split(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test"))
   return RawSplits(train, test, tuple(names.ravel().tolist()))
 
 
@@ -43,9 +47,9 @@ def read_arrays(
 
   Args:
     path: the file.
-    keys: arrays that must be there.
-    where: how an error begins: the field, and the value where that helps.
-    optional: arrays that may be there.
+    keys: of required arrays.
+    where: beginning of errors: the field, with the value if that helps.
+    optional: keys of arrays that may be absent.
 
   Returns:
     The arrays by key.
@@ -71,8 +75,8 @@ def _read_array(file: np.lib.npyio.NpzFile, key: str, where: str) -> np.ndarray:
   try:
     array = file[key]
   except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-    # Of these, ValueError is what NumPy says of an array of Python objects, which it will not unpickle.
+    # NumPy raises ValueError for an array of Python objects, which it does not unpickle.
     raise UserError(f"{where}: cannot read {key} ({error}); {fix}") from None
-  if not isinstance(array, np.ndarray):  # NumPy hands out the bytes of a member that is no .npy
+  if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is no .npy
     raise UserError(f"{where}: {key} is not an array; {fix}")
   return array

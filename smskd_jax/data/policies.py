@@ -1,7 +1,8 @@
-"""Which operations a policy applies to an image, and how strongly: AutoAugment and its successors. Pure.
+"""AutoAugment, RandAugment, TrivialAugment and FixMatch's strong view: random image operations and magnitudes. Pure.
 
-b batch, h w c image. Each takes (key, image [b, h, w, c], index [b]) and returns the image, all uint8. What an example
-gets depends on the key and on its own index alone: it does not matter which device holds it, or beside which others.
+Shapes: b batch, h height, w width, c channels. Each policy takes (key, image [b, h, w, c], index [b]) and returns the
+image, all uint8. The operations of an example depend on the key and the example's index alone, not on the device or the
+rest of the batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.data import enhance_ops, erasing, geometric_ops, operations
+from smskd_jax.data import erasing
 from smskd_jax.data.augment import RNG_SALT, uniform_per_example
+from smskd_jax.data.image_ops import ENHANCE_OPS, OP_NAMES, Fill, apply_ops
 
-# What AutoAugment found for CIFAR-10: (operation, probability, level) twice. Cubic shears are the survey's.
+# AutoAugment's policy for CIFAR-10: two of (operation, probability, level). The cubic shears are the survey's.
 AUTOAUGMENT_CIFAR10 = (
   (("invert", 0.1, 7), ("contrast", 0.2, 6)),
   (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
@@ -43,7 +45,7 @@ AUTOAUGMENT_CIFAR10 = (
   (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
 )
 
-# The fourteen of RandAugment and TrivialAugment: AutoAugment's without invert, and with doing nothing.
+# The 14 operations of RandAugment and TrivialAugment: AutoAugment's without invert, with the identity.
 RANDAUGMENT_OPS = (
   "identity",
   "shear_x",
@@ -63,10 +65,10 @@ RANDAUGMENT_OPS = (
 
 
 class SampledOps(NamedTuple):
-  """What each image gets, as `operations.apply` takes it, one operation after the other.
+  """n operations for each image, applied in order, in the form of `image_ops.apply_ops`.
 
-  names: the operations to choose from.
-  choice: [b, n], int32, places in the names.
+  op_names: names of the operations.
+  op_index: [b, n], int32, indices into the names.
   magnitude: [b, n], float32.
   """
 
@@ -75,15 +77,13 @@ class SampledOps(NamedTuple):
   magnitude: jax.Array
 
 
-def autoaugment(
-  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 128
-) -> jax.Array:
-  """The CIFAR-10 policy: one of 25 pairs of operations, each applied with its own probability.
+def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: Fill = 128) -> jax.Array:
+  """AutoAugment's policy for CIFAR-10: one of 25 pairs of operations, each applied with a probability.
 
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", CVPR 2019, https://arxiv.org/abs/1805.09501.
-  Signs, resampling, fill and units are those of the code of "The State of Knowledge Distillation for
-  Classification", https://arxiv.org/abs/1912.10850: shears are cubic, other warps nearest; rotations have no random
-  sign, all other warps and the blends do; solarize has thresholds from 256.
+  Signs, resampling, fill and units are those of the code of "The State of Knowledge Distillation for Classification",
+  https://arxiv.org/abs/1912.10850: shears are cubic, other geometric operations use nearest neighbours; rotations have
+  no random sign, other geometric operations and enhancements do; solarize has thresholds from 256.
   """
   return _apply_sequence(image, sample_autoaugment(key, index, image.shape[1], image.shape[2]), fill)
 
@@ -95,49 +95,49 @@ def randaugment(
   *,
   num_ops: int = 2,
   magnitude: int = 9,
-  fill: geometric_ops.Fill = 0,
+  fill: Fill = 0,
 ) -> jax.Array:
-  """A number of operations, drawn from fourteen with replacement, of one magnitude from 0 to 30.
+  """`num_ops` operations, drawn from 14 with replacement, of one magnitude from 0 to 30.
 
   Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS 2020,
-  https://arxiv.org/abs/1909.13719. List, ranges and signs are torchvision's: the ranges of AutoAugment in 31 steps,
-  whole pixels of translation, a random sign for all warps and blends, solarize from 255, nearest warps.
+  https://arxiv.org/abs/1909.13719. Operations, ranges and signs are torchvision's: the ranges of AutoAugment in 31
+  steps, translation by whole pixels, a random sign for geometric operations and enhancements, solarize from 255,
+  nearest neighbours.
+
+  Raises:
+    ValueError: an option is out of range.
   """
   if num_ops < 1:
     raise ValueError(f"randaugment: num_ops must be at least 1, got {num_ops!r}")
   if magnitude not in range(31):
     raise ValueError(f"randaugment: magnitude must be a whole number from 0 to 30, got {magnitude!r}")
-  draw = sample_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)
-  return _apply_sequence(image, draw, fill)
+  sampled = sample_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)
+  return _apply_sequence(image, sampled, fill)
 
 
-def trivialaugment(
-  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 0
-) -> jax.Array:
-  """One operation, of a magnitude drawn from 31, of the wide space.
+def trivialaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: Fill = 0) -> jax.Array:
+  """One operation of a magnitude drawn from 31, from the wide space.
 
   Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021,
-  https://arxiv.org/abs/2103.10158. The space is that of torchvision's `TrivialAugmentWide`. The authors' code cuts
-  off fractions of degrees and of bits, and has blends by 0.01 to 2, which is 1 +- 0.99 in other steps.
+  https://arxiv.org/abs/2103.10158. The space is that of torchvision's `TrivialAugmentWide`. The authors' code truncates
+  degrees and bits to whole numbers, and enhances by 0.01 to 2, which is 1 +- 0.99 in other steps.
   """
   return _apply_sequence(image, sample_trivialaugment(key, index), fill)
 
 
-def fixmatch(
-  key: jax.Array, image: jax.Array, index: jax.Array, *, fill: geometric_ops.Fill = 0
-) -> jax.Array:
-  """Two operations of random magnitude, then a random square in one colour.
+def fixmatch(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: Fill = 0) -> jax.Array:
+  """Two operations of random magnitude, then a random square of one colour.
 
   Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
-  https://arxiv.org/abs/2001.07685, appendix; in the form of the code of Jin, Wang and Lin, "Multi-Level Logit
-  Distillation", CVPR 2023, whose strong view it is after crop and flip. Blends are by 0.05 to 0.95 only.
+  https://arxiv.org/abs/2001.07685, appendix; as in the code of Jin, Wang and Lin, "Multi-Level Logit Distillation",
+  CVPR 2023, where it follows crop and flip in the strong view. Enhancement factors are 0.05 to 0.95 only.
   """
   image = _apply_sequence(image, sample_fixmatch(key, index, image.shape[1], image.shape[2]), fill)
   return erasing.random_square(jax.random.fold_in(key, RNG_SALT), image, index)
 
 
 def sample_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> SampledOps:
-  """Draws a pair, whether to apply each of its two, and two signs."""
+  """Samples a pair, the application of each of its operations, and two signs."""
   space = _signed_magnitudes(_autoaugment_ranges(10, h, w) | {"solarize": np.linspace(256, 0, 10)})
   space["rotate"][:, 0] = space["rotate"][:, 1]  # no sign
   space["cubic_shear_y"] = space["shear_y"]
@@ -147,10 +147,10 @@ def sample_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> Samp
   magnitude = np.array(
     [[space[name][level] for name, _, level in pair] for pair in AUTOAUGMENT_CIFAR10], np.float32
   )
-  drawn = uniform_per_example(key, index, 5)
-  pair = _to_index(drawn[:, 0], len(AUTOAUGMENT_CIFAR10))
-  applied = drawn[:, 1:3] < jnp.asarray(probability)[pair]
-  sign = _to_index(drawn[:, 3:], 2)
+  uniforms = uniform_per_example(key, index, 5)
+  pair = _to_index(uniforms[:, 0], len(AUTOAUGMENT_CIFAR10))
+  applied = uniforms[:, 1:3] < jnp.asarray(probability)[pair]
+  sign = _to_index(uniforms[:, 3:], 2)
   signed = jnp.take_along_axis(jnp.asarray(magnitude)[pair], sign[..., None], axis=-1)[..., 0]
   return SampledOps(names, jnp.where(applied, jnp.asarray(choice)[pair], 0), signed)
 
@@ -158,85 +158,83 @@ def sample_autoaugment(key: jax.Array, index: jax.Array, h: int, w: int) -> Samp
 def sample_randaugment(
   key: jax.Array, index: jax.Array, h: int, w: int, num_ops: int, magnitude: int
 ) -> SampledOps:
-  """Draws operations and signs."""
+  """Samples operations and signs."""
   table = _magnitude_table(_signed_magnitudes(_round_translation(_autoaugment_ranges(31, h, w))))[
     :, magnitude
   ]
-  drawn = uniform_per_example(key, index, 2 * num_ops)
-  choice, sign = _to_index(drawn[:, :num_ops], len(RANDAUGMENT_OPS)), _to_index(drawn[:, num_ops:], 2)
+  uniforms = uniform_per_example(key, index, 2 * num_ops)
+  choice, sign = _to_index(uniforms[:, :num_ops], len(RANDAUGMENT_OPS)), _to_index(uniforms[:, num_ops:], 2)
   return SampledOps(RANDAUGMENT_OPS, choice, jnp.asarray(table)[choice, sign])
 
 
 def sample_trivialaugment(key: jax.Array, index: jax.Array) -> SampledOps:
-  """Draws an operation, a level and a sign."""
+  """Samples an operation, a level and a sign."""
   table = _magnitude_table(_signed_magnitudes(_round_translation(_wide_ranges())))
-  drawn = uniform_per_example(key, index, 3)
-  choice, level, sign = (_to_index(drawn[:, i : i + 1], n) for i, n in enumerate(table.shape))
+  uniforms = uniform_per_example(key, index, 3)
+  choice, level, sign = (_to_index(uniforms[:, i : i + 1], n) for i, n in enumerate(table.shape))
   return SampledOps(RANDAUGMENT_OPS, choice, jnp.asarray(table)[choice, level, sign])
 
 
 def sample_fixmatch(key: jax.Array, index: jax.Array, h: int, w: int) -> SampledOps:
-  """Draws two operations and their magnitudes."""
+  """Samples two operations and their magnitudes."""
   ends: dict[str, tuple[float, float]] = {"posterize": (4, 8), "solarize": (0, 256), "rotate": (-30, 30)}
   ends |= {"shear_x": (-0.3, 0.3), "shear_y": (-0.3, 0.3)}
   ends |= {"translate_x": (-0.3 * w, 0.3 * w), "translate_y": (-0.3 * h, 0.3 * h)}
-  ends |= dict.fromkeys(enhance_ops.ENHANCE_OPS, (0.05, 0.95))
+  ends |= dict.fromkeys(ENHANCE_OPS, (0.05, 0.95))
   table = np.array([ends.get(name, (0, 0)) for name in RANDAUGMENT_OPS], np.float32)
-  drawn = uniform_per_example(key, index, 4)
-  choice = _to_index(drawn[:, :2], len(RANDAUGMENT_OPS))
+  uniforms = uniform_per_example(key, index, 4)
+  choice = _to_index(uniforms[:, :2], len(RANDAUGMENT_OPS))
   low, high = jnp.moveaxis(jnp.asarray(table)[choice], -1, 0)
-  return SampledOps(RANDAUGMENT_OPS, choice, low + (high - low) * drawn[:, 2:])
+  return SampledOps(RANDAUGMENT_OPS, choice, low + (high - low) * uniforms[:, 2:])
 
 
-def _apply_sequence(image: jax.Array, sampled: SampledOps, fill: geometric_ops.Fill) -> jax.Array:
-  def one(image, drawn):
-    return operations.apply_ops(image, *drawn, op_names=sampled.op_names, fill=fill), None
+def _apply_sequence(image: jax.Array, sampled: SampledOps, fill: Fill) -> jax.Array:
+  def apply_one(image, ops):
+    return apply_ops(image, *ops, op_names=sampled.op_names, fill=fill), None
 
   # A loop, so that the operations are compiled once.
-  return jax.lax.scan(one, image, (sampled.op_index.T, sampled.magnitude.T))[0]
+  return jax.lax.scan(apply_one, image, (sampled.op_index.T, sampled.magnitude.T))[0]
 
 
 def _to_index(uniforms: jax.Array, count: int) -> jax.Array:
-  """Whole numbers below count, of numbers in [0, 1)."""
+  """Indices below count from uniform numbers in [0, 1)."""
   return jnp.floor(uniforms * count).astype(jnp.int32)
 
 
-MagnitudeRanges = dict[str, np.ndarray]
+MagnitudeRanges = dict[str, np.ndarray]  # by operation: its strength at each level, [levels]
 
 
 def _autoaugment_ranges(num_levels: int, h: int, w: int) -> MagnitudeRanges:
-  """How strong each operation is at each level, [levels]: AutoAugment's, whose images have 331 pixels."""
+  """AutoAugment's ranges; translations are scaled from its images of 331 pixels."""
   shear, enhance, move = (np.linspace(0, end, num_levels) for end in (0.3, 0.9, 150 / 331))
-  strength = {"shear_x": shear, "shear_y": shear, "translate_x": move * w, "translate_y": move * h}
-  strength |= {"rotate": np.linspace(0, 30, num_levels), "posterize": np.round(np.linspace(8, 4, num_levels))}
-  return (
-    strength | {"solarize": np.linspace(255, 0, num_levels)} | dict.fromkeys(enhance_ops.ENHANCE_OPS, enhance)
-  )
+  ranges = {"shear_x": shear, "shear_y": shear, "translate_x": move * w, "translate_y": move * h}
+  ranges |= {"rotate": np.linspace(0, 30, num_levels), "posterize": np.round(np.linspace(8, 4, num_levels))}
+  return ranges | {"solarize": np.linspace(255, 0, num_levels)} | dict.fromkeys(ENHANCE_OPS, enhance)
 
 
 def _wide_ranges() -> MagnitudeRanges:
   shear, enhance, move = (np.linspace(0, end, 31) for end in (0.99, 0.99, 32))
-  strength = {"shear_x": shear, "shear_y": shear, "translate_x": move, "translate_y": move}
-  strength |= {"rotate": np.linspace(0, 135, 31), "posterize": np.round(np.linspace(8, 2, 31))}
-  return strength | {"solarize": np.linspace(255, 0, 31)} | dict.fromkeys(enhance_ops.ENHANCE_OPS, enhance)
+  ranges = {"shear_x": shear, "shear_y": shear, "translate_x": move, "translate_y": move}
+  ranges |= {"rotate": np.linspace(0, 135, 31), "posterize": np.round(np.linspace(8, 2, 31))}
+  return ranges | {"solarize": np.linspace(255, 0, 31)} | dict.fromkeys(ENHANCE_OPS, enhance)
 
 
 def _round_translation(ranges: MagnitudeRanges) -> MagnitudeRanges:
-  cut = {name: np.trunc(ranges[name].round(6)) for name in ("translate_x", "translate_y")}
-  return {**ranges, **cut}
+  rounded = {name: np.trunc(ranges[name].round(6)) for name in ("translate_x", "translate_y")}
+  return ranges | rounded
 
 
 def _signed_magnitudes(ranges: MagnitudeRanges) -> dict[str, np.ndarray]:
-  """Magnitudes as `operations.apply` takes them, [levels, 2]: with either sign, where the operation has one."""
-  space = {}
+  """Magnitudes for `apply_ops` by operation, [levels, 2]: with both signs, if the operation has a sign."""
+  magnitudes = {}
   for name, level in ranges.items():
-    middle = 1.0 if name in enhance_ops.ENHANCE_OPS else 0.0
+    middle = 1.0 if name in ENHANCE_OPS else 0.0
     both = (level, level) if name in ("posterize", "solarize") else (middle - level, middle + level)
-    space[name] = np.stack(both, axis=1)
-  levels = len(space["rotate"])
-  return space | {name: np.zeros((levels, 2)) for name in operations.OP_NAMES if name not in space}
+    magnitudes[name] = np.stack(both, axis=1)
+  num_levels = len(magnitudes["rotate"])
+  return magnitudes | {name: np.zeros((num_levels, 2)) for name in OP_NAMES if name not in magnitudes}
 
 
 def _magnitude_table(magnitudes: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The magnitudes of the fourteen, [14, levels, 2]."""
+  """Magnitudes of RandAugment's operations, [14, levels, 2]."""
   return np.array([magnitudes[name] for name in RANDAUGMENT_OPS], np.float32)

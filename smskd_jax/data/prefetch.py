@@ -1,4 +1,4 @@
-"""What steps need, made before they ask for it, in threads or processes: the only place that knows Grain."""
+"""Arrays of training steps, computed ahead by threads or processes with Grain."""
 
 import atexit
 from collections.abc import Callable, Iterator
@@ -17,34 +17,36 @@ from smskd_jax.errors import UserError
 def prefetch(
   make_batch: Callable[[int], np.ndarray], start: int, stop: int, *, num_workers: int = 0
 ) -> Iterator[np.ndarray]:
-  """The arrays that a function makes of the steps first, ..., end - 1, in their order.
+  """Yields make_batch(step) for the steps start, ..., stop - 1, in order.
 
-  Whatever is made depends on its step alone, and so not on who makes it, how many there are, or where they begin.
+  Each array depends on its step alone, and so not on the number of workers or on the first step.
 
   Args:
-    of_step: pure. Processes of their own get a copy of it, pickled, and must not need devices for it.
-    first: step.
-    end: the step behind the last.
-    workers: processes that call it; 0: as many threads as there are cores. Threads do where the time goes into
-      decoding, during which Pillow lets go of the interpreter.
+    make_batch: pure. Worker processes get a pickled copy, which must not need devices.
+    start: first step.
+    stop: one past the last step.
+    num_workers: processes; 0 for one thread per core. Threads suffice for decoding, during which Pillow releases the
+      interpreter lock.
 
   Raises:
-    UserError: what the function has raised.
+    UserError: raised by the function.
   """
-  import grain  # here: who streams nothing need not wait for it
+  import grain  # here: runs that do not stream need not load Grain
 
   if start >= stop:
     return
   threads = 1 if num_workers else len(os.sched_getaffinity(0))
   steps = grain.MapDataset.range(start, stop).map(functools.partial(_return_user_error, make_batch))
-  made = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads)))
+  batches = steps.to_iter_dataset(
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+  )
   if num_workers:
-    if not flags.FLAGS.is_parsed():  # as in a notebook: Grain's processes ask for flags of its own
+    if not flags.FLAGS.is_parsed():  # as in a notebook: Grain's processes read flags of Grain
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-    made = made.mp_prefetch(options, worker_init_fn=_init_worker)
-  iterator = iter(made)
-  atexit.register(iterator.close)  # before the interpreter is taken apart, which would be too late for it
+    batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
+  iterator = iter(batches)
+  atexit.register(iterator.close)  # before the interpreter shuts down, which would be too late for Grain
   try:
     yield from map(_raise_or_copy, iterator)
   finally:
@@ -53,7 +55,7 @@ def prefetch(
 
 
 def _init_worker(worker: int, count: int) -> None:
-  """In a process of Grain's: leaves Ctrl-C to its parent, and ends with it, however it ends."""
+  """Makes a worker process ignore Ctrl-C, which its parent handles, and exit with its parent."""
   del worker, count
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -67,7 +69,7 @@ def _exit_with_parent() -> None:
 
 
 def _return_user_error(make_batch: Callable[[int], np.ndarray], step: int) -> np.ndarray | UserError:
-  """A user's mistake as a value: to what is raised Grain adds lines of its own."""
+  """Returns a UserError as a value, because Grain adds lines to errors that are raised."""
   try:
     return make_batch(step)
   except UserError as error:
@@ -75,7 +77,7 @@ def _return_user_error(make_batch: Callable[[int], np.ndarray], step: int) -> np
 
 
 def _raise_or_copy(result: np.ndarray | UserError) -> np.ndarray:
-  """A copy: arrays of other processes lie in memory that is shared and scarce."""
+  """Copies the array, because arrays of worker processes lie in scarce shared memory."""
   if isinstance(result, UserError):
     raise result
   return np.array(result)

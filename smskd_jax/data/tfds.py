@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets (TFDS) has prepared, read without TensorFlow and without the network.
+"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow and without network access.
 
-Only files are read. A builder made from code would ask Google's bucket about a data set it does not find, and
-preparing one would download it: a machine without internet waits for minutes.
+Only files are read. A builder made from code would query Google's bucket about a data set that is absent, and prepare
+it by downloading: a machine without internet access would wait for minutes.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ from smskd_jax.data.dataset import IMAGENET_STATS, RawSplits, Split
 from smskd_jax.data.lazy_images import CropConfig, LazyImages
 from smskd_jax.errors import UserError
 
-READ_BATCH = 1024  # examples decoded in one call
+READ_BATCH = 1024  # examples decoded per call
 
 
 def read_tfds(argument: str, folder: str) -> RawSplits:
-  """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`, by default TFDS's own.
+  """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`; "": TFDS's default data_dir.
 
-  It must be prepared as array_record and have the features image and label. The split to test on is the one
-  named test or, where there is none, the one named validation: ImageNet's test labels, for one, are secret.
-  Under `tfds.testing.mock_data` nothing needs to be prepared.
+  The data set must be prepared as array_record and have the features image and label. The test split is the split named
+  test or else the split named validation: ImageNet's test labels, for example, are not public. Under
+  `tfds.testing.mock_data` nothing needs to be prepared.
   """
   where = f"data.source: 'tfds:{argument}'"
   if _is_mocked():
@@ -42,32 +42,32 @@ def read_tfds(argument: str, folder: str) -> RawSplits:
 
 
 class TfdsRecords(NamedTuple):
-  """A split's encoded images, as records."""
+  """Encoded images of a split as a `RecordSource`."""
 
-  source: Any  # TFDS's, which does not decode
+  source: Any  # TFDS's data source, without decoding
   split: str
 
-  def read(self, i: int) -> bytes:
-    """The i-th.
+  def read(self, index: int) -> bytes:
+    """Bytes of one encoded image.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the record cannot be read.
     """
     try:
-      return self.source[i]["image"]
-    except Exception as error:  # TFDS lets through whatever its parsers raise
-      raise ValueError(f"cannot read {self.name(i)} ({_first_line(error)}); prepare it again") from None
+      return self.source[index]["image"]
+    except Exception as error:  # TFDS passes on any exception of its parsers
+      raise ValueError(f"cannot read {self.name(index)} ({_first_line(error)}); prepare it again") from None
 
-  def name(self, i: int) -> str:
-    """Where the i-th is."""
-    return f"example {i} of split {self.split}"
+  def name(self, index: int) -> str:
+    """Position of one example, for messages."""
+    return f"example {index} of split {self.split}"
 
 
 def stream_tfds(argument: str, folder: str, crop: CropConfig) -> RawSplits:
-  """The same examples, of any sizes, in their records until they are asked for.
+  """The examples of `read_tfds`, of any sizes, decoded on access.
 
-  Their fingerprint is of TFDS's description and of the names and sizes of the files. Labels are in the records too: the
-  first time all of them are read for it, and the labels are kept in the user's cache folder.
+  The fingerprint covers TFDS's description and the names and sizes of the files. Labels lie in the records too: the
+  first call reads all records and caches the labels in the user's cache folder.
   """
   where = f"data.source: 'tfds:{argument}'"
   path = _find_prepared(argument, folder, where)
@@ -75,8 +75,8 @@ def stream_tfds(argument: str, folder: str, crop: CropConfig) -> RawSplits:
   _check_features(builder, where)
   from tensorflow_datasets import decode
 
-  listed = sorted((file.name, file.stat().st_size) for file in path.iterdir())
-  digest = hashlib.sha256(repr((listed, (path / "dataset_info.json").read_text())).encode()).hexdigest()
+  files = sorted((file.name, file.stat().st_size) for file in path.iterdir())
+  digest = hashlib.sha256(repr((files, (path / "dataset_info.json").read_text())).encode()).hexdigest()
 
   def split(name: str) -> Split:
     source = _open_source(builder, name, where, decoders={"image": decode.SkipDecoding()})
@@ -89,24 +89,24 @@ def stream_tfds(argument: str, folder: str, crop: CropConfig) -> RawSplits:
 
 
 def _read_labels(source: Any, split: str, digest: str, where: str) -> np.ndarray:
-  """[n], int32: from the cache folder, or read of every example."""
+  """Labels [n], int32, from the cache folder or else from every example."""
   cache = (
     pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "smskd_jax" / "labels"
   )
   file = cache / f"{digest[:32]}-{split}.npy"
-  with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged: then it is made again
+  with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: read again
     return np.load(file, allow_pickle=False)
   label = np.array([example["label"] for example in _iterate_in_batches(source, split, where)], np.int32)
-  with contextlib.suppress(OSError):  # without a cache, they are read again the next time
+  with contextlib.suppress(OSError):  # without a cache folder, labels are read again the next time
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as written:
-      np.save(written, label)
-    os.replace(written.name, file)  # at once: several processes may be at it
+    with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as temporary:
+      np.save(temporary, label)
+    os.replace(temporary.name, file)  # atomic: several processes may write the file
   return label
 
 
 def _is_mocked() -> bool:
-  """Whether `tfds.testing.mock_data` is in force, which answers for every data set with random examples."""
+  """True under `tfds.testing.mock_data`, which yields random examples for every data set."""
   if sys.modules.get("tensorflow_datasets") is None:
     return False
   import tensorflow_datasets
@@ -115,7 +115,7 @@ def _is_mocked() -> bool:
 
 
 def _find_prepared(argument: str, folder: str, where: str) -> pathlib.Path:
-  """The folder that holds the newest version asked for."""
+  """Folder of the newest prepared version that matches."""
   if importlib.util.find_spec("tensorflow_datasets") is None:
     raise UserError(f"{where} needs TensorFlow Datasets; pip install tensorflow-datasets")
   root = pathlib.Path(folder or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
@@ -126,43 +126,43 @@ def _find_prepared(argument: str, folder: str, where: str) -> pathlib.Path:
     )
   name, version = match.groups()
   versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
-  chosen = [path for path in versions if version in (None, path.name)]
-  if chosen:
-    return max(chosen, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
-  found = sorted({path.parents[1].relative_to(root).as_posix() for path in _list_prepared(root)})
-  nearest = difflib.get_close_matches(argument, found, n=1)
+  matching = [path for path in versions if version in (None, path.name)]
+  if matching:
+    return max(matching, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+  prepared = sorted({path.parents[1].relative_to(root).as_posix() for path in _list_prepared(root)})
+  nearest = difflib.get_close_matches(argument, prepared, n=1)
   hint = f"did you mean {nearest[0]!r}? " if nearest else ""
   raise UserError(
-    f"{where} is not prepared in {root} (there: {', '.join(found) or 'nothing'}); {hint}data.folder names "
+    f"{where} is not prepared in {root} (there: {', '.join(prepared) or 'nothing'}); {hint}data.folder names "
     f"another data_dir, tfds.builder({argument!r}, data_dir={str(root)!r}, file_format='array_record')"
     ".download_and_prepare() prepares it"
   )
 
 
 def _list_prepared(root: pathlib.Path) -> list[pathlib.Path]:
-  """The dataset_info.json of all that is prepared, with and without configs."""
-  # No deeper: a data_dir may also hold the millions of files that were once extracted there.
+  """The dataset_info.json of every prepared data set, with and without configs."""
+  # No deeper: a data_dir may also hold millions of extracted files.
   return [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*.*.*/dataset_info.json")]
 
 
 def _open_builder(path: pathlib.Path, where: str) -> Any:
-  """TFDS's reader of a prepared folder."""
+  """TFDS's builder for a prepared folder."""
   fix = "prepare it again, with file_format='array_record', in another data_dir"
   try:
     file_format = json.loads((path / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
-    if file_format != "array_record":  # the others need TensorFlow, or do not give random access
+    if file_format != "array_record":  # other formats need TensorFlow, or lack random access
       raise UserError(f"{where}: {path} is stored as {file_format}; {fix}")
     import tensorflow_datasets
 
     return tensorflow_datasets.builder_from_directory(path)
   except UserError:
     raise
-  except Exception as error:  # TFDS lets through whatever its parsers raise
+  except Exception as error:  # TFDS passes on any exception of its parsers
     raise UserError(f"{where}: cannot read {path} ({_first_line(error)}); {fix}") from None
 
 
 def read_builder(builder: Any, where: str) -> RawSplits:
-  """Reads the two splits of a TFDS builder whose data are prepared, or mocked."""
+  """Reads train and test from a TFDS builder whose data are prepared or mocked."""
   _check_features(builder, where)
   train, test = (_read_split(builder, name, where) for name in ("train", _test_split(builder, where)))
   return RawSplits(train, test, _class_names(builder))
@@ -172,9 +172,8 @@ def _check_features(builder: Any, where: str) -> None:
   features = builder.info.features
   lacking = [key for key in ("image", "label") if key not in features]
   if lacking:
-    found = ", ".join(features)
     raise UserError(
-      f"{where} has no feature {lacking[0]!r} (but {found}); take a set for image classification"
+      f"{where} has no feature {lacking[0]!r} (but {', '.join(features)}); take a set for image classification"
     )
 
 
@@ -183,7 +182,7 @@ def _class_names(builder: Any) -> tuple[str, ...]:
 
 
 def _test_split(builder: Any, where: str) -> str:
-  names = list(builder.info.splits) or ["train", "test"]  # mock_data knows of none and answers for all
+  names = list(builder.info.splits) or ["train", "test"]  # mock_data lists no splits and accepts any
   if "train" in names and "test" in names:
     return "test"
   if "train" in names and "validation" in names:
@@ -194,10 +193,10 @@ def _test_split(builder: Any, where: str) -> str:
 def _read_split(builder: Any, name: str, where: str) -> Split:
   images: list[np.ndarray] = []
   labels: list[int] = []
-  for example in _iterate_examples(builder, name, where):
+  for example in _iterate_in_batches(_open_source(builder, name, where), name, where):
     images.append(example["image"])
     labels.append(example["label"])
-    if images[-1].shape != images[0].shape:  # said at once: not after all of ImageNet has been read
+    if images[-1].shape != images[0].shape:  # before all of ImageNet has been read
       sizes = f"{images[0].shape} but also {images[-1].shape}"
       raise UserError(
         f"{where}: images of split {name} are {sizes}; take a set of one size, or set data.streamed"
@@ -205,28 +204,23 @@ def _read_split(builder: Any, name: str, where: str) -> Split:
   return Split(np.array(images), np.array(labels))
 
 
-def _iterate_examples(builder: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
-  """All examples of a split."""
-  yield from _iterate_in_batches(_open_source(builder, name, where), name, where)
-
-
 def _open_source(builder: Any, name: str, where: str, **options: Any) -> Any:
-  """TFDS's reader of a split."""
+  """TFDS's data source of a split."""
   try:
     return builder.as_data_source(split=name, **options)
-  except Exception as error:  # TFDS lets through whatever its readers raise
+  except Exception as error:  # TFDS passes on any exception of its readers
     raise _read_error(error, name, where) from None
 
 
 def _iterate_in_batches(source: Any, name: str, where: str) -> Iterator[dict[str, Any]]:
-  """All examples, read many at a time, which is several times faster than one by one."""
+  """All examples, decoded in batches, which is several times faster than one by one."""
   try:
     if _is_mocked():  # mocked sources cannot read in bulk
       yield from (source[i] for i in range(len(source)))
       return
     for first in range(0, len(source), READ_BATCH):
       yield from source.__getitems__(list(range(first, min(first + READ_BATCH, len(source)))))
-  except Exception as error:  # TFDS lets through whatever its decoders raise
+  except Exception as error:  # TFDS passes on any exception of its decoders
     raise _read_error(error, name, where) from None
 
 
@@ -235,5 +229,5 @@ def _read_error(error: Exception, name: str, where: str) -> UserError:
 
 
 def _first_line(error: Exception) -> str:
-  """The first line of what a library says."""
+  """First line of an error's message, or the error's type."""
   return str(error).strip().split("\n")[0] or type(error).__name__

@@ -18,7 +18,7 @@ import numpy as np
 from smskd_jax.config.build import enumerable_view
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
-from smskd_jax.data.enumerable_views import EnumerableView
+from smskd_jax.data.views import EnumerableView
 from smskd_jax.engine.plan import StagePlan
 from smskd_jax.errors import UserError
 from smskd_jax.losses.entries import make_method

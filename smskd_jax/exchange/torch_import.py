@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from smskd_jax.config import merge
-from smskd_jax.data.resize import MAX_IMAGE_SIZE
+from smskd_jax.data.dataset import MAX_IMAGE_SIZE
 from smskd_jax.errors import UserError, unknown_name_error
 from smskd_jax.exchange import exported_network, normalization, torch_reader, variables
 from smskd_jax.models import NETWORKS, torch_weights

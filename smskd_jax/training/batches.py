@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from smskd_jax.data import dataset, host_rng, prefetch, splits
+from smskd_jax.data import dataset, host_rng, prefetch
 from smskd_jax.data.dataset import Split
 from smskd_jax.data.lazy_images import LazyImages
 from smskd_jax.training.targets import IGNORE_LABEL
@@ -69,7 +69,7 @@ def unlabeled_subset(
 def _sample_indices(label: np.ndarray, count: int, seed: int) -> np.ndarray:
   if count > len(label):
     raise ValueError(f"max_images: {count}, but there are only {len(label)}; 0 means all")
-  mask = splits.stratified_mask(label, count / len(label), seed) if count else np.ones(len(label), bool)
+  mask = dataset.stratified_mask(label, count / len(label), seed) if count else np.ones(len(label), bool)
   return np.flatnonzero(mask).astype(np.int32)
 
 

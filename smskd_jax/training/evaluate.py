@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from smskd_jax.data.enumerable_views import EnumerableView
+from smskd_jax.data.views import EnumerableView
 from smskd_jax.training import cka, metrics
 from smskd_jax.training.stage import frozen_outputs
 

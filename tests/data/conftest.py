@@ -11,7 +11,7 @@ from smskd_jax.errors import UserError
 
 @pytest.fixture
 def refuses(tmp_path, monkeypatch):
-  """Asserts that a source is refused in one line that holds all the given parts, with nothing written."""
+  """Asserts that a source is refused in one line that holds all given parts, and that nothing is written."""
   monkeypatch.chdir(tmp_path)
 
   def check(source, *parts, **options):
@@ -30,7 +30,7 @@ def refuses(tmp_path, monkeypatch):
 
 @pytest.fixture
 def arrays():
-  """A sound npz data set: 30 + 12 images of 3 classes."""
+  """Arrays of a valid data set: 30 + 12 images of 3 classes."""
   rng = np.random.default_rng(0)
   return {
     "train_images": rng.integers(0, 256, (30, 8, 9, 3), np.uint8),

@@ -20,7 +20,7 @@ def photos():
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_severer_the_further(name, channels, photos):
+def test_distance_grows_with_severity(name, channels, photos):
   image = photos[..., :channels]
   distance = []
   for severity in corruptions.SEVERITIES:
@@ -31,7 +31,7 @@ def test_the_severer_the_further(name, channels, photos):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_seeded_and_of_each_image_alone_in_mean(name, photos):
+def test_corruptions_are_deterministic_for_a_seed(name, photos):
   once, again = (corrupt(photos[:20], name, 3) for _ in range(2))
   np.testing.assert_array_equal(once, again)
   other = corrupt(photos[:20], name, 3, seed=1)
@@ -48,7 +48,7 @@ def test_noise_has_the_published_strength():
   assert (salted == 0).mean() == pytest.approx(0.035, rel=0.1)
 
 
-def test_deterministic_ones_by_hand():
+def test_deterministic_corruptions_by_hand():
   image = np.zeros((1, 8, 8, 3), np.uint8)
   image[0, 3, 3] = 100, 50, 200
   found = corrupt(image, "brightness", 5)
@@ -67,13 +67,13 @@ def test_deterministic_ones_by_hand():
   assert bell[4, 4] == round(255 / (2 * np.pi)) and (bell == bell.T).all()
 
 
-def test_jpeg_is_pillows(photos):
+def test_jpeg_compression_equals_pillow(photos):
   file = io.BytesIO()
   Image.fromarray(photos[7]).save(file, "JPEG", quality=40)
   np.testing.assert_array_equal(corrupt(photos[7:8], "jpeg_compression", 5)[0], np.asarray(Image.open(file)))
 
 
-def test_pixels_become_boxes():
+def test_pixelate_leaves_boxes():
   noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1)).astype(np.uint8)
   found = corrupt(noise, "pixelate", 5)  # 20 of 32 pixels are left
   assert all(len(np.unique(one[:, :, 0], axis=0)) == 20 for one in found)

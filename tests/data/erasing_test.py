@@ -13,7 +13,7 @@ INDEX = np.arange(4000)
 
 
 def boxes(result, level):
-  """First row and column, and height and width, of what has a level; none lacks it."""
+  """Top, left, height and width of the rectangle that has a level; asserts that it is a rectangle."""
   hidden = np.asarray(result)[..., 0] == level
   rows, columns = hidden.any(2), hidden.any(1)
   np.testing.assert_array_equal(hidden, rows[:, :, None] & columns[:, None])
@@ -21,7 +21,7 @@ def boxes(result, level):
 
 
 @pytest.mark.parametrize("size", [1, 8, 9])
-def test_cutout_is_a_square_about_any_pixel(size):
+def test_cutout_is_a_square_centred_at_any_pixel(size):
   result = jax.jit(lambda x: erasing.cutout(KEY, x, INDEX, size=size, fill=0))(WHITE)
   top, left, height, width = boxes(result, 0)
   assert height.max() == width.max() == size
@@ -38,7 +38,7 @@ def test_cutout_fills_with_a_colour():
   assert {tuple(pixel) for pixel in result.reshape(-1, 3)} <= {(1, 2, 3), (0, 0, 0)}
 
 
-def test_random_erasing_has_the_areas_and_shapes_asked_for():
+def test_random_erasing_has_the_given_areas_and_shapes():
   options = {"probability": 0.7, "min_area": 0.1, "max_area": 0.3, "min_aspect": 0.5, "fill": 0}
   result = jax.jit(lambda x: erasing.random_erasing(KEY, x, INDEX, **options))(WHITE)
   top, left, height, width = boxes(result, 0)
@@ -52,7 +52,7 @@ def test_random_erasing_has_the_areas_and_shapes_asked_for():
   np.testing.assert_allclose((left / (24 - width))[erased].mean(), 0.5, atol=0.03)
 
 
-def test_random_erasing_draws_again_what_does_not_fit():
+def test_random_erasing_resamples_rectangles_that_do_not_fit():
   options = {"probability": 1.0, "min_area": 0.7, "max_area": 0.8, "min_aspect": 0.3, "fill": 0}
   result = jax.jit(lambda x: erasing.random_erasing(KEY, x, INDEX, **options))(WHITE)
   *_, height, width = boxes(result, 0)
@@ -62,7 +62,7 @@ def test_random_erasing_draws_again_what_does_not_fit():
   assert ((height * width)[erased] > 0.65 * 32 * 24).all()
 
 
-def test_random_levels_are_uniform_and_of_each_example():
+def test_random_levels_are_uniform_and_differ_by_example():
   image = photographs.rgb()
   options = {"probability": 1.0, "min_area": 0.4, "max_area": 0.4}
   erase = jax.jit(lambda image: erasing.random_erasing(KEY, image, np.arange(len(image)), **options))
@@ -72,13 +72,13 @@ def test_random_levels_are_uniform_and_of_each_example():
   assert not np.array_equal(levels[:500], levels[500:1000])
 
 
-def test_the_square_of_fixmatch_equals_its_definition():
+def test_random_square_equals_its_definition():
   result = jax.jit(lambda x: erasing.random_square(KEY, x, INDEX))(WHITE)
-  drawn = np.asarray(augment.uniform_per_example(KEY, INDEX, 3), float)
+  uniforms = np.asarray(augment.uniform_per_example(KEY, INDEX, 3), float)
   _, _, height, width = boxes(result, 123)
   for got, at, n in ((height, 1, 32), (width, 2, 24)):
-    side = 0.5 * 24 * drawn[:, 0]
-    first = np.trunc(np.maximum(drawn[:, at] * n - side / 2, 0))
+    side = 0.5 * 24 * uniforms[:, 0]
+    first = np.trunc(np.maximum(uniforms[:, at] * n - side / 2, 0))
     expected = np.minimum(np.trunc(np.minimum(first + side, n)), n - 1) - first + 1
     assert np.mean(got != expected) < 1e-3  # single precision
 

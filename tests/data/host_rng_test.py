@@ -6,7 +6,7 @@ import pytest
 from smskd_jax.data import host_rng
 
 
-def test_bits_are_those_of_the_published_generator():
+def test_bits_equal_the_published_generator():
   """Known answers of Random123, kat_vectors, philox4x64 of ten rounds: a counter of zeros and a key of zeros.
 
   NumPy's generator steps before it draws: its counter is one less.
@@ -14,11 +14,11 @@ def test_bits_are_those_of_the_published_generator():
   expected = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
   generator = np.random.Philox(key=np.zeros(2, np.uint64), counter=np.full(4, 2**64 - 1, np.uint64))
   assert [int(x) for x in generator.random_raw(4)] == expected
-  own = np.random.Philox(key=np.array([5, 1], np.uint64), counter=np.array([0, 2, 3, 4], np.uint64))
-  np.testing.assert_array_equal(host_rng.random_bits(5, 1, (2, 3, 4), 6), own.random_raw(6))
+  generator = np.random.Philox(key=np.array([5, 1], np.uint64), counter=np.array([0, 2, 3, 4], np.uint64))
+  np.testing.assert_array_equal(host_rng.random_bits(5, 1, (2, 3, 4), 6), generator.random_raw(6))
 
 
-def test_every_number_is_a_function_of_seed_purpose_and_place():
+def test_bits_depend_on_seed_stream_and_counter():
   first = host_rng.random_bits(5, 0, (1, 2, 3), 8)
   np.testing.assert_array_equal(first[:3], host_rng.random_bits(5, 0, (1, 2, 3), 3))
   large = 2**64 - 1
@@ -35,14 +35,14 @@ def test_every_number_is_a_function_of_seed_purpose_and_place():
   assert not any(np.isin(host_rng.random_bits(*other, 8), first).any() for other in others)
 
 
-def test_uniform_fills_the_interval():
-  drawn = host_rng.uniform(1, 0, (0, 0, 0), 100_000)
-  assert drawn.min() >= 0 and drawn.max() < 1
-  assert np.histogram(drawn, 10, (0, 1))[0] == pytest.approx(10_000, rel=0.05)
+def test_uniform_covers_the_unit_interval_evenly():
+  uniforms = host_rng.uniform(1, 0, (0, 0, 0), 100_000)
+  assert uniforms.min() >= 0 and uniforms.max() < 1
+  assert np.histogram(uniforms, 10, (0, 1))[0] == pytest.approx(10_000, rel=0.05)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_a_permutation_has_each_number_once(count):
+def test_permutation_holds_each_number_once(count):
   order = host_rng.permutation(3, 0, (7, 0, 0), count)
   assert sorted(order) == list(range(count))
   if count == 1000:

@@ -15,18 +15,18 @@ def save(path, array, mode=None, **options):
 
 @pytest.fixture
 def rgb(tmp_path):
-  """Six RGB images of two classes; the files hold their place in the sorted order in the first pixel."""
+  """Five RGB images of two classes; the first pixel of a file holds its position in the sorted order."""
   rng = np.random.default_rng(0)
   images = {}
-  for place, name in enumerate(["train/ant/1", "train/ant/2", "train/bee/1", "test/ant/3", "test/bee/3"]):
+  for position, name in enumerate(["train/ant/1", "train/ant/2", "train/bee/1", "test/ant/3", "test/bee/3"]):
     image = rng.integers(0, 256, (8, 10, 3), np.uint8)
-    image[0, 0] = place
+    image[0, 0] = position
     images[name] = image
     save(tmp_path / f"{name}.png", image)
   return images
 
 
-def test_png_comes_back_exactly(tmp_path, rgb):
+def test_png_files_are_read_exactly(tmp_path, rgb):
   loaded = data.load(f"folder:{tmp_path}")
   np.testing.assert_array_equal(loaded.train.image, list(rgb.values())[:3])
   np.testing.assert_array_equal(loaded.test.image, list(rgb.values())[3:])
@@ -34,7 +34,7 @@ def test_png_comes_back_exactly(tmp_path, rgb):
   assert loaded.class_names == ("ant", "bee")
 
 
-def test_other_files_are_passed_over(tmp_path, rgb):
+def test_other_files_are_ignored(tmp_path, rgb):
   (tmp_path / "train/ant/notes.txt").write_text("hello")
   (tmp_path / "train/ant/._1.png").write_bytes(b"a Macintosh leaves these")
   (tmp_path / "train/.cache").mkdir()
@@ -42,7 +42,7 @@ def test_other_files_are_passed_over(tmp_path, rgb):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
-def test_jpeg(tmp_path, rgb, suffix):
+def test_jpeg_files_are_read_by_any_suffix(tmp_path, rgb, suffix):
   colour = np.full((8, 10, 3), [200, 100, 50], np.uint8)
   save(tmp_path / f"train/bee/2{suffix}", colour, format="JPEG")
   image = data.load(f"folder:{tmp_path}").train.image[-1]
@@ -50,16 +50,16 @@ def test_jpeg(tmp_path, rgb, suffix):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
-def test_all_grey_has_one_channel(tmp_path, mode):
+def test_grey_images_have_one_channel(tmp_path, mode):
   checker = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
-  for place in ("train/a/1", "train/b/1", "test/a/1"):
-    save(tmp_path / f"{place}.png", checker, mode)
+  for name in ("train/a/1", "train/b/1", "test/a/1"):
+    save(tmp_path / f"{name}.png", checker, mode)
   loaded = data.load(f"folder:{tmp_path}")
   assert loaded.train.image.shape == (2, 8, 8, 1)
   np.testing.assert_array_equal(loaded.train.image[0, ..., 0], checker)
 
 
-def test_grey_among_colours_becomes_rgb(tmp_path, rgb):
+def test_grey_images_among_colours_become_rgb(tmp_path, rgb):
   grey = np.arange(80, dtype=np.uint8).reshape(8, 10)
   save(tmp_path / "train/bee/2.png", grey)
   image = data.load(f"folder:{tmp_path}").train.image
@@ -77,7 +77,7 @@ def test_other_modes_become_rgb(tmp_path, rgb, mode, suffix):
   assert np.abs(image.astype(int) - colour).max() <= 3
 
 
-def test_transparent_palette_makes_no_warning(tmp_path, rgb):
+def test_a_transparent_palette_gives_no_warning(tmp_path, rgb):
   colour = np.full((8, 10, 3), [204, 102, 51], np.uint8)
   save(tmp_path / "train/bee/2.png", colour, "P", transparency=bytes(range(256)))
   np.testing.assert_array_equal(data.load(f"folder:{tmp_path}").train.image[-1], colour)
@@ -92,14 +92,14 @@ def test_refuses_an_absent_test_folder(tmp_path, refuses, rgb):
   refuses("folder:.", f"no folder {tmp_path / 'test'}", "test/CLASS")
 
 
-def test_val_stands_in_for_a_missing_test_folder(tmp_path, rgb):
+def test_val_replaces_a_missing_test_folder(tmp_path, rgb):
   expected = data.load(f"folder:{tmp_path}")
   (tmp_path / "test").rename(tmp_path / "val")
   found = data.load(f"folder:{tmp_path}")
   assert found.fingerprint == expected.fingerprint and len(found.test.label) == 2
 
 
-def test_streamed_they_are_the_same_images(tmp_path, rgb):
+def test_streamed_images_equal_those_in_memory(tmp_path, rgb):
   save(tmp_path / "train/bee/2.png", np.zeros((30, 20, 3), np.uint8))  # of another size
   loaded = data.load(f"folder:{tmp_path}", streamed=True, image_size=8, center_crop_fraction=1.0)
   assert loaded.image_shape == (8, 8, 3) and loaded.class_names == ("ant", "bee")
@@ -110,21 +110,24 @@ def test_streamed_they_are_the_same_images(tmp_path, rgb):
   assert loaded.mean == (0.485, 0.456, 0.406) and loaded.std == (0.229, 0.224, 0.225)
 
 
-def test_streamed_their_fingerprint_is_of_names_and_sizes(tmp_path, rgb):
-  found = lambda: data.load(f"folder:{tmp_path}", streamed=True, image_size=8).fingerprint
-  first = found()
-  assert found() == first
+def test_fingerprint_of_streamed_images_covers_names_and_sizes(tmp_path, rgb):
+
+  def fingerprint():
+    return data.load(f"folder:{tmp_path}", streamed=True, image_size=8).fingerprint
+
+  first = fingerprint()
+  assert fingerprint() == first
   file = tmp_path / "train/bee/1.png"
   content = file.read_bytes()
   file.write_bytes(content + b" ")
-  assert found() != first
+  assert fingerprint() != first
   file.write_bytes(content)
-  assert found() == first
+  assert fingerprint() == first
   file.rename(tmp_path / "train/bee/2.png")
-  assert found() != first
+  assert fingerprint() != first
 
 
-def test_streamed_some_are_held_out(tmp_path, rgb):
+def test_validation_split_of_streamed_images_equals_that_in_memory(tmp_path, rgb):
   for i in range(2, 9):
     save(tmp_path / f"train/bee/{i}.png", np.full((8, 10, 3), 10 * i, np.uint8))
     save(tmp_path / f"train/ant/{i + 1}.png", np.full((8, 10, 3), 10 * i, np.uint8))
@@ -133,9 +136,9 @@ def test_streamed_some_are_held_out(tmp_path, rgb):
   )
   in_memory = data.load(f"folder:{tmp_path}", validation=0.25)
   for name in ("train", "validation"):
-    ours, theirs = getattr(loaded, name), getattr(in_memory, name)
-    np.testing.assert_array_equal(ours.label, theirs.label)
-    np.testing.assert_array_equal(ours.image[:], theirs.image[:, :, 1:9])
+    streamed, expected = getattr(loaded, name), getattr(in_memory, name)
+    np.testing.assert_array_equal(streamed.label, expected.label)
+    np.testing.assert_array_equal(streamed.image[:], expected.image[:, :, 1:9])
 
 
 @pytest.mark.parametrize("names", [[], ["ant"]])
@@ -162,7 +165,7 @@ def test_refuses_a_class_that_only_test_has(tmp_path, refuses, rgb):
   refuses(f"folder:{tmp_path}", "test/wasp has no counterpart in train")
 
 
-def test_names_the_first_two_files_that_differ(tmp_path, refuses, rgb):
+def test_refuses_images_of_different_sizes(tmp_path, refuses, rgb):
   save(tmp_path / "train/bee/2.png", np.zeros((8, 12, 3), np.uint8))
   save(tmp_path / "train/bee/3.png", np.zeros((9, 12, 3), np.uint8))
   refuses(

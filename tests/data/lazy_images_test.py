@@ -26,7 +26,7 @@ def repeat_ids(epoch, count):
   return [(epoch, 0)] * count
 
 
-def test_they_look_like_an_array(train):
+def test_lazy_images_index_like_an_array(train):
   assert train.shape == (16, 24, 24, 3) and len(train) == 16 and train.dtype == np.uint8 and train.ndim == 4
   rows = np.array([[3, 0], [3, 15]])
   shown = train[rows]
@@ -36,33 +36,33 @@ def test_they_look_like_an_array(train):
   assert train[np.arange(0)].shape == (0, 24, 24, 3)
 
 
-def test_some_of_them_are_they(train):
-  some = train.only(np.arange(16) % 2 == 1)
+def test_take_selects_without_changing_the_fingerprint(train):
+  some = train.take(np.arange(16) % 2 == 1)
   assert len(some) == 8 and some.fingerprint == train.fingerprint
   np.testing.assert_array_equal(some[1:3], train[np.array([3, 5])])
-  np.testing.assert_array_equal(some.only(np.array([2, 0]))[:], train[np.array([5, 1])])
+  np.testing.assert_array_equal(some.take(np.array([2, 0]))[:], train[np.array([5, 1])])
 
 
-def test_a_copy_in_another_process_is_the_same(train):
+def test_a_pickled_copy_gives_equal_images(train):
   copy = pickle.loads(pickle.dumps(train))
   np.testing.assert_array_equal(copy[:], train[:])
   np.testing.assert_array_equal(
-    copy.random_parts(np.arange(4), 1, repeat_ids(0, 4)),
-    train.random_parts(np.arange(4), 1, repeat_ids(0, 4)),
+    copy.random_resized_crops(np.arange(4), 1, repeat_ids(0, 4)),
+    train.random_resized_crops(np.arange(4), 1, repeat_ids(0, 4)),
   )
 
 
-def test_a_part_depends_on_seed_epoch_and_row_alone(train):
+def test_a_random_crop_depends_on_seed_repeat_id_and_index_alone(train):
   rows = np.array([4, 9, 2])
-  shown = train.random_parts(rows, 7, repeat_ids(1, 3))
-  np.testing.assert_array_equal(train.random_parts(rows[::-1], 7, repeat_ids(1, 3))[::-1], shown)
-  np.testing.assert_array_equal(train.random_parts(rows[1:2], 7, repeat_ids(1, 1))[0], shown[1])
+  shown = train.random_resized_crops(rows, 7, repeat_ids(1, 3))
+  np.testing.assert_array_equal(train.random_resized_crops(rows[::-1], 7, repeat_ids(1, 3))[::-1], shown)
+  np.testing.assert_array_equal(train.random_resized_crops(rows[1:2], 7, repeat_ids(1, 1))[0], shown[1])
   for seed, visit in ((8, (1, 0)), (7, (2, 0)), (7, (1, 1))):
-    other = train.random_parts(rows, seed, [visit] * 3)
+    other = train.random_resized_crops(rows, seed, [visit] * 3)
     assert all((a != b).any() for a, b in zip(shown, other, strict=True))
 
 
-def test_grey_and_cmyk_are_in_colours(folder, train):
+def test_grey_and_cmyk_files_become_rgb(folder, train):
   names = sorted((folder / "train" / "n03877845").iterdir())
   grey, cmyk = (names.index(folder / "train" / "n03877845" / f"n03877845_{i}.JPEG") for i in (0, 1))
   for i, mode in ((grey, "L"), (cmyk, "CMYK")):
@@ -74,7 +74,7 @@ def test_grey_and_cmyk_are_in_colours(folder, train):
 
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (300, 300)])
-def test_the_middle_is_that_of_resize_and_center_crop(size):
+def test_center_crop_equals_torchvisions_resize_and_center_crop(size):
   """The transforms of torchvision, written out: the shorter side to 256, then the centre 224."""
   image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
   shorter = min(size)
@@ -86,16 +86,16 @@ def test_the_middle_is_that_of_resize_and_center_crop(size):
   )
 
 
-def test_all_of_a_square_is_itself():
+def test_a_square_of_the_right_size_is_unchanged():
   image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
   np.testing.assert_array_equal(center_crop(image, CropConfig(20, center_fraction=1.0)), np.asarray(image))
   assert random_crop_box(20, 20, np.full((10, 4), 0.3), 1.0) == (0, 0, 20, 20)
 
 
-def test_boxes_are_inside_and_of_the_asked_for_shapes():
+def test_random_crop_boxes_are_inside_and_within_the_bounds():
   width, height = 500, 375
-  drawn = np.random.default_rng(0).random((2000, 10, 4))
-  boxes = np.array([random_crop_box(width, height, one, 0.08) for one in drawn])
+  uniforms = np.random.default_rng(0).random((2000, 10, 4))
+  boxes = np.array([random_crop_box(width, height, one, 0.08) for one in uniforms])
   w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
   assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
   area, aspect = w * h / (width * height), w / h
@@ -103,19 +103,19 @@ def test_boxes_are_inside_and_of_the_asked_for_shapes():
   assert (
     ASPECT_RATIO_RANGE[0] * 0.98 < aspect.min() < 0.78 and 1.28 < aspect.max() < ASPECT_RATIO_RANGE[1] * 1.02
   )
-  square = np.array([random_crop_box(400, 400, one, 0.08) for one in drawn])
+  square = np.array([random_crop_box(400, 400, one, 0.08) for one in uniforms])
   wide = square[:, 2] - square[:, 0] > square[:, 3] - square[:, 1]
   assert np.mean(wide) == pytest.approx(0.5, abs=0.05)  # as often wide as high
   assert {0, width} <= {boxes[:, 0].min(), boxes[:, 2].max()}
 
 
 @pytest.mark.parametrize(("size", "expected"), [((100, 10), (43, 0, 56, 10)), ((10, 100), (0, 43, 10, 56))])
-def test_where_nothing_fits_the_middle_is_taken(size, expected):
+def test_random_crop_box_is_central_if_no_attempt_fits(size, expected):
   """Of a shape within the bounds: 13 pixels of 10 times 4/3 are the most that torchvision's rounding allows."""
   assert random_crop_box(*size, np.zeros((10, 4)) + 0.99, 0.9) == expected
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_refuses_a_damaged_file(tmp_path):
   write_folder(tmp_path, 4)
   file = tmp_path / "train" / "n11939491" / "n11939491_2.JPEG"
   file.write_bytes(file.read_bytes()[:300])

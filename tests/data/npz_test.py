@@ -1,14 +1,16 @@
-"""Tests of data/npz.py."""
+"""Tests of data/npz.py, and of the file that the package ships."""
 
+import pathlib
 import zipfile
 
 import numpy as np
 import pytest
 
 from smskd_jax import data
+from smskd_jax.data import archives, npz
 
 
-def test_shipped_subset():
+def test_shipped_subset_is_balanced_and_shuffled():
   loaded = data.load("fashion_mnist_small")
   assert loaded.train.image.shape == (6000, 28, 28, 1) and loaded.test.image.shape == (2000, 28, 28, 1)
   assert np.bincount(loaded.train.label).tolist() == [600] * 10
@@ -18,12 +20,31 @@ def test_shipped_subset():
   assert len(set(loaded.train.label[:60].tolist())) == 10  # shuffled: a prefix has all the classes
 
 
-def test_names_of_classes(arrays, save):
+@pytest.mark.skipif(
+  not pathlib.Path(archives.DEBIAN_FOLDER).is_dir(), reason="no Debian package dataset-fashion-mnist"
+)
+def test_shipped_subset_is_reproduced_from_fashion_mnist():
+  raw, shipped = archives.read_fashion_mnist("", ""), npz.read_fashion_mnist_small("", "")
+  rng = np.random.RandomState(0)
+  for full, subset, count in ((raw.train, shipped.train, 600), (raw.test, shipped.test, 200)):
+    members = [rng.permutation(np.flatnonzero(full.label == k))[:count] for k in range(10)]
+    order = rng.permutation(np.concatenate(members))
+    np.testing.assert_array_equal(subset.image, full.image[order])
+    np.testing.assert_array_equal(subset.label, full.label[order])
+  assert shipped.class_names == raw.class_names
+
+
+def test_shipped_subset_has_its_licence_beside_it():
+  text = npz.FASHION_MNIST_SMALL_FILE.with_suffix(".LICENSE").read_text()
+  assert "Copyright (c) 2017 Zalando SE" in text and "Permission is hereby granted" in text
+
+
+def test_class_names_are_read(arrays, save):
   arrays["class_names"] = np.array(["cat", "dog", "owl"])
   assert data.load(save(arrays)).class_names == ("cat", "dog", "owl")
 
 
-def test_relative_path(arrays, save, monkeypatch, tmp_path):
+def test_reads_a_relative_path(arrays, save, monkeypatch, tmp_path):
   save(arrays)
   monkeypatch.chdir(tmp_path)
   loaded = data.load("npz:own.npz")
@@ -39,7 +60,7 @@ def test_refuses_a_folder(tmp_path, refuses):
 
 
 @pytest.mark.parametrize("content", [b"", b"some text"])
-def test_refuses_what_is_no_npz(content, tmp_path, refuses):
+def test_refuses_another_kind_of_file(content, tmp_path, refuses):
   (tmp_path / "own.npz").write_bytes(content)
   refuses("npz:own.npz", "data.source: 'npz:own.npz': own.npz is not an .npz file")
 
@@ -64,7 +85,7 @@ def test_refuses_damaged_content(tmp_path, arrays, save, refuses):
   refuses("npz:own.npz", "cannot read train_images", "CRC")
 
 
-def test_lists_what_was_found(arrays, save, refuses):
+def test_refuses_missing_arrays(arrays, save, refuses):
   del arrays["test_images"], arrays["test_labels"]
   refuses(save(arrays), "lacks test_images, test_labels (it holds train_images, train_labels)")
 
@@ -74,12 +95,12 @@ def test_refuses_python_objects(arrays, save, refuses):
   refuses(save(arrays), "cannot read train_labels", "store plain numbers")
 
 
-def test_refuses_names_as_bytes(arrays, save, refuses):
+def test_refuses_class_names_as_bytes(arrays, save, refuses):
   arrays["class_names"] = np.array([b"cat", b"dog", b"owl"])
   refuses(save(arrays), "class_names are |S3", "strings")
 
 
-def test_refuses_a_member_that_is_no_array(tmp_path, arrays, save, refuses):
+def test_refuses_a_member_that_is_not_an_array(tmp_path, arrays, save, refuses):
   del arrays["train_images"]
   save(arrays)
   with zipfile.ZipFile(tmp_path / "own.npz", "a") as file:

@@ -16,7 +16,7 @@ from smskd_jax.errors import UserError
 
 def make_batch(bad, step):
   if step == bad:
-    raise UserError(f"data.source: step {step} is bad; mend it")
+    raise UserError(f"data.source: step {step} is bad; fix it")
   return np.array([step, os.getpid()])
 
 
@@ -25,7 +25,7 @@ def steps(arrays):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_all_steps_come_in_their_order(workers):
+def test_steps_come_in_order(workers):
   made = list(prefetch(functools.partial(make_batch, -1), 3, 20, num_workers=workers))
   assert steps(made) == list(range(3, 20))
   makers = {int(array[1]) for array in made}
@@ -33,19 +33,19 @@ def test_all_steps_come_in_their_order(workers):
   assert all(type(array) is np.ndarray for array in made)
 
 
-def test_behind_the_end_there_is_nothing():
+def test_an_empty_range_yields_nothing():
   assert list(prefetch(functools.partial(make_batch, -1), 5, 5)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_comes_back_as_it_is(workers):
+def test_a_user_error_is_raised_unchanged(workers):
   made = prefetch(functools.partial(make_batch, 4), 2, 9, num_workers=workers)
   assert steps([next(made), next(made)]) == [2, 3]
-  with pytest.raises(UserError, match="^data.source: step 4 is bad; mend it$"):
+  with pytest.raises(UserError, match="^data.source: step 4 is bad; fix it$"):
     next(made)
 
 
-def test_it_may_be_left_before_its_end():
+def test_the_iterator_can_be_closed_early():
   made = prefetch(functools.partial(make_batch, -1), 0, 10**6, num_workers=1)
   assert steps([next(made)]) == [0]
   made.close()
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_the_processes_end_with_their_parent_and_say_nothing(tmp_path, signum):
+def test_workers_exit_silently_with_their_parent(tmp_path, signum):
   (tmp_path / "streams.py").write_text(STREAMS)
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
   process = subprocess.Popen(

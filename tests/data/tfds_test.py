@@ -1,4 +1,4 @@
-"""Tests of data/tfds.py: a round trip without TensorFlow, and every way of not finding data."""
+"""Tests of data/tfds.py: reading without TensorFlow, streaming, and refusals."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class SmskdRoundTrip(tensorflow_datasets.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """A data_dir that holds the set above, as array_record."""
+  """A data_dir with the set above as array_record."""
   folder = tmp_path_factory.mktemp("tfds")
   tensorflow_datasets.disable_progress_bar()
   builder = SmskdRoundTrip(data_dir=folder, file_format="array_record")
@@ -63,13 +63,13 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def data_dir(prepared, tmp_path):
-  """A copy of it to do damage to."""
+  """A copy of `prepared` that tests may damage."""
   shutil.copytree(prepared, tmp_path / "tfds")
   return tmp_path / "tfds"
 
 
 def in_order(split):
-  """Positions that sort the images; TFDS shuffles what it prepares."""
+  """Indices that sort the images; TFDS shuffles examples."""
   return np.lexsort(split.image.reshape(len(split.image), -1).T)
 
 
@@ -97,7 +97,7 @@ def cache(tmp_path, monkeypatch):
   return tmp_path / "cache"
 
 
-def test_streamed_they_are_the_same_examples(prepared, cache, capfd):
+def test_streamed_examples_equal_those_in_memory(prepared, cache, capfd):
   loaded, in_memory = stream(prepared), data.load("tfds:smskd_round_trip", folder=str(prepared))
   assert loaded.class_names == in_memory.class_names and loaded.image_shape == (8, 8, 3)
   for split in NUM_EXAMPLES:
@@ -107,7 +107,7 @@ def test_streamed_they_are_the_same_examples(prepared, cache, capfd):
   assert capfd.readouterr() == ("", "")
 
 
-def test_streamed_their_labels_are_read_once(prepared, cache, monkeypatch):
+def test_labels_of_streamed_examples_are_cached(prepared, cache, monkeypatch):
   first = stream(prepared)
   assert len(list(cache.rglob("*.npy"))) == 2
   monkeypatch.setattr(tfds_reader, "_iterate_in_batches", None)
@@ -120,7 +120,7 @@ def test_streamed_their_labels_are_read_once(prepared, cache, monkeypatch):
     stream(prepared)
 
 
-def test_streamed_other_processes_may_read_them(prepared, cache):
+def test_worker_processes_read_equal_examples(prepared, cache):
   train = stream(prepared).train
   drawing = batches.InputSpec(batches.labeled_subset(train), 50, 1, 6)
   ours, theirs = (
@@ -132,14 +132,14 @@ def test_streamed_other_processes_may_read_them(prepared, cache):
     np.testing.assert_array_equal(one.image, other.image)
 
 
-def test_streamed_missing_records_are_refused(data_dir, cache, refuses):
+def test_streaming_refuses_missing_records(data_dir, cache, refuses):
   for path in (data_dir / "smskd_round_trip" / "1.0.0").glob("*-train.*"):
     path.unlink()
   options = {"streamed": True, "image_size": 8, "folder": str(data_dir)}
   refuses("tfds:smskd_round_trip", "cannot read split train", "prepare it again", **options)
 
 
-def test_streamed_a_damaged_record_is_named(data_dir, cache):
+def test_streaming_refuses_a_damaged_record(data_dir, cache):
   train = stream(data_dir).train
   for path in (data_dir / "smskd_round_trip" / "1.0.0").glob("*-train.*"):
     path.write_bytes(bytes(path.stat().st_size))
@@ -147,7 +147,7 @@ def test_streamed_a_damaged_record_is_named(data_dir, cache):
     train.image[3:4]
 
 
-def test_streamed_it_must_be_prepared(tmp_path, refuses):
+def test_streaming_refuses_a_set_that_is_not_prepared(tmp_path, refuses):
   options = {"streamed": True, "image_size": 8, "folder": str(tmp_path)}
   refuses("tfds:cifar10", f"is not prepared in {tmp_path}", **options)
 
@@ -166,7 +166,7 @@ def test_newest_version_is_taken(data_dir):
   assert data.load("tfds:smskd_round_trip:1.9.0", folder=str(data_dir)).class_names[0] == "cat"
 
 
-def test_validation_stands_in_for_a_missing_test_split(data_dir):
+def test_validation_replaces_a_missing_test_split(data_dir):
   folder = data_dir / "smskd_round_trip" / "1.0.0"
   for path in folder.iterdir():
     if "-test." in path.name:
@@ -175,7 +175,7 @@ def test_validation_stands_in_for_a_missing_test_split(data_dir):
   assert len(data.load("tfds:smskd_round_trip", folder=str(data_dir)).test.image) == 100
 
 
-def test_mock_data():
+def test_mock_data_needs_nothing_prepared():
   with tensorflow_datasets.testing.mock_data(num_examples=12):
     loaded = data.load("tfds:cifar100")
   assert loaded.train.image.shape == (12, 32, 32, 3) and len(loaded.class_names) == 100
@@ -220,14 +220,14 @@ def test_refuses_other_features(data_dir, refuses):
   refuses("tfds:smskd_round_trip", "has no feature 'label'", "target", folder=str(data_dir))
 
 
-def test_suggests_what_is_prepared(prepared, refuses):
+def test_suggests_the_nearest_prepared_set(prepared, refuses):
   parts = ("did you mean 'smskd_round_trip'?", "(there: smskd_round_trip)")
   refuses("tfds:smskd_roundtrip", "is not prepared in", *parts, folder=str(prepared))
   refuses("tfds:smskd_round_trip:2.0.0", "is not prepared in", *parts, folder=str(prepared))
 
 
 @pytest.mark.parametrize("name", ["huggingface:mnist", "a b", "cifar10/x/y", "../x", "cifar10:1"])
-def test_refuses_what_is_no_name(name, refuses):
+def test_refuses_an_invalid_name(name, refuses):
   refuses(f"tfds:{name}", f"data.source: 'tfds:{name}' is not a name of TFDS")
 
 
@@ -237,14 +237,14 @@ def test_refuses_without_the_library(monkeypatch, refuses):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set"])
-def test_says_within_two_seconds_that_nothing_is_prepared(name, tmp_path, refuses, capfd):
+def test_refuses_within_two_seconds_if_nothing_is_prepared(name, tmp_path, refuses, capfd):
   start = time.monotonic()
   refuses(f"tfds:{name}", f"is not prepared in {tmp_path} (there: nothing)", "data_dir", folder=str(tmp_path))
   assert time.monotonic() - start < 2
   assert capfd.readouterr() == ("", "")
 
 
-def test_says_so_without_importing_tfds(tmp_path):
+def test_refuses_without_importing_tfds(tmp_path):
   # In a process of its own, where nobody has paid for the import of TFDS before.
   code = f"""
 import sys, time

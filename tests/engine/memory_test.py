@@ -8,7 +8,7 @@ import runs
 from smskd_jax import data
 from smskd_jax.config import network, resolve
 from smskd_jax.config import study_schema as study_config
-from smskd_jax.data import resize
+from smskd_jax.data.dataset import resize_dataset
 from smskd_jax.engine import experiment, memory, plan
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import parallel
@@ -103,7 +103,7 @@ def test_images_that_do_not_fit_are_refused(monkeypatch):
   dataset = data.load("digits")
   split = dataset.train._replace(label=Huge())
   with pytest.raises(UserError, match=r"data.image_size: 1,000,000,\d+ images of 64x64 need [\d.]+ GiB"):
-    resize.resize_dataset(dataset._replace(train=split), 64)
+    resize_dataset(dataset._replace(train=split), 64)
 
 
 def test_a_studys_seeds_have_the_same_bounds():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import networks
-from smskd_jax.data import enumerable_views
+from smskd_jax.data import views
 from smskd_jax.runtime import parallel
 from smskd_jax.training import evaluate
 from smskd_jax.training.stage import lookup_outputs
@@ -14,7 +14,7 @@ from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, CachedOutputs
 import tiny
 
-VIEWS = enumerable_views.crop_flip(padding=1)
+VIEWS = views.enumerable_crop_flip(padding=1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
 CACHED = np.arange(3, 37)  # indices of the images in the cache
 
