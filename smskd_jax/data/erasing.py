@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.data.augment import RNG_SALT, constant_color, uniform_per_example
+from smskd_jax.errors import check_positive_integer, check_unit_interval
 
 MAX_ATTEMPTS = 10  # of random erasing to find a rectangle that fits; one attempt succeeds in 19 of 20 cases
 
@@ -34,10 +35,9 @@ def cutout(
     [b, h, w, c], uint8.
 
   Raises:
-    ValueError: `size` is below 1.
+    ValueError: `size` is not a positive integer.
   """
-  if size < 1:
-    raise ValueError(f"cutout: size must be at least 1, got {size!r}")
+  check_positive_integer("cutout", size=size)
   center = jnp.floor(uniform_per_example(key, index, 2) * _height_width(image))
   start = center - size // 2
   return jnp.where(rectangle_mask(start, start + size, image), constant_color(fill), image)
@@ -76,8 +76,7 @@ def random_erasing(
   Raises:
     ValueError: an option is out of range.
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(f"random_erasing: probability must be a number from 0 to 1, got {probability!r}")
+  check_unit_interval("random_erasing", probability=probability)
   if not 0 < min_area <= max_area <= 1:
     raise ValueError(
       f"random_erasing: 0 < min_area <= max_area <= 1 is needed, got {min_area!r}, {max_area!r}"

@@ -15,6 +15,8 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
+from smskd_jax.errors import check_positive, check_unit_interval
+
 
 def mixup(
   key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None, *, alpha: float = 1.0
@@ -108,10 +110,8 @@ def check_options(name: str, *, alpha: float = 1.0, probability: float = 1.0) ->
   Raises:
     ValueError: `alpha` is not positive, or `probability` not in [0, 1].
   """
-  if not alpha > 0:
-    raise ValueError(f"{name}: alpha must be a positive number, got {alpha!r}")
-  if not 0 <= probability <= 1:
-    raise ValueError(f"{name}: probability must be a number from 0 to 1, got {probability!r}")
+  check_positive(name, alpha=alpha)
+  check_unit_interval(name, probability=probability)
 
 
 def _sample_mixing_weight(key, alpha):

@@ -15,6 +15,7 @@ import numpy as np
 from smskd_jax.data import erasing
 from smskd_jax.data.augment import RNG_SALT, uniform_per_example
 from smskd_jax.data.image_ops import ENHANCE_OPS, OP_NAMES, Fill, apply_ops
+from smskd_jax.errors import check_positive_integer
 
 # AutoAugment's policy for CIFAR-10: two of (operation, probability, level). The cubic shears are the survey's.
 AUTOAUGMENT_CIFAR10 = (
@@ -107,8 +108,7 @@ def randaugment(
   Raises:
     ValueError: an option is out of range.
   """
-  if num_ops < 1:
-    raise ValueError(f"randaugment: num_ops must be at least 1, got {num_ops!r}")
+  check_positive_integer("randaugment", num_ops=num_ops)
   if magnitude not in range(31):
     raise ValueError(f"randaugment: magnitude must be a whole number from 0 to 30, got {magnitude!r}")
   sampled = sample_randaugment(key, index, image.shape[1], image.shape[2], num_ops, magnitude)

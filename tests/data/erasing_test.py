@@ -86,7 +86,7 @@ def test_random_square_equals_its_definition():
 @pytest.mark.parametrize(
   ("function", "options", "message"),
   [
-    (erasing.cutout, {"size": 0}, "cutout: size must be at least 1"),
+    (erasing.cutout, {"size": 0}, "cutout: size must be a positive integer"),
     (erasing.random_erasing, {"probability": 1.5}, "probability must be a number from 0 to 1"),
     (erasing.random_erasing, {"min_area": 0.5, "max_area": 0.4}, "min_area <= max_area"),
     (erasing.random_erasing, {"min_aspect": 2.0}, "min_aspect must be above 0 and at most 1"),

@@ -140,7 +140,10 @@ def test_fixmatch_samples_magnitudes_evenly():
 
 @pytest.mark.parametrize(
   ("options", "message"),
-  [({"num_ops": 0}, "num_ops must be at least 1"), ({"magnitude": 31}, "magnitude must be a whole number")],
+  [
+    ({"num_ops": 0}, "num_ops must be a positive integer"),
+    ({"magnitude": 31}, "magnitude must be a whole number"),
+  ],
 )
 def test_randaugment_refuses_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
