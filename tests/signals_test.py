@@ -53,7 +53,7 @@ def trains(workdir, lines=3):
 
 def assert_quiet(status, lines, signum):
   assert status == 128 + signum, lines
-  assert len(lines) == 1 and "the same command goes on from" in lines[0], lines
+  assert len(lines) == 1 and "the same command continues from" in lines[0], lines
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -1,8 +1,7 @@
-"""Checkpoints: the only place that knows orbax.
+"""Checkpoints of a stage, and files of variables; the only module that uses orbax.
 
-A save is asynchronous and atomic: a folder appears under its step once it is whole. Beside the state it holds a
-digest of every byte, because a damaged file may still be readable, and a note (JSON) for what belongs to the moment
-but not to the state.
+Saving is asynchronous and atomic: the folder of a step appears once it is complete. Beside the state, a checkpoint
+stores a digest of every byte, because damaged files may still be readable, and JSON metadata of the run at this step.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from smskd_jax.runtime import distributed
 
 
 class Restored(NamedTuple):
-  """What a checkpoint gave back."""
+  """Content of a checkpoint."""
 
   step: int
   state: Any
@@ -27,45 +26,45 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one stage."""
 
-  def __init__(self, folder: Path, *, keep: int = 2):
-    """Opens the folder; the newest `keep` checkpoints are kept."""
-    from orbax.checkpoint import v1 as ocp  # imported here: half a second that --help need not wait for
+  def __init__(self, folder: Path, *, max_to_keep: int = 2):
+    """Opens the folder; only the newest `max_to_keep` checkpoints are kept."""
+    from orbax.checkpoint import v1 as ocp  # a late import of half a second, for --help
 
     self._folder = folder
-    self._under_way: Any = None  # the response of the last save, until its end is known
+    self._pending: Any = None  # response of the last save, until its result is taken
     self._orbax = ocp.training.Checkpointer(
       folder.absolute(),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      preservation_policy=ocp.training.preservation_policies.LatestN(max_to_keep),
       cleanup_tmp_directories=True,
     )
 
   def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-    """Starts to save; waits for the save before, if it is still under way. `state` may be donated after.
+    """Starts a save, after the previous save has ended; `state` may be donated afterwards.
 
     Raises:
-      Exception: the save before has failed, as where the disk is full.
+      Exception: the previous save failed, as on a full disk.
     """
     self.wait()
     if step in self.steps():
       return
     state = jax.device_get(state)
-    metadata = {"digest": tree_digest(state), "note": metadata}
-    self._under_way = self._orbax.save_async(step, state, custom_metadata=metadata)
+    stored = {"digest": tree_digest(state), "metadata": metadata}
+    self._pending = self._orbax.save_async(step, state, custom_metadata=stored)
 
   def restore(self, like: Any, warn: Callable[[str], None]) -> Restored | None:
-    """The newest checkpoint that is whole, or None.
+    """Restores the newest intact checkpoint; None if there is none.
 
     Args:
       like: a state of the same structure, shapes, types and placement.
-      warn: told of each damaged checkpoint, which is passed over and deleted.
+      warn: receives a line about each damaged checkpoint, which is deleted.
     """
     for step in distributed.broadcast(sorted(self.steps(), reverse=True)):
       restored, problem = None, ""
       try:
         restored = self._load(step, like)
-      except Exception as error:  # orbax and its storage raise what they like on a damaged file
+      except Exception as error:  # orbax and its storage raise errors of many types on damaged files
         problem = _first_line(error) or "?"
-      problems = [told for told in distributed.all_gather_json(problem) if told]
+      problems = [text for text in distributed.all_gather_json(problem) if text]
       if not problems:
         return restored
       warn(f"checkpoint {self._folder / str(step)} is damaged ({problems[0]}); trying the one before")
@@ -77,18 +76,18 @@ class Checkpoints:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     state = self._orbax.load(step, abstract)
     if tree_digest(jax.device_get(state)) != metadata["digest"]:
-      raise ValueError("its bytes are not those that were saved")
-    return Restored(step, state, metadata["note"])
+      raise ValueError("its bytes differ from the saved ones")
+    return Restored(step, state, metadata["metadata"])
 
   def steps(self) -> list[int]:
-    """The steps of which there are checkpoints."""
+    """The steps that have checkpoints."""
     return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
   def close(self) -> None:
-    """Waits for what is being saved.
+    """Waits for the pending save and closes the folder.
 
     Raises:
-      Exception: it could not be saved.
+      Exception: the save failed.
     """
     try:
       self.wait()
@@ -96,17 +95,17 @@ class Checkpoints:
       self._orbax.close()
 
   def wait(self) -> None:
-    """Waits for the save that is under way, if any; raises its error.
+    """Waits for the pending save, if any, and raises its error.
 
     Each response holds an event loop, with a thread and three file handles, until its result is taken.
     """
-    response, self._under_way = self._under_way, None
+    response, self._pending = self._pending, None
     if response is not None:
       response.result()
 
 
 def saved_steps(folder: Path) -> list[int]:
-  """The steps of which a folder holds whole checkpoints; none where it cannot be read."""
+  """The steps with complete checkpoints in a folder; [] for an unreadable folder."""
   try:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
   except OSError:
@@ -114,7 +113,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def tree_digest(tree: Any) -> str:
-  """A fingerprint of a tree of host arrays: structure, shapes, types and every byte."""
+  """SHA-256 of a tree of host arrays: structure, shapes, types and every byte."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
@@ -124,14 +123,14 @@ def tree_digest(tree: Any) -> str:
 
 
 def save_variables(path: Path, variables: Any) -> None:
-  """Writes a network's variables, alone; replaces what an interrupted attempt may have left."""
+  """Writes a network's variables; replaces the remains of an interrupted attempt."""
   from orbax.checkpoint import v1 as ocp
 
   ocp.save(path.absolute(), jax.device_get(variables), overwrite=True)
 
 
 def load_variables(path: Path) -> Any:
-  """Reads a network's variables, as host arrays."""
+  """Reads a network's variables as host arrays."""
   from orbax.checkpoint import v1 as ocp
 
   return jax.tree.map(np.asarray, ocp.load(path.absolute()))

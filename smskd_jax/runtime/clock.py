@@ -4,27 +4,27 @@ from collections.abc import Iterator
 import contextlib
 import time
 
-# Each second of a stage belongs to one of these.
-PREPARE = "prepare"  # initial state, networks that the stage reads, last checkpoint
+# Phases of a stage; each second counts in one of them.
+PREPARE = "prepare"  # initial state, networks that the stage reads, the last checkpoint
 CACHE = "teacher_cache"  # computing teacher outputs that later steps look up
 COMPILE = "compile"  # first call of each program of the training step
 TRAIN = "train"  # all other steps, with their images and metrics
-EVALUATE = "evaluate"  # held-out sets, with the compilation of their programs
-SAVE = "save"  # checkpoints and what the stage leaves in the store
+EVALUATE = "evaluate"  # held-out sets, including the compilation of their programs
+SAVE = "save"  # checkpoints and the files of the finished stage
 
 
 class Clock:
-  """Adds up the seconds of phases. A phase within another interrupts the outer one: no second counts twice."""
+  """Sums the seconds of phases; a nested phase interrupts the outer one, so that no second counts twice."""
 
   def __init__(self) -> None:
-    """Starts with no phase: seconds outside phases are not counted."""
+    """Creates a clock outside any phase; seconds outside phases are not counted."""
     self._seconds: dict[str, float] = {}
     self._open: list[str] = []
     self._since = 0.0
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Counts the seconds of its block, less those of phases inside."""
+    """Context manager that counts the seconds of its block, without nested phases."""
     self._count()
     self._open.append(name)
     try:
@@ -51,7 +51,7 @@ class Clock:
 
 
 def add_seconds(*parts: dict[str, float]) -> dict[str, float]:
-  """The sum of each phase over several measurements."""
+  """Sums several results of `Clock.seconds`, phase by phase."""
   return {
     name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for p in parts for n in p)
   }

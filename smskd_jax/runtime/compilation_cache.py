@@ -1,4 +1,4 @@
-"""Compiled programs on disk: what one process has compiled, the next one reads."""
+"""Persistent cache of compiled programs, by JAX's compilation cache."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ DISABLED = "off"
 
 
 def enable(folder: str | None = None) -> Path | None:
-  """From now on, keeps what takes a second or more to compile, for this process and for later ones.
+  """Enables the cache for programs that take a second or more to compile.
 
   Args:
-    folder: where to; 'off' keeps nothing; None is a folder of the user's cache, unless JAX was told of one already (by
-      JAX_COMPILATION_CACHE_DIR, say), which then stays.
+    folder: of the cache; 'off': no cache; None: JAX's own setting (as by JAX_COMPILATION_CACHE_DIR), else a folder in
+      the user's cache.
 
   Returns:
-    The folder; None if nothing is kept: where a default cannot be written to, programs are compiled each time.
+    The folder; None without a cache, which includes a default folder that cannot be written to.
 
   Raises:
-    UserError: the given folder cannot be written to.
+    UserError: `folder` cannot be written to.
   """
   if folder == DISABLED:
     jax.config.update("jax_enable_compilation_cache", False)
     return None
-  told = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009  # mypy knows no settings by name
-  if folder is None and told:
-    return Path(told)
-  path = Path(folder) if folder else _default()
+  configured = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009  # mypy does not know settings by name
+  if folder is None and configured:
+    return Path(configured)
+  path = Path(folder) if folder else _default_folder()
   try:
     path.mkdir(parents=True, exist_ok=True)
     writable = os.access(path, os.W_OK | os.X_OK)
@@ -45,15 +45,15 @@ def enable(folder: str | None = None) -> Path | None:
   return path
 
 
-def _default() -> Path:
-  """By processor: a program for one may use instructions that another lacks, and homes are shared."""
+def _default_folder() -> Path:
+  """One folder per kind of processor: compiled programs use its instructions, and machines share home folders."""
   cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(cache) / "smskd_jax" / "programs" / f"{platform.machine()}-{_processor()}"
+  return Path(cache) / "smskd_jax" / "programs" / f"{platform.machine()}-{_cpu_digest()}"
 
 
-def _processor() -> str:
-  """A fingerprint of what the processor can do."""
+def _cpu_digest() -> str:
+  """Digest of the processor's instruction sets."""
   info = Path("/proc/cpuinfo")
   lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
-  can = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
-  return hashlib.sha256(can.encode()).hexdigest()[:8]
+  flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
+  return hashlib.sha256(flags.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Text for the person who started a run: lines, tables, and progress bars in terminals."""
+"""Console output: log lines, tables, formatted numbers, and progress bars."""
 
 from collections.abc import Iterable, Sequence
 import shutil
@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from smskd_jax.runtime import distributed
 
-SILENCE_SECONDS = 60.0  # without a line, after which a log gets one of the progress
+SILENCE_SECONDS = 60.0  # without a line, after which a log gets a line of progress
 
-_printed = time.monotonic()  # when the last line was
+_printed = time.monotonic()  # time of the last line
 
 
 def log(text: str = "") -> None:
-  """Prints a line, above a progress bar if there is one. The lead does, of several processes."""
+  """Prints a line, above the progress bar if there is one; only in process 0."""
   global _printed
   _printed = time.monotonic()
   if not distributed.is_primary():
@@ -25,7 +25,7 @@ def log(text: str = "") -> None:
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Columns of text, the first to the left and all others to the right."""
+  """Formats columns of text, the first left-aligned and the others right-aligned."""
   cells = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
   return "\n".join(
@@ -38,7 +38,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 
 def format_duration(seconds: float) -> str:
-  """A duration as a person would say it: '48 s', '3 min 10 s', '2 h 05 min'."""
+  """Formats a duration: '48 s', '3 min 10 s', '2 h 05 min'."""
   whole = round(seconds)
   if whole < 60:
     return f"{whole} s"
@@ -48,7 +48,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_si(number: float) -> str:
-  """A large number in three digits: '78.0 k', '1.24 M'."""
+  """Formats a number with three digits and an SI prefix: '78 k', '1.24 M'."""
   for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if number >= size:
       return f"{number / size:.3g} {unit}"
@@ -56,33 +56,32 @@ def format_si(number: float) -> str:
 
 
 def format_clock(seconds: float) -> str:
-  """A duration in few characters: '0:12', '1:02:10'."""
+  """Formats a duration as [hours:]minutes:seconds: '0:12', '1:02:10'."""
   minutes, rest = divmod(max(round(seconds), 0), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class ProgressBar:
-  """A progress bar in a terminal; elsewhere a line where nothing was printed for a minute."""
+  """Progress bar in a terminal; elsewhere, a log line after a minute without output."""
 
   def __init__(self, text: str, total: int, unit: str = " images"):
-    """Shows the bar, empty. The lead does, of several processes.
+    """Shows the empty bar, only in process 0.
 
     Args:
       text: in front of the bar.
-      total: of the count that `update` gets parts of.
-      unit: what is counted.
+      total: number of units at the end.
+      unit: of the count.
     """
     self._text, self._total, self._done = text, total, 0
     self._bar = None
     if sys.stderr.isatty() and distributed.is_primary():
-      columns = (
-        shutil.get_terminal_size().columns
-      )  # 80 for a terminal that tells no size: tqdm would show nothing
+      # 80 for a terminal of unknown size, for which tqdm would show nothing.
+      columns = shutil.get_terminal_size().columns
       self._bar = tqdm(total=total, desc=text, unit=unit, unit_scale=True, leave=False, ncols=columns)
 
   def update(self, count: int) -> None:
-    """Adds to what is done."""
+    """Advances the bar by a number of units."""
     self._done += count
     if self._bar is not None:
       self._bar.update(count)

@@ -1,8 +1,8 @@
-"""The history of a stage in training: metrics, predictions, evaluations and its best network, beside its checkpoints.
+"""History of a stage in training: checkpoints, evaluations, the best network, metrics and predictions.
 
-All that the stage's result depends on is part of each checkpoint: the evaluations that it reports in the note, the best
-network in the tree. The files metrics.jsonl and predictions.npz serve reports alone; a checkpoint's note holds their
-digests, so that a stage which goes on tells of lines that were lost in the meantime.
+A checkpoint contains everything that the stage's result depends on: the reported evaluations in the metadata, the best
+network in the tree. The files metrics.jsonl and predictions.npz serve only reports; the metadata holds their digests,
+so that a continued stage detects lost lines.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,27 +19,25 @@ from smskd_jax.runtime.eval_outputs import PredictionsWriter
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.runtime.writer import MetricsWriter
 
-MetricsLine = dict[str, Any]  # of a metrics.jsonl
+MetricsLine = dict[str, Any]  # a line of metrics.jsonl
 
 
 class Evaluations(NamedTuple):
-  """The evaluations that a stage's result reports, as lines of metrics.jsonl."""
+  """Evaluations that a stage's result reports, as lines of metrics.jsonl."""
 
   last: MetricsLine | None = None
-  best_by_validation: MetricsLine | None = None  # never chosen by the test set
-  oracle: MetricsLine | None = (
-    None  # the best by the test set: reported, as the survey does, and used for nothing
-  )
+  best_by_validation: MetricsLine | None = None  # first of the best; the test set is not used
+  oracle: MetricsLine | None = None  # best by the test set: reported as in the survey, and not used otherwise
 
   def add(self, line: MetricsLine) -> "Evaluations":
-    """The evaluations with one more. The first of equals is the best; step 0 is the stage before, and never is."""
-    found = self._replace(last=line)
+    """The evaluations with a new line. The first of equals is best; step 0, before the stage, is never best."""
+    result = self._replace(last=line)
     if line["step"]:
       if _is_better(line, self.oracle, "test/accuracy"):
-        found = found._replace(oracle=line)
+        result = result._replace(oracle=line)
       if "validation/accuracy" in line and _is_better(line, self.best_by_validation, "validation/accuracy"):
-        found = found._replace(best_by_validation=line)
-    return found
+        result = result._replace(best_by_validation=line)
+    return result
 
 
 def _is_better(line: MetricsLine, other: MetricsLine | None, metric: str) -> bool:
@@ -47,7 +45,7 @@ def _is_better(line: MetricsLine, other: MetricsLine | None, metric: str) -> boo
 
 
 class History:
-  """Opened before a stage is trained, closed after it in any case. Has the `save` and `close` that the loop calls."""
+  """Files of a stage in training; open before training, closed after it in any case."""
 
   def __init__(
     self, entry: StageEntry, events: Path, variables_of: Callable[[Any], Any], *, keep: int, select: bool
@@ -56,40 +54,42 @@ class History:
 
     Args:
       entry: of the stage.
-      events: gets the TensorBoard events.
-      variables_of: the learner's variables in a state.
-      keep: how many checkpoints to keep.
-      select: keep the network that is best by validation too.
+      events: folder of the TensorBoard events.
+      variables_of: returns the student's variables of a state.
+      keep: number of checkpoints to keep.
+      select: also store the network that is best by validation.
     """
     self._entry, self._events, self._variables_of, self._select = entry, events, variables_of, select
-    self._checkpoints = checkpoint.Checkpoints(entry.checkpoints, keep=keep)
+    self._checkpoints = checkpoint.Checkpoints(entry.checkpoints, max_to_keep=keep)
     self.evaluations = Evaluations()
-    self.best: Any = None  # host arrays: the variables that are best by validation, where they are asked for
+    self.best: Any = None  # host arrays: variables that are best by validation, with `select`
 
-  def restore(self, state: Any, say: Callable[[str], None]) -> checkpoint.Restored | None:
-    """The newest whole checkpoint, or None; opens the files that are written while the stage trains.
+  def restore(self, state: Any, log: Callable[[str], None]) -> checkpoint.Restored | None:
+    """Restores the newest intact checkpoint, or None; opens the metrics and predictions files.
 
     Args:
       state: of the same structure, shapes and placement.
-      say: told of damaged checkpoints and files.
+      log: receives a line about each damaged checkpoint or file.
     """
-    restored = self._checkpoints.restore(self._tree(state), warn=say)
-    step, note = (restored.step, restored.metadata) if restored else (-1, dict[str, Any]())
+    restored = self._checkpoints.restore(self._tree(state), warn=log)
+    step, metadata = (restored.step, restored.metadata) if restored else (-1, dict[str, Any]())
     if restored:
-      self.evaluations = Evaluations(**note["evaluations"])
+      self.evaluations = Evaluations(**metadata["evaluations"])
       if self._select:
         restored, best = restored._replace(state=restored.state["state"]), restored.state["best"]
         if self.evaluations.best_by_validation is not None:
           self.best = jax.device_get(best)
-    self._choices = PredictionsWriter(self._entry.predictions, last_step=step, digest=note.get("choices"))
-    self._writer = MetricsWriter(
-      self._entry.metrics, self._events, last_step=step, digest=note.get("metrics")
+    self._predictions = PredictionsWriter(
+      self._entry.predictions, last_step=step, digest=metadata.get("predictions")
     )
-    for one, path in ((self._writer, self._entry.metrics), (self._choices, self._entry.predictions)):
+    self._writer = MetricsWriter(
+      self._entry.metrics, self._events, last_step=step, digest=metadata.get("metrics")
+    )
+    for one, path in ((self._writer, self._entry.metrics), (self._predictions, self._entry.predictions)):
       if one.discarded:
-        say(
-          f"{path} is not as it was at step {step}: what it told of the steps up to there is lost to reports; no "
-          "result depends on it"
+        log(
+          f"{path} differs from its content at step {step}: reports lack the metrics of earlier steps; no "
+          "result depends on them"
         )
     return restored
 
@@ -97,38 +97,38 @@ class History:
     """Appends a line of metrics."""
     self._writer.write(values)
 
-  def add_evaluation(self, line: MetricsLine, choices: Mapping[str, np.ndarray], variables: Any) -> None:
-    """Takes notice of an evaluation of variables, with the class [n] predicted for each image of each set."""
-    self._choices.write(line["step"], choices)
+  def add_evaluation(self, line: MetricsLine, predictions: Mapping[str, np.ndarray], variables: Any) -> None:
+    """Records an evaluation of the variables, with the predicted classes [n] of each set."""
+    self._predictions.write(line["step"], predictions)
     before, line = self.evaluations.best_by_validation, json.loads(json.dumps(line))
     self.evaluations = self.evaluations.add(line)
     if self._select and distributed.broadcast(self.evaluations.best_by_validation is not before):
       self.best = jax.device_get(variables)
 
-  def save(self, step: int, state: Any, note: dict[str, Any]) -> None:
-    """Starts to save a checkpoint, whose note gets more. What lies beside it is on the disk before."""
+  def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+    """Starts to save a checkpoint with extended metadata, after metrics and predictions are on the disk."""
     self.sync()
-    digests = {"metrics": self._writer.digest, "choices": self._choices.digest}
-    note = note | digests | {"evaluations": self.evaluations._asdict()}
-    self._checkpoints.save(step, self._tree(state), note)
+    digests = {"metrics": self._writer.digest, "predictions": self._predictions.digest}
+    metadata = metadata | digests | {"evaluations": self.evaluations._asdict()}
+    self._checkpoints.save(step, self._tree(state), metadata)
 
   def sync(self) -> None:
-    """Makes sure that the metrics are on the disk."""
+    """Flushes the metrics to the disk."""
     self._writer.sync()
 
   def checkpoint_steps(self) -> list[int]:
-    """The steps of which there are whole checkpoints, once the one that is being saved is there, too."""
-    with contextlib.suppress(Exception):  # who asks tells of another error already
+    """The steps with complete checkpoints, after the pending save."""
+    with contextlib.suppress(Exception):  # the caller reports another error already
       self._checkpoints.wait()
     return checkpoint.saved_steps(self._entry.checkpoints)
 
   def close(self) -> None:
-    """Waits for what is being saved."""
+    """Waits for the pending save and closes all files."""
     self._checkpoints.close()
     self._writer.close()
 
   def _tree(self, state: Any) -> Any:
-    """Tree that a checkpoint stores. Before the first evaluation the best network is any network of the same shapes."""
+    """Tree of a checkpoint; before the first evaluation, the current network stands for the best."""
     if not self._select:
       return state
     return {"state": state, "best": self._variables_of(state) if self.best is None else self.best}

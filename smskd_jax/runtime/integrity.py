@@ -1,4 +1,4 @@
-"""Checks that files are as they were written: a checksum inside each JSON file, and lists of digests of other files."""
+"""Detects damaged files, by a checksum inside each JSON file and by lists of digests of other files."""
 
 from collections.abc import Iterable, Mapping
 import hashlib
@@ -10,23 +10,23 @@ import numpy as np
 
 from smskd_jax.errors import UserError
 
-CHECKSUM = "sha256"  # of all else in a JSON file
+CHECKSUM = "sha256"  # key of the checksum of a JSON file's other content
 
-# By path: (time of the last change, size and inode, SHA-256), so that a process reads no unchanged file twice.
+# By path: ((modification time, size, inode), SHA-256), so that a process reads no unchanged file twice.
 _DIGESTS: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 class DamagedFileError(UserError):
-  """A file is not as it was written, or is missing."""
+  """A file differs from what was written, or is missing."""
 
   def __init__(self, path: Path, problem: str, fix: str = ""):
-    """Names the file, what is wrong with it and, if anything is known of it, the way out."""
+    """Creates the error of a file, with its problem and, if known, the fix."""
     super().__init__(f"{path} {problem}" + (f"; {fix}" if fix else ""))
     self.path, self.problem = path, problem
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-  """The content of a JSON file, with its checksum."""
+  """The content of a JSON file with its checksum."""
   plain = json.loads(json.dumps(value))
   return plain | {CHECKSUM: _checksum(plain)}
 
@@ -36,14 +36,14 @@ def _checksum(plain: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path, fix: str = "") -> dict[str, Any]:
-  """The content of a JSON file without its checksum. Files of older versions have none, and are taken as they are.
+  """Reads a JSON file; returns the content without the checksum. A file without a checksum is not checked.
 
   Args:
     path: of the file.
-    fix: the way out, for the message.
+    fix: what to do about a damaged file, for the message.
 
   Raises:
-    Damaged: it is, or is not there.
+    DamagedFileError: the file is damaged or missing.
   """
   try:
     value = json.loads(path.read_bytes())
@@ -60,28 +60,28 @@ def read_json(path: Path, fix: str = "") -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of a .npz file by their names; its format has checksums.
+  """Reads the arrays of a .npz file by name; the format has checksums.
 
   Raises:
-    Damaged: it is, or is not there.
+    DamagedFileError: the file is damaged or missing.
   """
   try:
     with open(path, "rb") as file, np.load(file) as arrays:  # np.load alone leaves a damaged file open
       return dict(arrays)
   except FileNotFoundError:
     raise DamagedFileError(path, "is missing") from None
-  except Exception as error:  # zipfile, zlib and NumPy raise what they like
+  except Exception as error:  # zipfile, zlib and NumPy raise errors of many types
     raise DamagedFileError(path, f"is damaged ({_describe_error(error)})") from None
 
 
-def file_digests(folder: Path, leave_out: Iterable[str]) -> dict[str, dict[str, Any]]:
-  """By relative path, the SHA-256 and the size in bytes of every file in a folder.
+def file_digests(folder: Path, exclude: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """SHA-256 and size in bytes of every file in a folder, by relative path.
 
   Args:
-    folder: to be listed.
-    leave_out: patterns of the names of files and folders directly in it.
+    folder: of the files.
+    exclude: patterns of names of files and folders directly in the folder.
   """
-  patterns = list(leave_out)
+  patterns = list(exclude)
   tops = [path for path in folder.iterdir() if not any(path.match(pattern) for pattern in patterns)]
   files = sorted(path for top in tops for path in (top.rglob("*") if top.is_dir() else (top,)))
   return {
@@ -91,39 +91,41 @@ def file_digests(folder: Path, leave_out: Iterable[str]) -> dict[str, dict[str, 
   }
 
 
-def find_problems(folder: Path, listed: Mapping[str, Mapping[str, Any]], under: str = "") -> dict[str, str]:
-  """By relative path, what is wrong with the files of a list of `digests`; {}: nothing.
+def find_problems(
+  folder: Path, recorded: Mapping[str, Mapping[str, Any]], subpath: str = ""
+) -> dict[str, str]:
+  """Problems of files, by relative path; {} for intact files.
 
   Args:
     folder: of the files.
-    listed: what they should be.
-    under: look at this file, or the files of this folder, alone; '': at all.
+    recorded: result of `file_digests` when the files were written.
+    subpath: checks only this file or folder; '': all.
   """
-  found = {}
-  for name, expected in listed.items():
+  problems = {}
+  for name, expected in recorded.items():
     path = folder / name
-    if under and name != under and not name.startswith(f"{under}/"):
+    if subpath and name != subpath and not name.startswith(f"{subpath}/"):
       continue
     try:
       size = path.stat().st_size
       if size != expected["bytes"]:
-        found[name] = f"is damaged ({size:,} bytes, not {expected['bytes']:,})"
+        problems[name] = f"is damaged ({size:,} bytes, not {expected['bytes']:,})"
       elif _digest(path) != expected["sha256"]:
-        found[name] = "is damaged (its bytes are not those that were written)"
+        problems[name] = "is damaged (its bytes differ from the written ones)"
     except (FileNotFoundError, NotADirectoryError):
-      found[name] = "is missing"
+      problems[name] = "is missing"
     except OSError as error:
-      found[name] = f"cannot be read ({_describe_error(error)})"
-  return found
+      problems[name] = f"cannot be read ({_describe_error(error)})"
+  return problems
 
 
 def _digest(path: Path) -> str:
   path = path.absolute()
   stat = path.stat()
-  mark = stat.st_mtime_ns, stat.st_size, stat.st_ino
-  if _DIGESTS.get(path, (None, ""))[0] != mark:
+  stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+  if _DIGESTS.get(path, (None, ""))[0] != stamp:
     with open(path, "rb") as file:
-      _DIGESTS[path] = mark, hashlib.file_digest(file, "sha256").hexdigest()
+      _DIGESTS[path] = stamp, hashlib.file_digest(file, "sha256").hexdigest()
   return _DIGESTS[path][1]
 
 

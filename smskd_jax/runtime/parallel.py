@@ -1,11 +1,11 @@
-"""Devices: how many, what lies on them, and the only pmap.
+"""Data parallelism: selection of devices, placement of arrays, and the only use of pmap.
 
-State is replicated and carries no device axis; a batch is split over the devices. `jax.pmap` is, since JAX 0.10,
-`jit(shard_map(...))`. What leaves a step through `out_axes=None` is taken from one device: everything there has to
-be the same on all, that is, computed from replicated values or been through a collective.
+State is replicated and has no device axis; a batch is sharded over the devices. `jax.pmap` is `jit(shard_map(...))`
+since JAX 0.10. An output with `out_axes=None` is taken from one device, so that its value must be equal on all devices:
+computed from replicated values, or the result of a collective.
 
-With several processes the devices are those of all; what goes into a compiled function and what comes out of it is this
-process's part, on its own devices.
+With several processes, `Devices` are those of all processes. Inputs and outputs of a compiled function are the local
+part: the arrays on the devices of this process.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,39 +23,39 @@ from smskd_jax.errors import UserError
 from smskd_jax.runtime import distributed
 
 AXIS = "batch"
-MIN_IMAGES_PER_CPU_DEVICE = 32  # below it, a virtual device costs more than its core gives
+MIN_IMAGES_PER_CPU_DEVICE = 32  # below, a virtual device costs more than its core gains
 
 Devices = Sequence[jax.Device]
 
 
 def select_devices(batch_sizes: Sequence[int], cpu_devices: int | None = None, num_seeds: int = 1) -> Devices:
-  """The devices to train on. Before JAX's first use, it also makes a CPU's virtual devices.
+  """Selects the devices to train on; before the first use of JAX, also creates the virtual devices of a CPU.
 
   Args:
-    batch_sizes: of all stages; each must divide over the devices.
-    cpu_devices: how many virtual devices a CPU gives; None for one per core, but with no fewer than 32 images
-      each and so that every batch divides; of several processes, each one. No effect on GPUs and TPUs, all of which
-      are used.
+    batch_sizes: of all stages; each must be divisible by the number of devices.
+    cpu_devices: number of virtual devices of a CPU, per process; None: one per core, with at least 32 images each and
+      every batch divisible. Ignored on GPUs and TPUs, where all devices are used.
+    num_seeds: number of seeds that train at once, for which up to one virtual device per core is created.
 
   Raises:
-    UserError: a batch size that the devices do not divide, or more devices asked for than can be had.
+    UserError: a batch size is not divisible, or more devices are requested than exist.
   """
-  wanted = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
-  if wanted < 1:
-    raise UserError(f"--cpu_devices: {wanted} is too small; it must be at least 1")
+  count = cpu_devices if cpu_devices is not None else _default_cpu_devices(batch_sizes)
+  if count < 1:
+    raise UserError(f"--cpu_devices: {count} is too small; it must be at least 1")
   if distributed.is_initialized():
     return _select_distributed(batch_sizes, cpu_devices)
-  # Where JAX is in use already, as in a notebook, its devices are what they are.
+  # JAX may be in use already, as in a notebook; then its number of devices is fixed.
   with contextlib.suppress(RuntimeError):
-    made = wanted if cpu_devices is not None else max(wanted, min(num_seeds, num_cpus()))
-    jax.config.update("jax_num_cpu_devices", made)
+    created = count if cpu_devices is not None else max(count, min(num_seeds, num_cpus()))
+    jax.config.update("jax_num_cpu_devices", created)
   devices = jax.local_devices()
   if devices[0].platform == "cpu":
     if cpu_devices is not None and cpu_devices > len(devices):
       raise UserError(
         f"--cpu_devices: {cpu_devices}, but JAX was started with {len(devices)} in this process"
       )
-    devices = devices[: min(wanted, len(devices))]
+    devices = devices[: min(count, len(devices))]
     while cpu_devices is None and any(size % len(devices) for size in batch_sizes):
       devices = devices[:-1]
   for size in batch_sizes:
@@ -64,7 +64,7 @@ def select_devices(batch_sizes: Sequence[int], cpu_devices: int | None = None, n
 
 
 def force_cpu() -> None:
-  """Keeps this process to its CPU: others compute on the GPUs and TPUs. Before JAX's first use."""
+  """Restricts this process to its CPU, because others use the GPUs and TPUs; call before the first use of JAX."""
   jax.config.update("jax_platforms", "cpu")
 
 
@@ -79,12 +79,12 @@ def _select_distributed(batch_sizes: Sequence[int], cpu_devices: int | None) -> 
 
 
 def describe(devices: Devices) -> dict[str, Any]:
-  """The kind and number of devices, and of processes, as results record them."""
+  """Kind and number of devices, and number of processes, for results."""
   return {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()}
 
 
 def local_devices(devices: Devices) -> list[jax.Device]:
-  """Those of the devices that are of this process."""
+  """The devices of this process."""
   return [device for device in devices if device.process_index == jax.process_index()]
 
 
@@ -97,12 +97,12 @@ def _default_cpu_devices(batch_sizes: Sequence[int]) -> int:
 
 
 def num_cpus() -> int:
-  """How many this process may use."""
+  """Number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0))
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-  """Refuses a batch that does not divide over the devices, and names the nearest that do."""
+  """Raises UserError for a batch size that the number of devices does not divide; names the nearest valid sizes."""
   if batch_size % num_devices == 0:
     return
   below = batch_size // num_devices * num_devices
@@ -113,16 +113,16 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
 
 
 def compile_step(step: Callable, devices: Devices) -> Callable:
-  """(state, frozen, batch) -> (state, metrics) over the devices; the old state's buffers are given away."""
+  """Compiles (state, frozen, batch) -> (state, metrics) for the devices; donates the old state."""
   return jax.pmap(
     step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
   )
 
 
 def scan_steps(step: Callable) -> Callable:
-  """(state, frozen, batches [n, ...]) -> (state, metrics [n]): n steps, to be compiled as one.
+  """Scans a step: (state, frozen, batches [n, ...]) -> (state, metrics [n]).
 
-  On CPUs a loop makes convolutions some fifty times slower (measured): there steps go one by one.
+  Not for CPUs, where convolutions inside a loop are about fifty times slower (measured).
   """
 
   def steps(state, frozen, batches):
@@ -131,48 +131,48 @@ def scan_steps(step: Callable) -> Callable:
   return steps
 
 
-def steps_per_call(devices: Devices, asked: int = 0) -> int:
-  """How many steps are one program: as asked, or for 0 what suits the devices."""
-  return asked or (1 if devices[0].platform == "cpu" else 16)
+def steps_per_call(devices: Devices, requested: int = 0) -> int:
+  """Training steps per compiled call: `requested`, or for 0 one step on a CPU and 16 elsewhere."""
+  return requested or (1 if devices[0].platform == "cpu" else 16)
 
 
 def compile_probe(probe: Callable, devices: Devices) -> Callable:
-  """(state, frozen, batch) -> metrics over the devices; nothing is given away."""
+  """Compiles (state, frozen, batch) -> metrics for the devices; donates nothing."""
   return jax.pmap(probe, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
 
 
 def compile_per_device(
   step: Callable, devices: Devices, frozen_axes: Any, *, donate: bool = True
 ) -> Callable:
-  """(states [devices, ...], frozen, batches [devices, ...]) -> what the step gives, [devices, ...].
+  """Compiles (states [devices, ...], frozen, batches [devices, ...]) -> outputs [devices, ...].
 
-  Each device runs the step on its own, without a word to the others.
+  Each device runs the step independently, without collectives.
 
   Args:
     step: of one device.
     devices: to compile for.
-    frozen_axes: of what is read, 0 for what is dealt to the devices and None for what is on all of them.
-    donate: whether the old states' buffers are given away.
+    frozen_axes: tree of axes of `frozen`: 0 for arrays with one row per device, None for replicated arrays.
+    donate: donate the old states.
   """
-  given = (0,) if donate else ()
-  return jax.pmap(step, in_axes=(0, frozen_axes, 0), donate_argnums=given, devices=devices)
+  donated = (0,) if donate else ()
+  return jax.pmap(step, in_axes=(0, frozen_axes, 0), donate_argnums=donated, devices=devices)
 
 
 def compile_predict(predict: Callable, devices: Devices) -> Callable:
-  """(variables, batch split over devices) -> output split over devices."""
+  """Compiles (variables, sharded batch) -> sharded outputs."""
   return jax.pmap(predict, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
 
 def free_bytes(devices: Devices) -> int | None:
-  """The memory that is free on the fullest device; on a CPU its share of what the machine has. None: not known."""
+  """Free bytes on the fullest device; of a CPU device, its part of the machine's free memory. None: unknown."""
   each = distributed.all_gather_json(_free_bytes(local_devices(devices)))
   return None if None in each else min(each)
 
 
 def _free_bytes(devices: Devices) -> int | None:
   stats = [device.memory_stats() for device in devices]
-  if all(of and "bytes_limit" in of for of in stats):
-    return min(of["bytes_limit"] - of["bytes_in_use"] for of in stats)
+  if all(one and "bytes_limit" in one for one in stats):
+    return min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
   if devices[0].platform == "cpu" and Path("/proc/meminfo").is_file():
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024 // len(devices)
@@ -180,58 +180,57 @@ def _free_bytes(devices: Devices) -> int | None:
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
-  """The tree on every device. A step that donates needs it: a buffer on one device would be given away twice."""
+  """Puts the tree on every local device; a step that donates its state needs a buffer on each device."""
   return jax.device_put(tree, replicated(devices))
 
 
 def replicated(devices: Devices) -> NamedSharding:
-  """The sharding of what is the same on all devices."""
+  """Sharding of replicated arrays on the local devices."""
   return NamedSharding(Mesh(np.asarray(local_devices(devices)), (AXIS,)), PartitionSpec())
 
 
 def shard(tree: Any, devices: Devices) -> Any:
-  """Arrays [b, ...] as [own devices, b / devices, ...], of all devices in their order."""
-  count, rows = len(devices), _batch_sharding(devices)
-  of_each = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
-  return jax.tree.map(lambda x: of_each(x)[rows], tree)
+  """Reshapes arrays [b, ...] to [local devices, b / devices, ...]: the local rows, in the order of the devices."""
+  count, rows = len(devices), _local_rows(devices)
+  return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])[rows], tree)
 
 
 def local_batch_indices(batch_size: int, devices: Devices) -> np.ndarray:
-  """Which places of a batch are on the devices of this process, device by device."""
+  """Indices [local batch] of a batch's examples on the local devices, device by device."""
   return shard(np.arange(batch_size), devices).reshape(-1)
 
 
 def shard_local(tree: Any, devices: Devices) -> Any:
-  """Arrays of what `own_places` names, [own, ...], as [own devices, own / own devices, ...]."""
+  """Reshapes arrays [local batch, ...], in the order of `local_batch_indices`, to [local devices, b, ...]."""
   count = len(local_devices(devices))
   return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
 
-def _batch_sharding(devices: Devices) -> Any:
-  """Which of the devices are of this process, as an index."""
-  found = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
-  return slice(None) if len(found) == len(devices) else np.array(found)
+def _local_rows(devices: Devices) -> Any:
+  """Index of the local devices among the devices."""
+  rows = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+  return slice(None) if len(rows) == len(devices) else np.array(rows)
 
 
 def shard_local_steps(trees: Sequence[Any], devices: Devices) -> Any:
-  """n trees as for `deal` as one, of [own devices, n, own / own devices, ...]."""
+  """Stacks the `shard_local` arrays of n steps to [local devices, n, b, ...]."""
   return jax.tree.map(lambda *xs: np.stack(xs, axis=1), *(shard_local(tree, devices) for tree in trees))
 
 
 def unshard(x: jax.Array, devices: Devices) -> np.ndarray:
-  """The inverse of `split`, on the host of every process."""
+  """Inverse of `shard`: the whole array [b, ...] on the host of every process."""
   if distributed.process_count() == 1:
     return np.asarray(x).reshape(-1, *x.shape[2:])
-  # [processes, own devices, b / devices, ...]
+  # [processes, local devices, b / devices, ...]
   gathered = np.asarray(multihost_utils.process_allgather(np.asarray(x)))
-  taken = dict.fromkeys(range(len(gathered)), 0)
+  next_row = dict.fromkeys(range(len(gathered)), 0)
   rows = []
   for device in devices:
-    rows.append(gathered[device.process_index, taken[device.process_index]])
-    taken[device.process_index] += 1
+    rows.append(gathered[device.process_index, next_row[device.process_index]])
+    next_row[device.process_index] += 1
   return np.concatenate(rows)
 
 
 def broadcast_from_primary(tree: Any) -> Any:
-  """The lead's tree of arrays, in all processes: hosts that differ may round differently."""
+  """Process 0's tree of arrays in all processes, because different hosts may round differently."""
   return multihost_utils.broadcast_one_to_all(tree) if distributed.process_count() > 1 else tree

@@ -1,6 +1,6 @@
-"""A command that does not outlive the process that starts it, however that one ends. Linux only.
+"""Wraps a command so that the kernel kills the command when its parent process ends; Linux only.
 
-Run as a file, it is the first thing of the new process, and imports nothing that takes time.
+This file runs as a script at the start of the new process, and imports only fast modules of the standard library.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ import sys
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
-def with_parent_death(of: list[str]) -> list[str]:
-  """The command, tied to this process: to be started by its main thread, whose end is the process's."""
-  return [sys.executable, "-I", str(Path(__file__)), str(os.getpid()), *of]
+def with_parent_death(argv: list[str]) -> list[str]:
+  """The wrapped command; start it from the main thread, because the signal follows the parent thread."""
+  return [sys.executable, "-I", str(Path(__file__)), str(os.getpid()), *argv]
 
 
-def _main(parent: str, *of: str) -> int:
-  """Asks the kernel for SIGKILL when the parent ends, and becomes the command, for which that stays asked."""
+def _main(parent: str, *argv: str) -> int:
+  """Requests SIGKILL at the parent's end, and executes the command, which inherits the request."""
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  if os.getppid() == int(parent):  # or it has ended before this was asked
-    os.execv(of[0], of)
+  if os.getppid() == int(parent):  # otherwise the parent ended before the request
+    os.execv(argv[0], argv)
   return 1
 
 

@@ -1,4 +1,4 @@
-"""Several learners at once, each with its whole batches on a device of its own, or on one with others."""
+"""Seed parallelism: several seeds train at once, each with whole batches, one or several on a device."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 def select_seed_devices(devices: Devices, cpu_devices: int | None = None) -> Devices:
-  """The devices on which several learners train, each with whole batches: those made for them too.
+  """Devices for seed-parallel training, including the virtual devices that were created for the seeds.
 
   Args:
-    devices: as `parallel.select` gives them.
-    cpu_devices: as for it: where they were asked for, there are no others.
+    devices: of `parallel.select_devices`.
+    cpu_devices: as for `parallel.select_devices`; a requested number is not exceeded.
   """
   if devices[0].platform != "cpu" or cpu_devices is not None:
     return devices
@@ -27,10 +27,10 @@ def select_seed_devices(devices: Devices, cpu_devices: int | None = None) -> Dev
 
 
 def seed_groups(items: Sequence[T], devices: Devices) -> list[list[T]]:
-  """Learners in groups of those that train at once: as many as the devices, or on GPUs and TPUs a multiple of them.
+  """Groups of seeds that train at once: one per device, or on GPUs and TPUs a multiple of the devices.
 
-  On CPUs `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`): there it is one a device. With
-  several processes it is one after another.
+  One per device on CPUs, where `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`). With
+  several processes, seeds train one after another.
   """
   size = len(devices) if distributed.process_count() == 1 else 1
   if devices[0].platform != "cpu" and distributed.process_count() == 1:
@@ -39,17 +39,20 @@ def seed_groups(items: Sequence[T], devices: Devices) -> list[list[T]]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-  """n trees of arrays as one of [n, ...], on the host where they were there."""
-  of_host = lambda xs: all(isinstance(x, np.ndarray) for x in xs)
-  return jax.tree.map(lambda *xs: np.stack(xs) if of_host(xs) else jnp.stack(xs), *trees)
+  """Stacks n trees to one of arrays [n, ...]; NumPy arrays stay on the host."""
+
+  def stack_leaves(*xs):
+    return np.stack(xs) if all(isinstance(x, np.ndarray) for x in xs) else jnp.stack(xs)
+
+  return jax.tree.map(stack_leaves, *trees)
 
 
 def shard_seeds(tree: Any, devices: Devices) -> Any:
-  """Arrays [devices, ...], each row on its device."""
+  """Puts each row of arrays [devices, ...] on its device."""
   return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS)))
 
 
 def local_shard(x: jax.Array, device: jax.Device) -> jax.Array:
-  """The row of an array [devices, ...] that lies on a device."""
-  (found,) = (shard.data for shard in x.addressable_shards if shard.device == device)
-  return found[0]
+  """The row of an array [devices, ...] on a device."""
+  (rows,) = (shard.data for shard in x.addressable_shards if shard.device == device)
+  return rows[0]

@@ -1,7 +1,7 @@
 """Graceful shutdown on SIGTERM and Ctrl-C.
 
-A program that listens ends at once, in one line, where nothing is unsaved, and at the second signal anywhere. Where
-something is unsaved, `watch` notes the first signal, and the loop stops where its state can be saved.
+After `install_handlers`, a program without unsaved state ends at once, with one line, as every program does at the
+second signal. With unsaved state, `handle_signals` records the first signal, and the training loop stops after saving.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-  """The run was asked to stop, has saved its state and can be continued."""
+  """A signal stopped the run after its state was saved; the run can be continued."""
 
   def __init__(self, signum: int, message: str):
-    """Notes which signal it was."""
+    """Creates the exception of a signal number, with a message for the last line."""
     super().__init__(message)
     self.signum = signum
 
 
 class StopRequest:
-  """Request to stop by a signal, and the need to save something before."""
+  """Request to stop by a signal, and whether there is unsaved state."""
 
   def __init__(self, *, unsaved: bool = True):
-    """No signal has come yet; `unsaved` is as for `set_unsaved`."""
-    self.signum, self._unsaved, self._passed_on, self._calls = 0, unsaved, False, 0
+    """Creates a request without a signal; `unsaved` as in `set_unsaved`."""
+    self.signum, self._unsaved, self._forwarded, self._calls = 0, unsaved, False, 0
     self._lock = threading.Lock()
 
   def __bool__(self) -> bool:
@@ -39,10 +39,10 @@ class StopRequest:
     return self.signum != 0
 
   def should_stop(self) -> bool:
-    """Whether to stop now: in all processes at the same call, soon after one of them was asked to."""
+    """True if the run must stop now; with several processes, in all processes at the same call."""
     if distributed.process_count() == 1:
       return bool(self)
-    from jax.experimental import multihost_utils  # imported here: one process needs none of it
+    from jax.experimental import multihost_utils  # a late import: a single process does not need the module
 
     self._calls += 1
     if multihost_utils.reached_preemption_sync_point(self._calls):
@@ -50,10 +50,10 @@ class StopRequest:
     return bool(self)
 
   def set_unsaved(self, unsaved: bool) -> None:
-    """Says whether the end of the process would now lose anything.
+    """Sets whether the end of the process would now lose anything.
 
     Raises:
-      Interrupted: a signal has come, and nothing is unsaved any more.
+      Interrupted: a signal has come, and everything is saved.
     """
     with self._lock:
       self._unsaved = unsaved
@@ -61,98 +61,113 @@ class StopRequest:
       raise Interrupted(self.signum, "stopped between two stages")
 
   def on_signal(self, signum: int) -> bool:
-    """Notes a signal; False if there is nothing to wait for: nothing is unsaved, or it is the second."""
-    joined = distributed.is_initialized()
+    """Records a signal; False if the process may end at once: nothing is unsaved, or it is the second signal."""
+    several = distributed.is_initialized()
     with self._lock:
-      if self.signum or self._passed_on or not (self._unsaved or joined):
+      if self.signum or self._forwarded or not (self._unsaved or several):
         return False
-      self._passed_on = joined
-      if not joined:
+      self._forwarded = several
+      if not several:
         self.signum = signum
-    if joined:
-      os.kill(os.getpid(), signal.SIGTERM)  # all are to stop at one step: JAX tells them so
+    if several:
+      os.kill(
+        os.getpid(), signal.SIGTERM
+      )  # JAX forwards SIGTERM, so that all processes stop at the same step
     return True
 
 
-_watched: StopRequest | None = None  # the innermost
-_listens = False
-_ends = False  # whether the program's last line is printed
+_active: StopRequest | None = None  # the innermost
+_installed = False
+_finished = False  # True after the program's last line
 
 
 def install_handlers() -> None:
-  """From now on SIGTERM and Ctrl-C end this process in one line, at once where no `watch` keeps them from it.
+  """Makes SIGTERM and Ctrl-C end this process with one line, at once where no `handle_signals` delays the end.
 
-  For programs alone, and early in them: a thread does it, also while the main thread imports or compiles. A signal that
-  is ignored stays so, as Ctrl-C in a shell's background. Exit status: 128 + the signal's number.
+  Only for programs, as early as possible: a thread handles signals while the main thread imports or compiles. An
+  ignored signal stays ignored, as Ctrl-C in a shell's background. Exit status: 128 + the signal's number.
   """
-  global _listens
-  if _listens:
+  global _installed
+  if _installed:
     return
-  _listens = True
+  _installed = True
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   for signum in SIGNALS:
     if signal.getsignal(signum) != signal.SIG_IGN:
-      signal.signal(
-        signum, lambda *_: None
-      )  # the thread acts; with no handler there would be nothing to read
+      # The thread acts; without a handler, nothing would be written to the pipe.
+      signal.signal(signum, lambda *_: None)
   os.register_at_fork(after_in_child=_reset)
-  shown, shown_too = sys.excepthook, sys.unraisablehook
-  # Errors of libraries' threads are raised in the main thread too, where their results are taken.
-  sys.excepthook = lambda *error: shown(*error) if _in_main_thread() else None
-  # Those of files that are dropped are of the disk again.
-  lost = lambda error: _in_main_thread() and not isinstance(error.exc_value, OSError)
-  sys.unraisablehook = lambda error: shown_too(error) if lost(error) else None
+  _silence_background_errors()
   threading.Thread(target=_watch_pipe, args=(reader,), daemon=True, name="signals").start()
 
 
+def _silence_background_errors() -> None:
+  """Prints errors only once: the main thread raises errors of library threads when it takes their results."""
+  excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+
+  def print_error(*error):
+    if _in_main_thread():
+      excepthook(*error)
+
+  def print_unraisable(error):
+    # An OSError of a dropped file repeats an error of the disk.
+    if _in_main_thread() and not isinstance(error.exc_value, OSError):
+      unraisablehook(error)
+
+  sys.excepthook, sys.unraisablehook = print_error, print_unraisable
+
+
 def write_line(line: str) -> None:
-  """Prints the last line of a program to stderr; a signal that comes later prints nothing more."""
-  global _ends
-  _ends = True
-  with contextlib.suppress(OSError):  # the disk that it is redirected to may be full
+  """Prints the last line of a program to stderr; later signals print nothing."""
+  global _finished
+  _finished = True
+  with contextlib.suppress(OSError):  # stderr may be a file on a full disk
     print(line, file=sys.stderr, flush=True)
 
 
 def exit_process(status: int) -> int:
-  """Ends a program that listens at once: at its usual end, libraries would wait for what cannot be written any more."""
-  if _listens:
+  """Ends a program with installed handlers at once; a usual exit would wait for writes that cannot succeed.
+
+  Without installed handlers, returns `status`.
+  """
+  if _installed:
     os._exit(status)
   return status
 
 
 @contextlib.contextmanager
 def handle_signals(*, unsaved: bool = True) -> Iterator[StopRequest]:
-  """Notes SIGTERM and Ctrl-C while something is unsaved; outside the main thread, and of no program, notes nothing.
+  """Records SIGTERM and Ctrl-C while state is unsaved; records nothing outside the main thread.
 
-  In a program that does not listen, as a notebook, a signal for which there is nothing to wait acts as it did before.
-  With several processes SIGTERM to any of them is JAX's to tell all, by `reached`; Ctrl-C is taken for it.
+  Without installed handlers, as in a notebook, a signal without unsaved state acts as before. With several processes,
+  JAX forwards SIGTERM to all of them, for `StopRequest.should_stop`; Ctrl-C is treated as SIGTERM.
 
   Args:
-    unsaved: as for `set_unsaved`, to begin with.
+    unsaved: initial value of `StopRequest.set_unsaved`.
   """
-  global _watched
-  interrupt = StopRequest(unsaved=unsaved)
+  global _active
+  request = StopRequest(unsaved=unsaved)
   if not _in_main_thread():
-    yield interrupt
+    yield request
     return
-  outer, _watched = _watched, interrupt
+  outer, _active = _active, request
   try:
-    with contextlib.nullcontext() if _listens else _handlers(interrupt):
-      yield interrupt
+    with contextlib.nullcontext() if _installed else _python_handlers(request):
+      yield request
   finally:
-    _watched = outer
+    _active = outer
 
 
 @contextlib.contextmanager
-def _handlers(interrupt: StopRequest) -> Iterator[None]:
-  """Python's own handling of signals, which waits for the main thread, in the place of `listen`'s."""
+def _python_handlers(request: StopRequest) -> Iterator[None]:
+  """Installs Python signal handlers, which run in the main thread, in place of `install_handlers`."""
   signums = [signal.SIGINT] if distributed.is_initialized() else SIGNALS
   before = {signum: signal.getsignal(signum) for signum in signums}
 
   def handle(signum: int, frame: types.FrameType | None) -> None:
-    if interrupt.on_signal(signum):
+    if request.on_signal(signum):
       return
     handler = before[signal.Signals(signum)]
     if callable(handler):
@@ -175,23 +190,24 @@ def _in_main_thread() -> bool:
 
 
 def _watch_pipe(reader: int) -> None:
+  """Reads signal numbers from the wakeup pipe, forever."""
   while True:
     for signum in os.read(reader, 64):
-      if signum in SIGNALS and not (_watched is not None and _watched.on_signal(signum)):
+      if signum in SIGNALS and not (_active is not None and _active.on_signal(signum)):
         _exit_on_signal(signum)
 
 
 def _exit_on_signal(signum: int) -> None:
-  """Ends this process at once. What is on the disk is whole at any moment, and locks end with their process."""
-  if not _ends:
-    line = f"stopped by {signal.Signals(signum).name}; the same command goes on from what is saved\n"
+  """Ends this process at once; safe because files are written atomically and locks end with their process."""
+  if not _finished:
+    line = f"stopped by {signal.Signals(signum).name}; the same command continues from the saved state\n"
     with contextlib.suppress(OSError):
-      os.write(2, line.encode())  # the main thread may be within sys.stderr
+      os.write(2, line.encode())  # not sys.stderr, whose lock the main thread may hold
   os._exit(128 + signum)
 
 
 def _reset() -> None:
-  """In a forked process: signals to it are not its parent's."""
+  """Restores the default handlers in a forked process, which must not act on its parent's signals."""
   signal.set_wakeup_fd(-1)
   for signum, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(signum) != signal.SIG_IGN:

@@ -1,7 +1,8 @@
-"""What is trained once is never trained again: the keys of stages, and what lies under them.
+"""Store of trained stages: the key of a stage, and the files under the key.
 
-A stage's key is the hash of everything that its result depends on: its own config, the networks' configs, the seed,
-its place in the experiment, the data's fingerprint and the keys of the stages it reads.
+A stage's key is the hash of everything that its result depends on: its config, the networks' configs, the seed, its
+index in the experiment, the data's fingerprint and the keys of its input stages. A stage with a known key is never
+trained again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,21 +26,21 @@ FORMAT = 6
 
 
 def key_of(description: Mapping[str, Any]) -> str:
-  """The key of what a description says: 16 hexadecimal digits."""
+  """The key of a description, a JSON value: 16 hexadecimal digits of its SHA-256."""
   text = json.dumps(description, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# What the list of a finished stage's files leaves out: itself, what is removed, and the cached outputs of the network,
-# which grow and have checksums of their own.
-_NOT_LISTED = "result.json", "lock", "checkpoints", "views-*", ".*"
+# Files without digests in result.json: the file itself, temporary files, and caches of outputs, which grow after the
+# stage and have their own checksums.
+_UNLISTED = "result.json", "lock", "checkpoints", "views-*", ".*"
 
 
 class StageEntry:
   """The folder of one key in a store."""
 
   def __init__(self, store: Path, key: str):
-    """Names the folder; nothing is written."""
+    """Sets the paths of the entry; writes nothing."""
     self.key = key
     self.folder = store / key
     self.checkpoints = self.folder / "checkpoints"
@@ -51,98 +52,98 @@ class StageEntry:
     self.final = self.folder / "final"
 
   def result(self) -> dict[str, Any] | None:
-    """What the finished stage left, or None if it is not finished.
+    """The result of the finished stage; None if the stage is not finished.
 
     Raises:
       UserError: the entry is of another format.
-      Damaged: the files that say so are damaged or missing.
+      DamagedFileError: stage.json or result.json is damaged or missing.
     """
-    found = self._finished()
-    return None if found is None else {name: value for name, value in found.items() if name != "files"}
+    result = self._read_finished()
+    return None if result is None else {name: value for name, value in result.items() if name != "files"}
 
-  def _finished(self) -> dict[str, Any] | None:
-    about, result = self.folder / "stage.json", self.folder / "result.json"
-    if about.exists() or result.exists():
-      written = read_json(about).get("format")
-      if written != FORMAT:
+  def _read_finished(self) -> dict[str, Any] | None:
+    stage, result = self.folder / "stage.json", self.folder / "result.json"
+    if stage.exists() or result.exists():
+      stored = read_json(stage).get("format")
+      if stored != FORMAT:
         raise UserError(
-          f"store entry {self.folder} is of format {written}, this version's is {FORMAT}; "
+          f"store entry {self.folder} is of format {stored}, this version's is {FORMAT}; "
           "remove it or use another --store"
         )
     return read_json(result) if self._is_finished() else None
 
   def _is_finished(self) -> bool:
-    """True if result.json is there or was lost."""
+    """True if result.json exists or was lost."""
     # A stage in training has a folder of checkpoints from its beginning until its result is written.
     lost = self.final.exists() and not self.checkpoints.exists()
     return lost or (self.folder / "result.json").exists()
 
   def state(self) -> str:
-    """'in the store', 'damaged' or, of a stage that is not finished, ''. Looks at no more than two small files.
+    """'in the store', 'damaged', or '' for an unfinished stage; reads only two small files.
 
     Raises:
       UserError: the entry is of another format.
     """
     try:
-      return "" if self._finished() is None else "in the store"
+      return "" if self._read_finished() is None else "in the store"
     except DamagedFileError:
       return "damaged"
 
-  def problems(self, under: str = "") -> dict[str, str]:
-    """By relative path, what is wrong with the files that the finished stage left; {}: nothing.
+  def problems(self, subpath: str = "") -> dict[str, str]:
+    """Problems with the files of the finished stage, by relative path; {} for intact files.
 
     Args:
-      under: look at this file or folder alone; '': at all.
+      subpath: checks only this file or folder; '': all.
     """
     try:
-      listed = read_json(self.folder / "result.json").get("files", {}) if self._is_finished() else {}
+      recorded = read_json(self.folder / "result.json").get("files", {}) if self._is_finished() else {}
     except DamagedFileError as error:
       return {error.path.name: error.problem}
-    return integrity.find_problems(self.folder, listed, under)
+    return integrity.find_problems(self.folder, recorded, subpath)
 
   def verified(self, path: Path) -> Path:
-    """The path of a file or folder of the entry, once it is known to be as the finished stage left it.
+    """Verifies a file or folder of the entry, and returns its path.
 
     Raises:
-      Damaged: it is not.
+      DamagedFileError: the file is damaged or missing.
     """
     for name, problem in self.problems(path.name).items():
       raise DamagedFileError(self.folder / name, problem, self.fix())
     return path
 
   def fix(self) -> str:
-    """Way out of damage, for messages."""
+    """What to do about damage, for messages."""
     return (
-      "run the command that trained it again: it trains the stage anew if nothing was built on it, or says what to "
-      "remove"
+      "run the command that trained it again: it trains the stage again if no other stage depends on it, or says what "
+      "to remove"
     )
 
   def metadata(self) -> dict[str, Any]:
-    """Facts beside the key that are not hashed; {} for a folder that is no entry.
+    """Information that the key does not depend on; {} for a folder that is no entry.
 
     Raises:
-      Damaged: stage.json is.
+      DamagedFileError: stage.json is damaged.
     """
     path = self.folder / "stage.json"
     return read_json(self.verified(path)).get("about", {}) if path.exists() else {}
 
-  def write_metadata(self, description: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes down what the key stands for, and beside it what is not hashed."""
+  def write_metadata(self, description: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes stage.json: the hashed description, and metadata that is not hashed."""
     write_json_with_checksum(
-      self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": about}
+      self.folder / "stage.json", {"format": FORMAT, "hashed": description, "about": metadata}
     )
 
   def mark_finished(self, result: Mapping[str, Any]) -> None:
-    """Marks the stage as finished: the last thing written, with a list of its files. The checkpoints have served."""
+    """Writes result.json, with digests of all files, as the last file; removes the checkpoints."""
     distributed.barrier()
     if distributed.is_primary():
-      files = integrity.file_digests(self.folder, _NOT_LISTED)
+      files = integrity.file_digests(self.folder, _UNLISTED)
       write_json_with_checksum(self.folder / "result.json", {**result, "files": files})
       shutil.rmtree(self.checkpoints, ignore_errors=True)
     distributed.barrier()
 
   def clear(self) -> None:
-    """Removes all but the lock, the mark of being finished first. The caller holds the lock."""
+    """Removes all files except the lock, result.json first; the caller holds the lock."""
     (self.folder / "result.json").unlink(missing_ok=True)
     for path in self.folder.iterdir():
       if path.is_dir() and not path.is_symlink():
@@ -152,17 +153,20 @@ class StageEntry:
 
   @contextlib.contextmanager
   def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Holds the key, against other runs. The system lets go of it even if the process is killed.
+    """Context manager of the key's lock against other runs; process 0 holds the lock for all processes of its run.
 
-    Of several processes of a run the lead holds it for all.
+    The operating system releases the lock even if the process is killed.
+
+    Args:
+      waiting: receives a line if another process holds the lock.
     """
     if not distributed.is_primary():
       distributed.barrier()
       yield
       return
-    with contextlib.ExitStack() as held:
-      # Until it is the file that others will find: who removed the entry has removed the file, too.
-      while not self._take(held.enter_context(self._open_lock()), waiting):
+    with contextlib.ExitStack() as files:
+      # Removal of an entry removes its lock file: retry until the locked file is the one on the disk.
+      while not self._try_lock(files.enter_context(self._open_lock()), waiting):
         pass
       distributed.barrier()
       yield
@@ -171,7 +175,7 @@ class StageEntry:
     self.folder.mkdir(parents=True, exist_ok=True)
     return open(self.folder / "lock", "w")
 
-  def _take(self, file: IO[str], waiting: Callable[[str], None]) -> bool:
+  def _try_lock(self, file: IO[str], waiting: Callable[[str], None]) -> bool:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,7 +187,7 @@ class StageEntry:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file atomically: it is there whole or not at all. The lead does, of several processes."""
+  """Writes a JSON file atomically; only process 0 writes."""
   if not distributed.is_primary():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,12 +200,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_with_checksum(path: Path, value: Mapping[str, Any]) -> None:
-  """Writes a JSON file that holds its own checksum, for `integrity.read_json`."""
+  """Writes a JSON file with its checksum, for `integrity.read_json`."""
   write_json(path, integrity.with_checksum(value))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a file of arrays atomically: it is there whole or not at all. The lead does, of several processes."""
+  """Writes a compressed .npz file atomically; only process 0 writes."""
   if not distributed.is_primary():
     return
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Metrics to disk: one JSON object a line, and the same as TensorBoard events."""
+"""Writes metrics: metrics.jsonl, one JSON object a line, mirrored as TensorBoard events."""
 
 from collections.abc import Iterable, Mapping
 import hashlib
@@ -13,45 +13,42 @@ from smskd_jax.runtime import distributed
 
 
 class MetricsWriter:
-  """Appends to a stage's metrics.jsonl, and mirrors it into TensorBoard events of the run.
+  """Appends to a stage's metrics.jsonl, and mirrors the file in TensorBoard events.
 
-  The file is what counts: the events are made anew from it whenever a stage is opened, so that a continued run shows
-  no step twice.
+  The events are rewritten from the file whenever a stage is opened, so that a continued run shows no step twice.
   """
 
   def __init__(self, path: Path, events: Path | None, *, last_step: int, digest: str | None = None):
-    """Opens the file, cut after `last_step`: what an interrupted run wrote later, it will write again.
-
-    Of several processes the lead writes, and the others do nothing.
+    """Opens the file, cut after `last_step`; a continued run writes later lines again. Only process 0 writes.
 
     Args:
       path: of the file.
-      events: the folder of TensorBoard events; None: none are written.
+      events: folder of the TensorBoard events; None: no events.
       last_step: of the lines to keep.
-      digest: what `digest` was at `last_step`. Lines with another digest are discarded, and `discarded` is True;
-        None: no check.
+      digest: value of the property `digest` at `last_step`. Lines with another digest are discarded, and `discarded` is
+        True; None: no check.
     """
     self._events, self._file = None, None
     self._sha, self.discarded = hashlib.sha256(), False
     if not distributed.is_primary():
       return
     self._events = _Events(events) if events is not None else None
-    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    self.discarded = digest is not None and digest != _lines_digest(kept).hexdigest()
-    kept = [] if self.discarded else kept
-    self._sha = _lines_digest(kept)
+    lines = [line for line in read_metrics(path) if line["step"] <= last_step]
+    self.discarded = digest is not None and digest != _lines_digest(lines).hexdigest()
+    lines = [] if self.discarded else lines
+    self._sha = _lines_digest(lines)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(_line(values) for values in kept))
+    temporary.write_text("".join(_json_line(values) for values in lines))
     temporary.replace(path)
-    for values in kept:
+    for values in lines:
       self._mirror(values)
     self._file = open(path, "a")  # noqa: SIM115  # open as long as the stage runs
 
   def write(self, values: Mapping[str, Any]) -> None:
-    """Appends one line, {"step", "epoch", names: numbers}; it survives the death of the process."""
+    """Appends a line, {"step", "epoch", names: numbers}, flushed to the operating system."""
     if self._file is None:
       return
-    line = _line(values)
+    line = _json_line(values)
     self._file.write(line)
     self._file.flush()
     self._sha.update(line.encode())
@@ -59,16 +56,16 @@ class MetricsWriter:
 
   @property
   def digest(self) -> str:
-    """Of all lines."""
+    """SHA-256 of all lines."""
     return self._sha.hexdigest()
 
   def sync(self) -> None:
-    """Makes sure that all lines are on the disk."""
+    """Flushes all lines to the disk."""
     if self._file is not None:
       os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Makes sure that all is on the disk; a second call does nothing."""
+    """Flushes and closes all files; a second call does nothing."""
     self.sync()
     file, events, self._file, self._events = self._file, self._events, None, None
     for one in (file, events):
@@ -81,7 +78,7 @@ class MetricsWriter:
 
 
 def mirror_events(metrics: Path, events: Path) -> None:
-  """The TensorBoard events of a stage that was read from the store, not trained."""
+  """Writes the TensorBoard events of a finished stage from its metrics.jsonl."""
   if not distributed.is_primary():
     return
   mirror = _Events(events)
@@ -91,11 +88,11 @@ def mirror_events(metrics: Path, events: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl; a last line that was cut off by the end of its writer is left out."""
-  return list(_whole_lines(path.read_bytes().splitlines())) if path.exists() else []
+  """The lines of a metrics.jsonl, up to the first incomplete line; [] without the file."""
+  return list(_complete_lines(path.read_bytes().splitlines())) if path.exists() else []
 
 
-def _whole_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
+def _complete_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
   for line in lines:
     try:
       values = json.loads(line)
@@ -107,18 +104,18 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
 
 
 def _lines_digest(lines: Iterable[Mapping[str, Any]]) -> Any:
-  return hashlib.sha256("".join(map(_line, lines)).encode())
+  return hashlib.sha256("".join(map(_json_line, lines)).encode())
 
 
-def _line(values: Mapping[str, Any]) -> str:
+def _json_line(values: Mapping[str, Any]) -> str:
   return json.dumps(dict(values)) + "\n"
 
 
 class _Events:
-  """TensorBoard events in a folder that is made anew. The caller's thread writes, and gets the errors."""
+  """TensorBoard events in a new folder, written synchronously so that the caller gets the errors."""
 
   def __init__(self, folder: Path):
-    from tensorboardX import event_file_writer  # imported here: --help need not wait for it
+    from tensorboardX import event_file_writer  # a late import, for --help
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

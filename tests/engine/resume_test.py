@@ -50,7 +50,7 @@ def test_what_lies_beside_the_checkpoints_decides_nothing(
   run(tmp_path / "run", monkeypatch)
   assert runs.left_by(tmp_path / "run") == runs.left_by(whole)
   out = capsys.readouterr().out
-  assert f"{path} is not as it was at step 16" in out
+  assert f"{path} differs from its content at step 16" in out
   report = (tmp_path / "run" / "report.md").read_text()
   assert ("begins at step" in report) == (file == "metrics.jsonl")
 
@@ -60,7 +60,7 @@ def test_without_damage_it_is_told_of_none(folders, tmp_path, monkeypatch, capsy
   shutil.copytree(stopped, tmp_path / "run")
   run(tmp_path / "run", monkeypatch)
   assert runs.left_by(tmp_path / "run") == runs.left_by(whole)
-  assert "is not as it was" not in capsys.readouterr().out
+  assert "differs from its content" not in capsys.readouterr().out
   (entry,) = (tmp_path / "run" / "store").iterdir()
   (other,) = (whole / "store").iterdir()
   assert (entry / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
