@@ -16,8 +16,8 @@ from pathlib import Path
 import sys
 from typing import NamedTuple
 
-from smskd_jax.analysis import records, statistics
-from smskd_jax.analysis.report import markdown_table
+from smskd_jax.analysis import stages, statistics
+from smskd_jax.analysis.document import Table, markdown_table
 from smskd_jax.runtime.signals import Interrupted
 from smskd_jax.runtime.store import write_json
 from smskd_jax.studies import subprocess_pool
@@ -137,7 +137,7 @@ def run_all(runs, args, after):
 def outcome(row, workdir):
   """What a finished run found of its student: test accuracies in percent, and the hours it took."""
   result = json.loads((workdir / "result.json").read_text())
-  student = records.chosen(result["stages"], "student")
+  student = stages.selected_stage(result["stages"], "student")
   metrics = student["metrics"]
   return {
     "stage": student["name"],
@@ -184,13 +184,13 @@ def claim_families(rows):
     "no teacher (NOKD) is better than": beyond("NOKD", ("SFD", "OH")),
     "better than no teacher (NOKD)": {n: (last[n], last["NOKD"]) for n in above if n in last},
   }
-  return {name: statistics.family(family, test="t") for name, family in families.items()}
+  return {name: statistics.compare_all(family) for name, family in families.items()}
 
 
 def as_markdown(table):
   """The table and the claims."""
   header = ["mode", "n", "last epoch", "best by test (oracle)", "the survey's", "images seen", "hours"]
-  parts = [_heading(table), markdown_table(header, [_row(row) for row in table["rows"]])]
+  parts = [_heading(table), markdown_table(Table(header, [_row(row) for row in table["rows"]]))]
   if max((len(row["seeds"]) for row in table["rows"]), default=0) == 1:
     parts.insert(1, f"**{statistics.SINGLE_SEED}**")
   columns = ["n", "difference", "95 % interval (t)", "p (t)", "p (exact)", "Holm (t)", "Holm (exact)"]
@@ -198,7 +198,8 @@ def as_markdown(table):
   if families:
     parts.append(_legend(families))
   for name, family in families.items():
-    parts.append(markdown_table([name, *columns, "verdict (t)"], [_cells(claim) for claim in family]))
+    header = [name, *columns, "verdict (t)"]
+    parts.append(markdown_table(Table(header, [_cells(claim) for claim in family])))
   return "\n\n".join(parts) + "\n"
 
 
@@ -227,7 +228,7 @@ def _legend(families):
   most = max((claim.paired.n for family in families.values() for claim in family), default=0)
   return (
     "Differences seed by seed, in percentage points; `t` is Student's test for pairs, which takes them for normal; "
-    f"`exact` flips their signs and at n = {most} cannot give less than {statistics.least_p(most):.3g}. Intervals "
+    f"`exact` flips their signs and at n = {most} cannot give less than {statistics.min_exact_p(most):.3g}. Intervals "
     "and p are each claim's own; `Holm` is p adjusted over the claims of its table, the verdict by `Holm (t)` at 5 %."
   )
 
@@ -247,7 +248,7 @@ def _cells(claim):
   interval = "-" if of.t_interval is None else of.t_interval.text()
   p_values = (of.t_p, of.exact_p, claim.t_holm, claim.exact_holm)
   p = [_format_p(value) if of.n > 1 else "-" for value in p_values]
-  return [claim.name, str(of.n), mean, interval, *p, str(claim.verdict)]
+  return [claim.name, str(of.n), mean, interval, *p, str(claim.t_verdict)]
 
 
 def _format_p(value):

@@ -8,7 +8,7 @@ import subprocess
 from PIL import Image
 import pytest
 
-from analysis import made, made_answers
+from analysis import fake_outputs, fake_runs
 from smskd_jax import report
 from smskd_jax.analysis import figures
 
@@ -19,7 +19,10 @@ FLAGS = (
   *("--disable-sync", "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND"),
 )
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome here")
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome here"),
+]
 
 
 def opened(page, folder):
@@ -42,8 +45,8 @@ def opened(page, folder):
 
 def test_a_page_opens_in_silence(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, "DPI", 20)
-  folder = made.run(tmp_path / "run")
-  made_answers.write(folder)
+  folder = fake_runs.run(tmp_path / "run")
+  fake_outputs.write(folder)
   html, _ = report.run([folder], folder)
   picture, console, urls = opened(html, tmp_path / "browser")
   assert (console, urls) == ([], [])
@@ -74,7 +77,9 @@ MEASURE = """<script>addEventListener("load", () => {
 @pytest.mark.parametrize("width", [1400, 600])
 def test_the_tables_of_a_study_fit_a_window_and_never_widen_the_page(tmp_path, monkeypatch, width):
   monkeypatch.setattr(figures, "DPI", 20)
-  folder = made.study(tmp_path / "study", gain=0.01, variants=NAMES, published=dict.fromkeys(NAMES, 70.0))
+  folder = fake_runs.study(
+    tmp_path / "study", gain=0.01, variants=NAMES, published=dict.fromkeys(NAMES, 70.0)
+  )
   html, _ = report.run([folder], folder)
   text = html.read_text()
   assert "undecided at 2 seeds" in text

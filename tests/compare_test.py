@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from analysis import made
+from analysis import fake_runs
 from smskd_jax import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,8 +24,8 @@ def rows_of(markdown, name):
 def pair(tmp_path):
   """An anchored run, and a better one that is free, of the same seed."""
   return (
-    made.run(tmp_path / "anchored", made.stages(0)),
-    made.run(tmp_path / "free", made.stages(0, anchored=False, accuracy=0.85, tag="free")),
+    fake_runs.run(tmp_path / "anchored", fake_runs.stages(0)),
+    fake_runs.run(tmp_path / "free", fake_runs.stages(0, anchored=False, accuracy=0.85, tag="free")),
   )
 
 
@@ -43,36 +43,36 @@ def test_two_runs(pair):
 
 def test_the_same_run(pair):
   text = compare.run(pair[0], pair[0])
-  assert "the same stages, by their keys: every number is the same" in text
+  assert "the same stages, with equal keys: every number is the same" in text
   assert "The configs are the same." in text
-  assert "have the same stages teacher, fitnet, kd" in text
+  assert "share the stages teacher, fitnet, kd" in text
 
 
 def test_runs_of_two_seeds(tmp_path):
-  runs = [made.run(tmp_path / str(seed), made.stages(seed), seed=seed) for seed in (0, 1)]
+  runs = [fake_runs.run(tmp_path / str(seed), fake_runs.stages(seed), seed=seed) for seed in (0, 1)]
   text = compare.run(*runs)
-  assert "these differ by their seeds too" in text
+  assert "these differ in their seeds too" in text
   assert rows_of(text, "seed") == [["seed", "0", "1"]]
 
 
 def test_runs_with_other_stages(tmp_path, pair):
-  other = made.run(tmp_path / "other", [made.stage("rkd", tag="x")])
+  other = fake_runs.run(tmp_path / "other", [fake_runs.stage("rkd", tag="x")])
   text = compare.run(pair[0], other)
   assert "there is nothing to compare" in text
   assert "- only A has the stages teacher, fitnet, kd\n- only B has the stage rkd" in text
 
 
 def test_other_data_are_told(tmp_path, monkeypatch, pair):
-  whole = made.config
-  monkeypatch.setattr(made, "config", lambda *a: whole(*a) | {"data": {"source": "cifar10"}})
-  assert "The data differ" in compare.run(pair[0], made.run(tmp_path / "other"))
+  whole = fake_runs.config
+  monkeypatch.setattr(fake_runs, "config", lambda *a: whole(*a) | {"data": {"source": "cifar10"}})
+  assert "The data differ" in compare.run(pair[0], fake_runs.run(tmp_path / "other"))
   assert "The data differ" not in compare.run(*pair)
 
 
 def test_two_studies(tmp_path):
   seeds = range(6)
-  a = made.study(tmp_path / "a", seeds=seeds)
-  b = made.study(tmp_path / "b", seeds=[*seeds, 7], gain=0.05)
+  a = fake_runs.study(tmp_path / "a", seeds=seeds)
+  b = fake_runs.study(tmp_path / "b", seeds=[*seeds, 7], gain=0.05)
   text = compare.run(a, b)
   assert "- `anchored`: no difference, over 6 shared seeds\n" in text
   # Six seeds, each of them better: 2 / 2^6, and twice that in a family of two.
@@ -85,19 +85,21 @@ def test_two_studies(tmp_path):
 
 def test_a_decided_claim(tmp_path):
   seeds = range(7)
-  a, b = (made.study(tmp_path / name, seeds=seeds, gain=gain) for name, gain in (("a", 0.0), ("b", -0.05)))
+  a, b = (
+    fake_runs.study(tmp_path / name, seeds=seeds, gain=gain) for name, gain in (("a", 0.0), ("b", -0.05))
+  )
   assert "- `free`: B is worse than A (-5.00 points over 7 shared seeds" in compare.run(a, b)
 
 
 def test_studies_with_little_in_common(tmp_path):
-  a = made.study(tmp_path / "a", seeds=(0, 1))
-  b = made.study(tmp_path / "b", seeds=(1, 2), variants=("free", "joint"))
+  a = fake_runs.study(tmp_path / "a", seeds=(0, 1))
+  b = fake_runs.study(tmp_path / "b", seeds=(1, 2), variants=("free", "joint"))
   text = compare.run(a, b)
   assert "One seed only" in text
   assert "- only A has the variant anchored\n- only B has the variant joint" in text
-  c = made.study(tmp_path / "c", seeds=(5,), variants=("free",))
-  assert "nothing can be said: A and B have no seed in common" in compare.run(a, c)
-  d = made.study(tmp_path / "d", variants=("other",))
+  c = fake_runs.study(tmp_path / "c", seeds=(5,), variants=("free",))
+  assert "no comparison: A and B have no seed in common" in compare.run(a, c)
+  d = fake_runs.study(tmp_path / "d", variants=("other",))
   assert "there is nothing to compare" in compare.run(a, d)
 
 

@@ -73,7 +73,7 @@ def run(workdir):
 def fast():
   """Neither draws pictures nor measures latencies, which take most of the time and read no file."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(figures, "png", lambda figure, *, cut=False: b"picture")
+    patch.setattr(figures, "to_png", lambda figure, *, crop=False: b"picture")
     patch.setattr(exporters, "cpu_latency", lambda network: 0.0)
     yield
 

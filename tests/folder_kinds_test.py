@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from analysis import made
+from analysis import fake_runs
 import runs
 from smskd_jax import compare, report
 from smskd_jax.config import study
@@ -21,7 +21,7 @@ from smskd_jax.studies import runner
 def folders(tmp_path_factory):
   """One folder of each kind."""
   root = tmp_path_factory.mktemp("kinds")
-  found = {"run": made.run(root / "run"), "study": made.study(root / "study")}
+  found = {"run": fake_runs.run(root / "run"), "study": fake_runs.study(root / "study")}
   StageEntry(root / "store", "key").write_metadata({}, {})
   write_json_with_checksum(root / "imported" / "network.json", {})
   return found | {"store": root / "store", "entry": root / "store" / "key", "imported": root / "imported"}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from analysis import made
+from analysis import fake_runs
 import golden
 import runs
 from smskd_jax import compare, evaluate, export, import_torch, main, report, store, study
@@ -481,7 +481,7 @@ def ground(tmp_path_factory):
   (folder / "files" / "readme.txt").write_text("precious")
   write_data(folder)
   import_torch.run(folder / "model.pth", "resnet8:width=0.125", folder / "imported")
-  made.run(folder / "finished", seed=3)
+  fake_runs.run(folder / "finished", seed=3)
   for name, broken in (("unfinished", None), ("damaged", "{")):
     shutil.copytree(folder / "finished", folder / name)
     (folder / name / "result.json").unlink()

@@ -11,20 +11,20 @@ import sys
 import numpy as np
 import pytest
 
-from analysis import made
-from analysis.pages import EVIL, check_alone
+from analysis import fake_runs
+from analysis.html_checks import EVIL, check_alone
 from smskd_jax import report
-from smskd_jax.analysis import figures, records, run_page
-from smskd_jax.analysis.page import Figure, Table
+from smskd_jax.analysis import figures, records, run_report
+from smskd_jax.analysis.document import Figure, Table
 from smskd_jax.runtime import workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def small_figures(monkeypatch):
-  """They take most of the time."""
-  monkeypatch.setattr(figures, "DPI", 20)
+def undrawn_figures(monkeypatch):
+  """Encoding figures takes most of the time."""
+  monkeypatch.setattr(figures, "to_png", lambda figure, *, crop=False: b"\x89PNG")
 
 
 def page(*folders, out=None):
@@ -38,13 +38,13 @@ def titles(html):
 
 
 def test_the_page_of_a_run(tmp_path):
-  folder = made.run(tmp_path / "first & only", seed=3)
+  folder = fake_runs.run(tmp_path / "first & only", seed=3)
   (folder / "report.md").write_text("the run's own")
   html, parsed, markdown = page(folder)
   assert "<title>first &amp; only: digits, seed 3 (one seed only)</title>" in html
   assert "One seed only: a difference" in html
   assert titles(html) == [
-    *("Results", "Budget", "Forgetting", "student", "Answers, image by image", "teacher", "student"),
+    *("Results", "Compute", "Forgetting", "student", "Predictions of the test images", "teacher", "student"),
     *(
       "Weights of the reference",
       "student",
@@ -54,7 +54,7 @@ def test_the_page_of_a_run(tmp_path):
       "teacher",
       "student",
     ),
-    "Where this comes from",
+    "Provenance",
   ]
   assert len(parsed.of("img")) == 8
   assert markdown.count("![") == 8 == len(list((folder / "report_figures").iterdir()))
@@ -71,7 +71,7 @@ def rows_of(markdown, name):
 
 
 def test_the_numbers_of_a_run(tmp_path):
-  _, _, markdown = page(made.run(tmp_path / "run"))
+  _, _, markdown = page(fake_runs.run(tmp_path / "run"))
   accuracy, calibration, teacher, reference, budget, *_ = rows_of(markdown, "kd")
   assert accuracy == ["kd", "student", "resnet8", "kd", "80.00 %", "80.00 %", "3", "95.00 %"]
   assert calibration == ["kd", "0.900", "0.030", "0.010", "0.400"]
@@ -87,11 +87,11 @@ FORGOTTEN = ["kd", "fitnet", "test", "23", "25", "20", "3 (13.0 %)", "5", "0.714
 
 
 def test_forgetting_has_a_table_and_bars(tmp_path):
-  folder = made.run(tmp_path / "run")
+  folder = fake_runs.run(tmp_path / "run")
   html, _, markdown = page(folder)
   assert FORGOTTEN in rows_of(markdown, "kd")
-  assert "-kept-and-forgotten.png" in markdown
-  assert "<th class=number>IoU</th>" in html
+  assert "kept-and-forgotten.png" in markdown
+  assert '<th class="number">IoU</th>' in html
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_forgetting_has_a_table_and_bars(tmp_path):
   ],
 )
 def test_forgetting_that_cannot_be_read_is_named(tmp_path, spoil, words):
-  folder = made.run(tmp_path / "run")
+  folder = fake_runs.run(tmp_path / "run")
   result = json.loads((folder / "result.json").read_text())
   spoil(result["stages"][2]["forgetting"])
   (folder / "result.json").write_text(json.dumps(result))
@@ -118,7 +118,7 @@ def test_forgetting_that_cannot_be_read_is_named(tmp_path, spoil, words):
 
 
 def test_what_is_missing_is_left_out(tmp_path):
-  folder = made.run(tmp_path / "run")
+  folder = fake_runs.run(tmp_path / "run")
   shutil.rmtree(folder / "store")
   result = json.loads((folder / "result.json").read_text())
   for stage in result["stages"]:
@@ -130,7 +130,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     del result[name]
   (folder / "result.json").write_text(json.dumps(result))
   html, _, markdown = page(folder)
-  assert titles(html) == ["Results", "Budget", "Forgetting", "student", "Where this comes from"]
+  assert titles(html) == ["Results", "Compute", "Forgetting", "student", "Provenance"]
   assert rows_of(markdown, "kd")[0] == ["kd", "student", "80.00 %"]
   assert "no forgetting of stage `kd`: `forgetting` is missing or damaged in result.json" in markdown
   assert "stage 'fitnet': -fitnet-0 is in no store" in markdown
@@ -138,10 +138,10 @@ def test_what_is_missing_is_left_out(tmp_path):
 
 def test_strings_of_files_are_escaped(tmp_path):
   evil = EVIL.replace("/", "")  # what can be the name of a folder
-  made_stages = [made.stage(evil, "student")]
+  made_stages = [fake_runs.stage(evil, "student")]
   made_stages[0][0].update(key="key", network=evil, methods=[evil], model=evil, extra_tests={evil: 0.5})
   given = [{"network": evil, "key": evil, "source": evil, "metrics": {"test/accuracy": 0.5}}]
-  folder = made.run(tmp_path / evil, made_stages, given=given)
+  folder = fake_runs.run(tmp_path / evil, made_stages, given=given)
   _, parsed, markdown = page(folder)
   assert "".join(parsed.text).count(evil) > 10
   assert "<script" not in re.sub(r"```\n.*?\n```", "", markdown, flags=re.DOTALL)
@@ -149,7 +149,7 @@ def test_strings_of_files_are_escaped(tmp_path):
 
 def test_runs_that_differ_by_their_seeds_are_pooled(tmp_path):
   runs = [
-    made.run(tmp_path / f"seed{seed}", made.stages(seed, accuracy=0.7 + 0.1 * seed), seed=seed)
+    fake_runs.run(tmp_path / f"seed{seed}", fake_runs.stages(seed, accuracy=0.7 + 0.1 * seed), seed=seed)
     for seed in (0, 1)
   ]
   html, _, markdown = page(*runs, out=tmp_path / "pages")
@@ -160,22 +160,22 @@ def test_runs_that_differ_by_their_seeds_are_pooled(tmp_path):
 
 
 def test_runs_of_other_configs_are_not_pooled(tmp_path):
-  first = made.run(tmp_path / "first")
-  second = made.run(tmp_path / "second", made.stages(1, anchored=False), seed=1)
+  first = fake_runs.run(tmp_path / "first")
+  second = fake_runs.run(tmp_path / "second", fake_runs.stages(1, anchored=False), seed=1)
   html, _, _ = page(first, second, out=tmp_path)
   assert html.count("one seed only") >= 2
   assert "±" not in html
 
 
 def test_the_page_of_a_study(tmp_path):
-  folder = made.study(tmp_path / "study", gain=0.05, published={"anchored": 70.0, "free": 80.25})
+  folder = fake_runs.study(tmp_path / "study", gain=0.05, published={"anchored": 70.0, "free": 80.25})
   html, parsed, markdown = page(folder)
   assert "<title>study: a study of 2 variants</title>" in html
-  assert titles(html)[:2] == ["Results", "Variants against each other"]
+  assert titles(html)[:2] == ["Results", "Comparison of the variants"]
   assert rows_of(markdown, "anchored")[0][:3] == ["anchored", "2", "70.50 ± 0.71"]
   assert rows_of(markdown, "free")[1][:3] == ["free", "2", "+5.00"]
   assert rows_of(markdown, "anchored")[1] == ["anchored", "2", "70.50 ± 0.71", "70.00", "+0.50", "+1.0"]
-  assert "quoted from it and was not measured here" in html
+  assert "are quoted, not measured here" in html
   assert [attributes["id"] for attributes in parsed.of("details") if "id" in attributes] == ["s4", "s5"]
   assert "study-kd" not in markdown
   assert "anchored-kd-1" in markdown
@@ -183,7 +183,7 @@ def test_the_page_of_a_study(tmp_path):
 
 
 def test_a_study_on_the_way(tmp_path):
-  folder = made.study(tmp_path / "study")
+  folder = fake_runs.study(tmp_path / "study")
   (folder / "free" / "seed1" / "result.json").unlink()
   told = {"variants": {}, "failures": {"free:0": f"no {EVIL}"}}
   (folder / "result.json").write_text(json.dumps(told))
@@ -195,22 +195,51 @@ def test_a_study_on_the_way(tmp_path):
   assert f"failed: free:0: no {EVIL}" in "".join(parsed.text)
 
 
+def test_numbers_of_a_study_come_from_the_stores_not_from_markdown(tmp_path):
+  folder = fake_runs.study(tmp_path / "study", gain=0.05, published={"free": 80.25})
+  before = page(folder)[2]
+  for path in (folder / "report.md", folder / "report_full.md", folder / "free" / "seed0" / "report.md"):
+    path.write_text("| free | 99.99 |")
+  assert page(folder)[2] == before
+  for seed in (0, 1):
+    path = folder / "free" / f"seed{seed}" / "result.json"
+    result = json.loads(path.read_text())
+    for stage in result["stages"]:
+      stage["metrics"]["last"]["test/accuracy"] = 0.4321
+    path.write_text(json.dumps(result))
+  assert rows_of(page(folder)[2], "free")[0][:3] == ["free", "2", "43.21 ± 0.00"]
+
+
+def test_html_and_markdown_show_the_same_numbers(tmp_path):
+  for folder in (
+    fake_runs.run(tmp_path / "run"),
+    fake_runs.study(tmp_path / "study", published={"free": 70.0}),
+  ):
+    html, _, markdown = page(folder)
+    table_rows = [re.findall("<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", html)]
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in line[1:-1].split("|")] for line in lines] == table_rows
+    assert len(lines) > 30
+
+
 def test_the_teachers_of_a_study(tmp_path):
-  folder = made.study(tmp_path / "study")
-  made.run(folder / "teachers", [made.stage("teacher", "teacher")])
-  assert "The teachers that the variants share" in titles(page(folder)[0])
+  folder = fake_runs.study(tmp_path / "study")
+  fake_runs.run(folder / "teachers", [fake_runs.stage("teacher", "teacher")])
+  assert "Teachers shared by the variants" in titles(page(folder)[0])
 
 
 def test_answers_are_judged_where_labels_are_known(tmp_path):
-  record = records.read("WORKDIR", made.run(tmp_path / "run"))
+  record = records.read_run("WORKDIR", fake_runs.run(tmp_path / "run"))
   captions = lambda record: [
-    part.caption for part in run_page._answers(record, record.stages[1:]) if isinstance(part, Figure)
+    part.caption
+    for part in run_report._prediction_parts(record, record.stages[1:])
+    if isinstance(part, Figure)
   ]
-  assert captions(record) == [run_page.EVENTS]
-  workdir.write_labels(tmp_path / "run", {"test": np.zeros(made.IMAGES, int)})
-  record = records.read("WORKDIR", tmp_path / "run")
-  assert captions(record) == [run_page.LABELED_EVENTS, run_page.CONFUSION]
-  table = next(run_page._answers(record, record.stages[1:]))
+  assert captions(record) == [run_report.EVENTS]
+  workdir.write_labels(tmp_path / "run", {"test": np.zeros(fake_runs.IMAGES, int)})
+  record = records.read_run("WORKDIR", tmp_path / "run")
+  assert captions(record) == [run_report.LABELED_EVENTS, run_report.CONFUSION]
+  table = next(run_report._prediction_parts(record, record.stages[1:]))
   assert isinstance(table, Table)
   assert [row[0] for row in table.rows] == ["fitnet", "kd"]
 
@@ -224,8 +253,8 @@ def command(*arguments):
 
 
 def test_from_the_command_line(tmp_path):
-  folder = made.run(tmp_path / "run")
-  workdir.write_labels(folder, {"test": np.zeros(made.IMAGES, int)})
+  folder = fake_runs.run(tmp_path / "run")
+  workdir.write_labels(folder, {"test": np.zeros(fake_runs.IMAGES, int)})
   status, out, err = command(folder, f"--out={tmp_path / 'new' / 'pages'}")
   assert (status, err) == (0, "")
   assert out == "".join(f"wrote {tmp_path}/new/pages/{name}\n" for name in ("report.html", "report_full.md"))

@@ -1,4 +1,4 @@
-"""Pictures of how like its teacher a network has become. Shares are drawn in percent."""
+"""Figures of the similarity of students and teachers. Fractions are drawn in percent."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -7,165 +7,162 @@ from typing import Any
 import numpy as np
 
 from smskd_jax.analysis import figures
-from smskd_jax.analysis.fidelity import Calibration, Embedded
+from smskd_jax.analysis.fidelity import Calibration, Embedding2D
 
-NAME = 18  # characters of a class's name
-TITLE = 30  # of a panel's title, line by line
-WRITTEN = 8  # heat maps of so many rows and columns at most have their values written in
-
-
-def reliability(found: Mapping[str, Calibration]) -> bytes:
-  """Accuracy against confidence, and below how many images have which confidence; by the networks' names."""
-  figure, (above, below) = figures.panels(3.8, 1.7)
-  above.plot((0, 100), (0, 100), color=figures.GREY, linestyle="--", linewidth=1)
-  for color, marker, (name, of) in zip(figures.COLORS, "osD^vP", found.items(), strict=False):
-    edges = np.linspace(0, 100, len(of.images) + 1)
-    there = of.images > 0
-    above.plot(
-      100 * of.confidence[there],
-      100 * of.accuracy[there],
-      color=color,
-      marker=marker,
-      markersize=4,
-      linewidth=1.3,
-      label=f"{name}: ECE {of.ece:.3f}",
-    )
-    below.stairs(100 * of.images / of.images.sum(), edges, color=color, linewidth=1.3)
-  above.set_xlim(0, 100)
-  above.set_ylim(0, 101)
-  above.set_ylabel("accuracy [%]")
-  above.legend(fontsize=8)
-  below.set_ylabel("images [%]")
-  below.set_xlabel("confidence [%]")
-  return figures.png(figure)
+MAX_CLASS_NAME = 18  # characters
+MAX_TITLE = 30  # characters of each line of a panel's title
+MAX_LABELED_SIZE = 8  # heat maps of up to so many rows and columns show their values
+MANY_POINTS = 800  # images above which points are smaller
 
 
-def correlations(gaps: Sequence[tuple[str, np.ndarray]]) -> bytes:
-  """Absolute differences [k, k] of correlations, each with a title, on one scale of colours."""
+def reliability(calibrations: Mapping[str, Calibration]) -> bytes:
+  """Draws accuracy against confidence, and below the distribution of the confidence, by network."""
+  figure, (upper, lower) = figures.column(3.8, 1.7)
+  upper.plot((0, 100), (0, 100), color=figures.GREY, linestyle="--", linewidth=1)
+  for color, marker, (name, c) in zip(figures.COLORS, "osD^vP", calibrations.items(), strict=False):
+    edges = np.linspace(0, 100, len(c.images) + 1)
+    nonempty = c.images > 0
+    style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.3}
+    label = f"{name}: ECE {c.ece:.3f}"
+    upper.plot(100 * c.confidence[nonempty], 100 * c.accuracy[nonempty], label=label, **style)
+    lower.stairs(100 * c.images / c.images.sum(), edges, color=color, linewidth=1.3)
+  upper.set_xlim(0, 100)
+  upper.set_ylim(0, 101)
+  upper.set_ylabel("accuracy [%]")
+  upper.legend(fontsize=8)
+  lower.set_ylabel("images [%]")
+  lower.set_xlabel("confidence [%]")
+  return figures.to_png(figure)
+
+
+def correlation_gaps(gaps: Sequence[tuple[str, np.ndarray]]) -> bytes:
+  """Draws absolute differences [k, k] of correlations, each with a title, on one colour scale."""
   from matplotlib.ticker import MaxNLocator
 
   figure, axes = figures.grid(len(gaps))
-  most = max((float(np.nanmax(gap)) for _, gap in gaps if not np.isnan(gap).all()), default=0.0)
-  for one, (title, gap) in zip(axes, gaps, strict=True):
-    image = _heat(one, gap, "Reds", most or 1.0)
-    for axis in (one.xaxis, one.yaxis):
+  largest = max((float(np.nanmax(gap)) for _, gap in gaps if not np.isnan(gap).all()), default=0.0)
+  for panel, (title, gap) in zip(axes, gaps, strict=True):
+    image = _draw_heat_map(panel, gap, "Reds", largest or 1.0)
+    for axis in (panel.xaxis, panel.yaxis):
       axis.set_major_locator(MaxNLocator(6, integer=True))
-    one.tick_params(labelsize=7)
-    _title(one, title)
-  _bar(figure, image, axes, "difference of the correlations")
-  return figures.png(figure, cut=True)
+    panel.tick_params(labelsize=7)
+    _set_title(panel, title)
+  _add_color_bar(figure, image, axes, "difference of the correlations")
+  return figures.to_png(figure, crop=True)
 
 
-def similarity(panels: Sequence[tuple[str, Mapping[str, Any]]]) -> bytes:
-  """Linear CKA of the taps of two networks, each with a title.
+def cka(panels: Sequence[tuple[str, Mapping[str, Any]]]) -> bytes:
+  """Draws linear CKA between the features of two networks, each table with a title.
 
   Args:
-    panels: titles, and items of a stage's 'similarity'; null where a value is not known.
+    panels: titles, and items of a stage's 'similarity' in result.json; null for unknown values.
   """
   figure, axes = figures.grid(len(panels), columns=3, extra=0.8)
-  for i, (one, (title, of)) in enumerate(zip(axes, panels, strict=True)):
-    values = np.array(of["cka"], float)  # null becomes NaN
-    image = _heat(one, values, "viridis", 1.0)
-    rows, columns = (_spaced(of[side]) for side in ("student", "other"))
-    one.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
-    first = i % _columns(axes) == 0
-    one.set_yticks(range(len(rows)), rows if first else [""] * len(rows), fontsize=7)
-    if max(values.shape) <= WRITTEN:
-      _write(one, values)
-    if first:
-      one.set_ylabel("the student's", fontsize=8)
-    one.set_xlabel("its teacher's", fontsize=8)
-    _title(one, title)
-  _bar(figure, image, axes, "linear CKA")
-  return figures.png(figure, cut=True)
+  num_columns = axes[0].get_subplotspec().get_gridspec().ncols
+  for i, (panel, (title, table)) in enumerate(zip(axes, panels, strict=True)):
+    values = np.array(table["cka"], float)  # null becomes NaN
+    image = _draw_heat_map(panel, values, "viridis", 1.0)
+    rows, columns = ([name.replace("_", " ") for name in table[side]] for side in ("student", "other"))
+    style = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
+    panel.set_xticks(range(len(columns)), columns, **style)
+    is_first = i % num_columns == 0
+    panel.set_yticks(range(len(rows)), rows if is_first else [""] * len(rows), fontsize=7)
+    if max(values.shape) <= MAX_LABELED_SIZE:
+      _write_values(panel, values)
+    if is_first:
+      panel.set_ylabel("student", fontsize=8)
+    panel.set_xlabel("teacher", fontsize=8)
+    _set_title(panel, title)
+  _add_color_bar(figure, image, axes, "linear CKA")
+  return figures.to_png(figure, crop=True)
 
 
-def embeddings(found: Sequence[tuple[str, Embedded]], label: np.ndarray, names: Mapping[int, str]) -> bytes:
-  """Networks' embeddings of the same images, each with a title.
+def embeddings(
+  panels: Sequence[tuple[str, Embedding2D]], label: np.ndarray, class_names: Mapping[int, str]
+) -> bytes:
+  """Draws embeddings of the same images by several networks.
 
   Args:
-    found: titles, and points [n, 2].
-    label: the images' classes [n].
-    names: of the classes that are there.
+    panels: titles, and embeddings of n images.
+    label: classes of the images [n].
+    class_names: names of the classes that are drawn.
   """
-  figure, axes = figures.grid(len(found), columns=2 if len(found) == 4 else 3, extra=0.7)
-  for one, (title, embedded) in zip(axes, found, strict=True):
-    for color, (of_class, name) in zip(figures.MORE_COLORS, names.items(), strict=False):
-      points = embedded.points[label == of_class]
-      size = 9 if len(label) < 800 else 4
-      one.scatter(*points.T, s=size, color=color, linewidths=0, alpha=0.7, label=figures.shorter(name, NAME))
-    one.set_xticks([])
-    one.set_yticks([])
-    one.set_aspect("equal", adjustable="datalim")
-    one.margins(0.04)
-    shares = embedded.shares
-    told = "" if shares is None else f"\n{100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance"
-    _title(one, title + told)
+  figure, axes = figures.grid(len(panels), columns=2 if len(panels) == 4 else 3, extra=0.7)
+  size = 9 if len(label) < MANY_POINTS else 4
+  for panel, (title, embedding) in zip(axes, panels, strict=True):
+    for color, (class_, name) in zip(figures.MORE_COLORS, class_names.items(), strict=False):
+      points = embedding.points[label == class_]
+      name = figures.truncate(name, MAX_CLASS_NAME)
+      panel.scatter(*points.T, s=size, color=color, linewidths=0, alpha=0.7, label=name)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.set_aspect("equal", adjustable="datalim")
+    panel.margins(0.04)
+    if embedding.explained_variance is not None:
+      first, second = 100 * embedding.explained_variance
+      title += f"\n{first:.0f} % and {second:.0f} % of the variance"
+    _set_title(panel, title)
   handles, labels = axes[0].get_legend_handles_labels()
-  legend = figure.legend(
-    handles, labels, loc="outside lower center", ncols=_legend_columns(labels), fontsize=8, markerscale=2
-  )
+  num_columns = max(
+    1, min(len(labels), 70 // (4 + max(map(len, labels), default=0)))
+  )  # as wide as the figure
+  style = {"loc": "outside lower center", "fontsize": 8, "markerscale": 2}
+  legend = figure.legend(handles, labels, ncols=num_columns, **style)
   for text in legend.get_texts():
     text.set_parse_math(False)
-  return figures.png(figure, cut=True)
+  return figures.to_png(figure, crop=True)
 
 
-def classes(accuracy: np.ndarray, changes: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
-  """Accuracies of classes [s], and by how much they are above others' [s], by their names; all are shares."""
-  figure, (left, right) = figures.beside(max(2.0, 1.1 + 0.28 * len(names)), ratios=(2, 3))
-  places = np.arange(len(names))
-  left.barh(places, 100 * accuracy, 0.7, color=figures.GREY)
+def class_accuracy(accuracy: np.ndarray, changes: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
+  """Draws accuracies of s classes, and by how much they exceed those of other networks.
+
+  Args:
+    accuracy: fractions [s].
+    changes: differences of fractions [s], by the name of the other network.
+    names: of the classes.
+  """
+  figure, (left, right) = figures.row(max(2.0, 1.1 + 0.28 * len(names)), ratios=(2, 3))
+  positions = np.arange(len(names))
+  left.barh(positions, 100 * accuracy, 0.7, color=figures.GREY)
   left.set_xlim(0, 100)
   left.set_xlabel("accuracy [%]")
-  left.set_yticks(places, [figures.shorter(name, NAME) for name in names], fontsize=8, parse_math=False)
+  labels = [figures.truncate(name, MAX_CLASS_NAME) for name in names]
+  left.set_yticks(positions, labels, fontsize=8, parse_math=False)
   left.set_ylabel("class")
   width = 0.8 / len(changes)
   for i, (color, (name, change)) in enumerate(zip(figures.COLORS, changes.items(), strict=False)):
-    aside = (i - (len(changes) - 1) / 2) * width
-    right.barh(places + aside, 100 * change, width, color=color, label=f"against {name}")
+    offset = (i - (len(changes) - 1) / 2) * width
+    right.barh(positions + offset, 100 * change, width, color=color, label=f"against {name}")
   right.axvline(0, color=figures.COLORS[-1], linewidth=0.8)
   right.set_xlabel("change of the accuracy [points]")
   right.tick_params(labelleft=False)
   right.grid(axis="x", linewidth=0.4, alpha=0.6)
   right.set_axisbelow(True)
-  right.set_ylim(len(names) - 0.4, -0.6)  # the first is above
+  right.set_ylim(len(names) - 0.4, -0.6)  # the first class on top
   figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-  return figures.png(figure)
+  return figures.to_png(figure)
 
 
-def _heat(axes: Any, values: np.ndarray, colors: str, most: float) -> Any:
+def _draw_heat_map(axes: Any, values: np.ndarray, colors: str, largest: float) -> Any:
   from matplotlib import colormaps
 
   shades = colormaps[colors].with_extremes(bad="#d9d9d9")
-  return axes.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0.0, vmax=most)
+  return axes.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0.0, vmax=largest)
 
 
-def _write(axes: Any, values: np.ndarray) -> None:
-  """Writes the values into a heat map whose high values are light."""
+def _write_values(axes: Any, values: np.ndarray) -> None:
+  """Writes the values into a heat map with light colours for high values."""
   for (row, column), value in np.ndenumerate(values):
     if not math.isnan(value):
       color = "#000000" if value > 0.6 else "#ffffff"
       axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
 
 
-def _bar(figure: Any, image: Any, axes: Sequence[Any], label: str) -> None:
+def _add_color_bar(figure: Any, image: Any, axes: Sequence[Any], label: str) -> None:
   bar = figure.colorbar(image, ax=axes, shrink=0.9, fraction=0.04, pad=0.02)
   bar.set_label(label, fontsize=8)
   bar.ax.tick_params(labelsize=7)
 
 
-def _title(axes: Any, title: str) -> None:
-  axes.set_title("\n".join(figures.shorter(line, TITLE) for line in title.splitlines()), fontsize=8.5)
-
-
-def _spaced(names: Sequence[str]) -> list[str]:
-  return [name.replace("_", " ") for name in names]
-
-
-def _columns(axes: Sequence[Any]) -> int:
-  return axes[0].get_subplotspec().get_gridspec().ncols
-
-
-def _legend_columns(labels: Sequence[str]) -> int:
-  """So many that the legend is not wider than the figure."""
-  return max(1, min(len(labels), 70 // (4 + max(map(len, labels), default=0))))
+def _set_title(axes: Any, title: str) -> None:
+  axes.set_title("\n".join(figures.truncate(line, MAX_TITLE) for line in title.splitlines()), fontsize=8.5)

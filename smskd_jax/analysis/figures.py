@@ -1,52 +1,50 @@
-"""Pictures of runs: what all of them share, and accuracy and forgetting along the stages."""
+"""Shared parts of figures: sizes, colours, layouts, and PNG files. Drawn without pyplot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import io
-from pathlib import Path
 from typing import Any
 
-from smskd_jax.analysis import records
-from smskd_jax.analysis.records import Lines, Stage
+from smskd_jax.analysis.stages import Stage
 
 COLORS = ("#0b62a8", "#d1495b", "#3c8d53", "#8a5cb8", "#b8860b", "#4d4d4d")
 MORE_COLORS = (*COLORS, "#1f9e9e", "#d277b8", "#7a7a1e", "#8c564b")
 GREY = "#8c8c8c"
 DPI = 150
-WIDTH = 7.5  # inches of a figure, if it is not narrower
-WIDEST = 3.4  # inches of one of several square axes
-EPOCHS = "epochs of the network's training"
-FEW_POINTS = 60  # so many of a line are marked: one epoch alone is a point
+WIDTH = 7.5  # inches
+MAX_SQUARE = 3.4  # inches; side of one of several square axes
+EPOCHS_LABEL = "epochs of the network's training"
+MAX_MARKED_POINTS = 60  # lines of more points have no markers
 
 
-def panels(*heights: float, shared: bool = True) -> tuple[Any, Any]:
-  """A figure, and its axes from top to bottom, of these heights in inches, which may share what is to the right."""
-  figure = _figure(WIDTH, sum(heights))
+def column(*heights: float, shared: bool = True) -> tuple[Any, Any]:
+  """Creates axes from top to bottom, of these heights in inches, that share the x axis if `shared`."""
+  figure = _create(WIDTH, sum(heights))
   return figure, figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=shared)[:, 0]
 
 
-def beside(height: float, ratios: Sequence[float]) -> tuple[Any, Any]:
-  """A figure of this height in inches, and its axes from left to right, of widths in these ratios."""
-  figure = _figure(WIDTH, height)
+def row(height: float, ratios: Sequence[float]) -> tuple[Any, Any]:
+  """Creates axes from left to right, of one height in inches and of widths in these ratios."""
+  figure = _create(WIDTH, height)
   return figure, figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False, sharey=True)[0]
 
 
 def grid(count: int, *, columns: int = 4, extra: float = 0.5) -> tuple[Any, list[Any]]:
-  """A figure, and as many square axes row by row; each row has `extra` inches for what is written above and below.
+  """Creates square axes row by row; each row has `extra` inches for titles and labels.
 
-  `png` is to cut off what is left over: how much that is depends on what is written.
+  Save the figure with `to_png(..., crop=True)`: unused space depends on the texts.
   """
   rows = -(-count // columns)
   columns = -(-count // rows)
-  side = min(WIDTH / columns, WIDEST)
-  figure = _figure(min(WIDTH, side * columns + 1.0), rows * (side + extra), "compressed")
+  side = min(WIDTH / columns, MAX_SQUARE)
+  figure = _create(min(WIDTH, side * columns + 1.0), rows * (side + extra), "compressed")
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for unused in axes[count:]:
     unused.remove()
   return figure, list(axes[:count])
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
-  # The object-oriented interface: pyplot would open windows, and keep state.
+def _create(width: float, height: float, layout: Any = "constrained") -> Any:
+  # The object-oriented interface: pyplot would open windows and keep state.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -55,119 +53,38 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
   return figure
 
 
-def shorter(text: str, most: int) -> str:
-  """A name that has little room."""
-  return text if len(text) <= most else f"{text[: most - 1]}…"
+def truncate(text: str, max_length: int) -> str:
+  """Shortens a name to `max_length` characters."""
+  return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
-def png(figure: Any, *, cut: bool = False) -> bytes:
-  """A figure as a file; cut to what is in it, or of the size that it has."""
+def to_png(figure: Any, *, crop: bool = False) -> bytes:
+  """Encodes a figure as PNG, cropped to its content if `crop`."""
   file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight" if cut else None, pad_inches=0.06)
+  figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight" if crop else None, pad_inches=0.06)
   return file.getvalue()
 
 
-def line(axes: Any, points: Sequence[tuple[float, float]], *, scale: float = 1.0, **style: Any) -> None:
-  """Draws (x, value) points, in units of `scale`, as a line."""
-  marker = "." if len(points) <= FEW_POINTS else None
+def draw_line(axes: Any, points: Sequence[tuple[float, float]], *, scale: float = 1.0, **style: Any) -> None:
+  """Draws (x, scale * value) points as a line."""
+  marker = "." if len(points) <= MAX_MARKED_POINTS else None
   x, y = zip(*points, strict=True)
-  axes.plot(
-    x, [scale * value for value in y], **{"marker": marker, "markersize": 4, "linewidth": 1.3} | style
-  )
+  defaults = {"marker": marker, "markersize": 4, "linewidth": 1.3}
+  axes.plot(x, [scale * value for value in y], **defaults | style)
 
 
-def accuracy(results: Sequence[Stage], curves: Mapping[str, Lines], given: Sequence[Any] = ()) -> bytes:
-  """The test accuracy of the networks along their stages; teachers are lines, given ones (result.json's) too."""
-  figure, (axes,) = panels(4.0)
-  _draw_accuracy(axes, results, records.students(results), curves, given)
-  axes.set_xlabel(EPOCHS)
-  return png(figure)
-
-
-def stages(results: Sequence[Stage], curves: Mapping[str, Lines], path: Path) -> None:
-  """Draws test accuracy along the stages, and how far each stage has moved from its reference.
-
-  Args:
-    results: result.json's 'stages'.
-    curves: metrics by the stage's name.
-    path: of the PNG.
-  """
-  anchored = any("test/reference_agreement" in line for lines in curves.values() for line in lines)
-  figure, axes = panels(*((4.0, 2.0, 2.0) if anchored else (4.0,)))
-  students = records.students(results)
-  _draw_accuracy(axes[0], results, students, curves)
-  if anchored:
-    _draw_forgetting(axes[1], students, curves, "reference_agreement", "agreement [%]", 100.0)
-    _draw_forgetting(axes[2], students, curves, "reference_kl", "KL [nats]", 1.0)
-    axes[1].set_title(
-      "Forgetting: agreement with, and divergence from, the stage's own reference", fontsize=10
-    )
-  axes[-1].set_xlabel(EPOCHS)
-  path.write_bytes(png(figure))
-
-
-def _draw_accuracy(axes, results, students, curves, given=()) -> None:
-  for color, (network, own) in zip(COLORS * len(students), students.items(), strict=False):
-    of_stages = records.series(own, curves, "test/accuracy").values()
-    line(axes, [point for points in of_stages for point in points], scale=100, color=color, label=network)
-    _draw_references(axes, own, curves, color)
-    if len(own) > 1:
-      mark_boundaries(axes, own)
-  teaching = records.teaching(results)
-  teachers = {one["name"]: one["metrics"]["last"] for one in results if one["key"] in teaching}
-  teachers |= {one["network"]: one["metrics"] for one in given}
-  for name, metrics in teachers.items():
-    label = f"{name} {100 * metrics['test/accuracy']:.1f} %"
-    axes.axhline(100 * metrics["test/accuracy"], color=GREY, linestyle="--", linewidth=1.2, label=label)
-  of_all = [*teachers.values(), *(stage["metrics"]["last"] for stage in results)]
-  best = max(100 * metrics["test/accuracy"] for metrics in of_all)
-  worst = min(100 * s["metrics"]["last"]["test/accuracy"] for own in students.values() for s in own)
-  # Where every stage ended has to be seen; the first epochs of a network may leave at the bottom.
-  axes.set_ylim(max(0.0, worst - 0.15 * (100 - worst) - 2), min(100.5, best + 0.2 * (100 - best) + 1))
-  axes.set_ylabel("test accuracy [%]")
-  axes.legend(loc="lower right", fontsize=8)
-
-
-def _draw_references(axes, own, curves, color) -> None:
-  """The accuracy of each stage's reference, dotted across the stage that it anchors."""
-  by_key = {stage["key"]: stage for stage in own}
-  start = 0.0
-  label: str | None = "reference"  # in the legend once
-  for stage in own:
-    end = start + stage["epochs"]
-    if stage["inputs"]["reference"] in by_key:
-      accuracy = 100 * by_key[stage["inputs"]["reference"]]["metrics"]["last"]["test/accuracy"]
-      axes.plot((start, end), (accuracy, accuracy), color=color, linestyle=":", linewidth=1.3, label=label)
-      label = None
-    start = end
-
-
-def _draw_forgetting(axes, students, curves, metric: str, label: str, scale: float) -> None:
-  for color, own in zip(COLORS * len(students), students.values(), strict=False):
-    for points in records.series(own, curves, f"test/{metric}").values():
-      line(axes, points, scale=scale, color=color)
-    if len(own) > 1:
-      mark_boundaries(axes, own, named=False)
-  axes.set_ylabel(label)
-
-
-def mark_boundaries(axes, own, named: bool = True) -> None:
-  """Marks where the stages of a network begin, and says their names above."""
+def mark_stages(axes: Any, network_stages: Sequence[Stage], with_names: bool = True) -> None:
+  """Draws a line where each stage of a network begins, with the names of the stages above the axes."""
   from matplotlib.ticker import MaxNLocator
 
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   start = 0.0
-  for i, stage in enumerate(own):
+  for i, stage in enumerate(network_stages):
     if i:
       axes.axvline(start, color=GREY, linewidth=0.8, alpha=0.6)
-    if named:
-      axes.annotate(
-        stage["name"],
-        (start + stage["epochs"] / 2, 1.0),
-        xycoords=("data", "axes fraction"),
-        ha="center",
-        va="bottom",
-        fontsize=8,
-      )
+    if with_names:
+      position = start + stage["epochs"] / 2, 1.0
+      style = {"ha": "center", "va": "bottom", "fontsize": 8}
+      axes.annotate(stage["name"], position, xycoords=("data", "axes fraction"), **style)
     start += stage["epochs"]
   axes.set_xlim(0, start)

@@ -1,205 +1,333 @@
-"""Finished runs as their folders and stores tell of them; what is not there is left empty."""
+"""Typed records of finished runs and studies, read from their folders and stores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import operator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from smskd_jax.analysis.stored_files import Lines, Stage, StoredFiles, find
+from smskd_jax.analysis import forgetting
+from smskd_jax.analysis.stages import Lines, Stage, selected_stage
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import eval_outputs as answers_lib
-from smskd_jax.runtime import workdir
-from smskd_jax.runtime.integrity import DamagedFileError
+from smskd_jax.runtime import eval_outputs, workdir
+from smskd_jax.runtime.integrity import DamagedFileError, read_json
+from smskd_jax.runtime.store import StageEntry
+from smskd_jax.runtime.writer import read_metrics
 
-# What every version of this package has kept of a stage; all else may be missing.
-NEEDED = "network", "epochs", "steps", "forward_passes", "inputs", "seconds"
+T = TypeVar("T")
+
+STUDY_FILE = "study.json"
+TEACHERS = "teachers"  # folder of the run that trains the shared teachers of a study
+REQUIRED_FIELDS = (
+  "network",
+  "epochs",
+  "steps",
+  "forward_passes",
+  "inputs",
+  "seconds",
+)  # of a stage in result.json
 
 
-class Record(NamedTuple):
-  """A finished run, and by their names what its stages left in the store."""
+class RunRecord(NamedTuple):
+  """A finished run and the files of its stages in the store, by the stages' names."""
 
   run: workdir.Run
-  curves: dict[str, Lines]  # at least the last evaluation, if the store is gone
-  choices: dict[str, dict[str, np.ndarray]]
-  about: dict[str, dict[str, Any]]  # the software and devices that trained each
-  labels: dict[str, np.ndarray] = {}  # of the held-out images, by the name of their set; {}: not known
-  # Where what a network says of the held-out images lies, by the key of a stage or of a given network, if it is there:
-  # it is large, and few need it.
-  answers: dict[str, Path] = {}
-  left_out: Sequence[str] = ()  # a line on each file that is missing or damaged, and so left out
+  curves: dict[str, Lines]  # lines of metrics.jsonl; only the last evaluation if the store is missing
+  predictions: dict[str, dict[str, np.ndarray]]
+  info: dict[str, dict[str, Any]]  # software and devices that trained each stage
+  labels: dict[str, np.ndarray] = {}  # of the held-out images, by set; {}: unknown
+  # Paths of the outputs on held-out images, by the key of a stage or pretrained network: large, and read when needed.
+  eval_outputs: dict[str, Path] = {}
+  warnings: Sequence[str] = ()  # a line for each missing or damaged file
 
   @property
   def stages(self) -> Sequence[Stage]:
-    """In the order in which they were trained."""
+    """Items of result.json's 'stages', in the order of training."""
     return self.run.result["stages"]
 
   @property
+  def pretrained(self) -> Sequence[Mapping[str, Any]]:
+    """Items of result.json for networks that came with their variables."""
+    return self.run.result.get("given", ())
+
+  @property
   def title(self) -> str:
-    """How a page calls it."""
+    """Name of the folder, data set and seed."""
     return f"{self.run.folder.absolute().name}: {self.run.result.get('data', '?')}, seed {self.seed}"
 
   @property
   def seed(self) -> int:
-    """The run's."""
+    """Seed of the run."""
     return self.run.result["seed"]
 
 
-def read(field: str, folder: Path, stores: Sequence[Path] = ()) -> Record:
+class Outcome(NamedTuple):
+  """Result of a study's network in one run."""
+
+  accuracy: float  # on the test set, percent
+  oracle: float  # at the best epoch by the test set, percent
+  agreement: float | None  # with its teachers, percent
+  forgotten: float | None  # test images that are correct after the first stage and wrong after the last
+  images: int  # forward and backward, in all stages of the network
+  frozen: int  # forward passes of teachers and references
+  seconds: float
+  iou: float | None = (
+    None  # of the sets of test images that are correct after the first and after the last stage
+  )
+
+
+class StudyRecord(NamedTuple):
+  """A study, finished or in progress, and its finished runs."""
+
+  folder: Path
+  config: dict[str, Any]  # resolved
+  runs: dict[str, dict[int, RunRecord]]  # by variant and seed
+  teachers: RunRecord | None
+  failures: dict[str, str]  # by VARIANT:SEED
+
+  @property
+  def unfinished(self) -> list[str]:
+    """Runs, as VARIANT:SEED, that are neither finished nor failed."""
+    units = [
+      (name, seed) for name in self.runs for seed in self.config["seeds"] if seed not in self.runs[name]
+    ]
+    return [f"{name}:{seed}" for name, seed in units if f"{name}:{seed}" not in self.failures]
+
+  @property
+  def warnings(self) -> list[str]:
+    """A line for each missing or damaged file of the finished runs and of the teachers' run."""
+    runs = [run for by_seed in self.runs.values() for run in by_seed.values()]
+    lines = [line for run in (*runs, *([self.teachers] if self.teachers else [])) for line in run.warnings]
+    if self.config.get(TEACHERS) and self.teachers is None:
+      lines.append(f"{self.folder / TEACHERS / 'result.json'} is missing; the teachers are left out")
+    return list(dict.fromkeys(lines))
+
+  @property
+  def max_seeds(self) -> int:
+    """Largest number of finished seeds of a variant."""
+    return max(map(len, self.runs.values()))
+
+  @property
+  def outcomes(self) -> dict[str, dict[int, Outcome]]:
+    """Outcomes of the finished runs, by variant and seed."""
+    network = self.config["network"]
+    return {
+      name: {seed: run_outcome(run.stages, network) for seed, run in by_seed.items()}
+      for name, by_seed in self.runs.items()
+    }
+
+
+def is_study(folder: Path) -> bool:
+  """True if the folder is the workdir of a study."""
+  return (folder / STUDY_FILE).is_file()
+
+
+def read(field: str, folder: Path) -> RunRecord | StudyRecord:
+  """Reads the run or the study in a folder; see `read_run` and `read_study`."""
+  return read_study(field, folder) if is_study(folder) else read_run(field, folder)
+
+
+def read_run(field: str, folder: Path, stores: Sequence[Path] = ()) -> RunRecord:
   """Reads a finished run.
 
   Args:
-    field: what named the folder, for messages.
-    folder: its workdir.
-    stores: where its stages may lie besides the store that it names and its own folder.
+    field: the flag or argument that named the folder, for messages.
+    folder: workdir of the run.
+    stores: stores to search besides the one that the run names and its own folder.
 
   Raises:
-    UserError: it is no run, is not finished, or config.json or result.json are damaged. Other files may be: see
-      `Record.left_out`.
+    UserError: the folder is no finished run, or config.json or result.json are damaged. Damage to other files is
+      listed in `RunRecord.warnings`.
   """
   if not folder.is_dir():
     raise UserError(f"{field}: there is no folder {folder}")
   workdir.check_kind(field, folder, workdir.RUN, allow_unknown=True)
   if not (folder / "config.json").is_file():
-    raise UserError(f"{field}: {folder} is of no run and no study: it has neither config.json nor study.json")
+    raise UserError(
+      f"{field}: {folder} is neither a run nor a study: it has no config.json and no {STUDY_FILE}"
+    )
   run = workdir.read_run(field, folder)
   try:
-    left = StoredFiles()
+    files = _StageFiles()
     for stage in run.result["stages"]:
-      operator.itemgetter(*NEEDED)(stage)
-      left.add(stage, find([*workdir.stores(folder), *stores], stage["key"]))
-    for one in run.result.get("given", ()):
-      left.add_given(one, workdir.pretrained_outputs_path(folder, one["network"]))
-    labels = left.read(folder / "labels.npz", lambda: workdir.read_labels(folder)) or {}
-    return Record(run, left.curves, left.choices, left.about, labels, left.answers, left.missing)
-  except (ValueError, KeyError, TypeError) as error:
-    words = (
-      error if isinstance(error, UserError) else f"{type(error).__name__} {' '.join(str(error).split())}"
+      operator.itemgetter(*REQUIRED_FIELDS)(stage)
+      files.add_stage(stage, _find_entry([*workdir.stores(folder), *stores], stage["key"]))
+    for item in run.result.get("given", ()):
+      files.add_pretrained(item["key"], workdir.pretrained_outputs_path(folder, item["network"]))
+    labels = files.read(folder / "labels.npz", lambda _: workdir.read_labels(folder)) or {}
+    return RunRecord(
+      run, files.curves, files.predictions, files.info, labels, files.eval_outputs, files.warnings
     )
-    raise UserError(f"{field}: the files of the run in {folder} are damaged: {words}") from None
+  except (ValueError, KeyError, TypeError) as error:
+    text = error if isinstance(error, UserError) else f"{type(error).__name__} {' '.join(str(error).split())}"
+    raise UserError(f"{field}: the files of the run in {folder} are damaged: {text}") from None
 
 
-def read_answers(record: Record, key: str) -> answers_lib.EvalOutputs:
-  """Reads what the network of a key in `record.answers` says of the held-out images.
+def read_study(field: str, folder: Path) -> StudyRecord:
+  """Reads a study and its finished runs.
+
+  Args:
+    field: the flag or argument that named the folder, for messages.
+    folder: workdir of the study.
+
+  Raises:
+    UserError: no run is finished, or files of the study are damaged.
+  """
+  fix = "run the study's command again, which writes it anew"
+  try:
+    content = read_json(folder / STUDY_FILE, f"remove it and {fix}")
+    config, stores = content["study"], [Path(content["store"]), folder / "store"]
+    path = folder / "result.json"
+    failures = read_json(path, fix)["failures"] if path.is_file() else {}
+    names, seeds = list(config["variants"]), config["seeds"]
+  except DamagedFileError as error:
+    raise UserError(f"{field}: {error}") from None
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{field}: the files of the study in {folder} are damaged: {error}") from None
+
+  def read_if_finished(path: Path) -> RunRecord | None:
+    return read_run(field, path, stores) if (path / "result.json").is_file() else None
+
+  runs = {
+    name: {seed: run for seed in seeds if (run := read_if_finished(folder / name / f"seed{seed}"))}
+    for name in names
+  }
+  if not any(runs.values()):
+    raise UserError(f"{field}: no run of the study in {folder} is finished; run it first")
+  return StudyRecord(folder, config, runs, read_if_finished(folder / TEACHERS), failures)
+
+
+def variant_controls(study: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the control of each variant of a resolved study that is compared with another variant."""
+  controls = study.get("controls", {})
+  all_controls = {name: controls.get(name, study["control"]) for name in study["variants"]}
+  return {name: control for name, control in all_controls.items() if name != control}
+
+
+def run_outcome(stages: Sequence[Stage], network: str) -> Outcome:
+  """Computes the outcome of a network from the stages of its run."""
+  selected = selected_stage(stages, network)
+  trained = [stage for stage in stages if stage["network"] == network]
+  last = selected["metrics"]["last"]
+  since_first = forgetting.since_first_stage(stages, selected)
+  return Outcome(
+    accuracy=100 * last["test/accuracy"],
+    oracle=100 * selected["metrics"]["oracle"]["test/accuracy"],
+    agreement=100 * last["test/teacher_agreement"] if "test/teacher_agreement" in last else None,
+    forgotten=since_first and since_first.forgotten,
+    images=sum(stage["backward_passes"] for stage in trained),
+    frozen=sum(stage["forward_passes"][role] for stage in trained for role in ("teachers", "reference")),
+    seconds=sum(stage["seconds"] for stage in trained),
+    iou=since_first and since_first.iou,
+  )
+
+
+def read_outcomes(folder: Path, study: Mapping[str, Any]) -> dict[str, dict[int, Outcome]]:
+  """Reads the outcomes of a study's finished runs, by variant and seed, from their result.json alone.
+
+  Runs with a damaged result.json are left out.
+  """
+  outcomes: dict[str, dict[int, Outcome]] = {name: {} for name in study["variants"]}
+  for name, by_seed in outcomes.items():
+    for seed in study["seeds"]:
+      with contextlib.suppress(DamagedFileError):
+        result = workdir.read_result(folder / name / f"seed{seed}")
+        by_seed[seed] = run_outcome(result["stages"], study["network"])
+  return outcomes
+
+
+def read_eval_outputs(record: RunRecord, key: str) -> eval_outputs.EvalOutputs:
+  """Reads the outputs on held-out images of a network whose key is in `record.eval_outputs`.
 
   Raises:
     UserError: the file is damaged.
   """
-  path = record.answers[key]
+  path = record.eval_outputs[key]
   try:
-    found = answers_lib.read(path)
+    outputs = eval_outputs.read(path)
   except DamagedFileError as error:
     raise UserError(f"WORKDIR: {error}; remove it") from None
-  if "test/logits" not in found:
+  if "test/logits" not in outputs:
     raise UserError(f"WORKDIR: {path} holds no test/logits; remove it")
-  return found
+  return outputs
 
 
-def teaching(stages: Sequence[Stage]) -> set[str]:
-  """The keys of those that others learn from."""
-  return {key for stage in stages for key in stage["inputs"]["teachers"]}
+def read_curve(entry: StageEntry) -> tuple[Lines, str]:
+  """Reads the lines of a finished stage's metrics.jsonl, and a warning about missing ones ('': none)."""
+  for file, problem in entry.problems(entry.metrics.name).items():
+    return [], _describe_problem(entry, file, problem)
+  lines = read_metrics(entry.metrics)
+  if not lines:
+    return [], f"{entry.metrics} is missing; left out"
+  first = lines[0]["step"]
+  return (
+    lines,
+    f"{entry.metrics} begins at step {first}: the lines before were lost in training" if first else "",
+  )
 
 
-def by_network(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-  """The stages of each network."""
-  learners: dict[str, list[Stage]] = {}
-  for stage in stages:
-    learners.setdefault(stage["network"], []).append(stage)
-  return learners
+class _StageFiles:
+  """Contents of the files of a run's stages, and a warning for each missing or damaged file."""
+
+  def __init__(self) -> None:
+    self.curves, self.predictions = dict[str, Lines](), dict[str, Any]()
+    self.info, self.eval_outputs = dict[str, dict[str, Any]](), dict[str, Path]()
+    self.warnings = list[str]()
+
+  def add_stage(self, stage: Stage, entry: StageEntry | None) -> None:
+    """Reads the files of a stage; None: its entry is in no store."""
+    name, key = stage["name"], stage["key"]
+    self.curves[name] = [stage["metrics"]["last"]]
+    if entry is None:
+      self.warnings.append(f"stage {name!r}: {key} is in no store; only its result is shown")
+      return
+    lines, problem = read_curve(entry)
+    self.curves[name] = lines or self.curves[name]
+    self.warnings += [problem] if problem else []
+    if self._is_intact(entry, entry.predictions):
+      arrays = self.read(entry.predictions, _read_predictions)
+      self.predictions |= {name: arrays} if arrays else {}
+    if self._is_intact(entry, entry.eval_outputs) and entry.eval_outputs.is_file():
+      self.eval_outputs[key] = entry.eval_outputs
+    self.info[name] = (self.read(entry.folder / "stage.json", read_json) or {}).get("about", {})
+
+  def add_pretrained(self, key: str, path: Path) -> None:
+    """Checks the outputs of a pretrained network, whose file has no recorded digest."""
+    if self.read(path, eval_outputs.read):
+      self.eval_outputs[key] = path
+
+  def read(self, path: Path, read_fn: Callable[[Path], T]) -> T | None:
+    """Returns the content of a file; None, with a warning, if the file is missing or damaged."""
+    try:
+      if not path.is_file():
+        raise DamagedFileError(path, "is missing")
+      return read_fn(path)
+    except DamagedFileError as error:
+      self.warnings.append(f"{error}; left out")
+      return None
+
+  def _is_intact(self, entry: StageEntry, path: Path) -> bool:
+    problems = entry.problems(path.name)
+    lines = (_describe_problem(entry, file, problem) for file, problem in problems.items())
+    self.warnings += [line for line in lines if line not in self.warnings]
+    return not problems
 
 
-def students(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-  """The stages of each network that is nobody's teacher; of all networks if every one teaches."""
-  learners, teachers = by_network(stages), teaching(stages)
-  return {n: s for n, s in learners.items() if not any(stage["key"] in teachers for stage in s)} or learners
+def _read_predictions(path: Path) -> dict[str, np.ndarray]:
+  arrays = eval_outputs.read(path)
+  if "test" not in arrays:
+    raise DamagedFileError(path, "holds no predictions of the test set")
+  return arrays
 
 
-def chosen(stages: Sequence[Stage], network: str) -> Stage:
-  """The network's last stage; of several that start afresh, the one best by validation."""
-  own = by_network(stages)[network]
-  afresh = [stage for stage in own if stage["inputs"]["init"] is None]
-  validated = all("validation/accuracy" in stage["metrics"]["last"] for stage in own)
-  if len(afresh) < 2 or not validated:
-    return own[-1]
-  return max(own, key=lambda stage: stage["metrics"]["last"]["validation/accuracy"])
+def _describe_problem(entry: StageEntry, file: str, problem: str) -> str:
+  omitted = "the files of the stage are left out" if file == "result.json" else "left out"
+  return f"{entry.folder / file} {problem}; {omitted}"
 
 
-def chain(stages: Sequence[Stage], last: Stage) -> list[Stage]:
-  """The stages that one goes on from, the first first, and itself: the i-th is what metrics call 'earlier_i'."""
-  by_key, found = {stage["key"]: stage for stage in stages}, [last]
-  while (start := found[0]["inputs"]["init"]) in by_key:
-    found.insert(0, by_key[start])
-  return found
-
-
-def starts(own: Sequence[Stage]) -> dict[str, float]:
-  """By the names of a network's stages, the epochs it had been trained for before."""
-  found, start = {}, 0.0
-  for stage in own:
-    found[stage["name"]] = start
-    start += stage["epochs"]
-  return found
-
-
-def series(
-  own: Sequence[Stage], curves: Mapping[str, Lines], metric: str
-) -> dict[str, list[tuple[float, float]]]:
-  """By the names of those of a network's stages that have a metric: (epochs of its training, value).
-
-  What was measured at one step is where it was measured; means over steps are in their middle.
-  """
-  found = {}
-  for name, start in starts(own).items():
-    if metric.startswith("train/") and "/gradient_" not in metric:
-      points = windows(curves[name], metric)
-    else:
-      points = [(line["epoch"], line[metric]) for line in curves[name] if metric in line]
-    if points:
-      found[name] = [(start + epoch, value) for epoch, value in points]
-  return found
-
-
-def windows(lines: Lines, name: str) -> list[tuple[float, float]]:
-  """A training metric of one stage: (middle of the time it is the mean of, in epochs; value).
-
-  A line tells of the steps since the one before. Where an epoch's end makes these few, they are joined to those before:
-  the mean of a few steps would stand out for its noise.
-  """
-  found: list[list[float]] = []  # steps, their sum, begin and end in epochs
-  epoch = 0.0
-  told = [line for line in lines if name in line]
-  steps = np.diff([0, *(line["step"] for line in told)])
-  for line, of_line in zip(told, steps, strict=True):
-    if found and 2 * of_line < max(steps):
-      found[-1][0] += of_line
-      found[-1][1] += of_line * line[name]
-      found[-1][3] = line["epoch"]
-    else:
-      found.append([of_line, of_line * line[name], epoch, line["epoch"]])
-    epoch = line["epoch"]
-  return [((begin + end) / 2, total / n) for n, total, begin, end in found if n]
-
-
-def by_epoch(lines: Lines, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Training metrics averaged over the steps of each epoch.
-
-  Args:
-    lines: of one stage; each tells the means since the line before it.
-    names: of the metrics, all of which are in the same lines.
-
-  Returns:
-    The ends of the epochs [e], and by name the means [e].
-  """
-  sums: dict[int, np.ndarray] = {}
-  before = 0
-  for line in lines:
-    if all(name in line for name in names):
-      steps, before = line["step"] - before, line["step"]
-      # A line is written at every epoch's end, and so is of one epoch only; rounding must not make it the next.
-      epoch = int(np.ceil(line["epoch"] - 1e-9))
-      sums[epoch] = sums.get(epoch, 0.0) + steps * np.array([1.0, *(line[name] for name in names)])
-  totals = np.array([sums[epoch] for epoch in sorted(sums)]).reshape(len(sums), 1 + len(names))
-  return np.array(sorted(sums), float), {
-    name: totals[:, i + 1] / totals[:, 0] for i, name in enumerate(names)
-  }
+def _find_entry(stores: Iterable[Path], key: str) -> StageEntry | None:
+  """Returns the entry of a key in the first store that has it."""
+  entries = (StageEntry(store, key) for store in stores)
+  return next((entry for entry in entries if entry.folder.is_dir()), None)

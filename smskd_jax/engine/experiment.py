@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from smskd_jax import config as config_lib
 from smskd_jax import data
-from smskd_jax.analysis import report
+from smskd_jax.analysis import run_report
 from smskd_jax.config import build, merge
 from smskd_jax.data import extra_tests
 from smskd_jax.data.dataset import Dataset, Split
@@ -208,7 +208,7 @@ def _write(prepared: _Prepared, i: int, results: Mapping[str, Any]) -> dict[str,
   result = {**about, **results, **workdir_lib.environment(prepared.devices)}
   store_lib.write_json_with_checksum(workdir / "result.json", result)
   if distributed.is_primary():
-    report.write(workdir, prepared.store)
+    run_report.write_summary(workdir, prepared.store)
   return result
 
 

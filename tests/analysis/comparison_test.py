@@ -1,12 +1,12 @@
 """Tests of analysis/comparison.py: the fields that differ. What is printed is in compare_test.py."""
 
-from smskd_jax.analysis.comparison import ABSENT, differences
+from smskd_jax.analysis.comparison import ABSENT, config_differences
 
 
 def test_every_field_is_found():
   one = {"seed": 0, "optimizer": {"name": "sgd", "momentum": 0.9}, "same": [1, 2]}
   other = {"seed": 1, "optimizer": {"name": "adam", "b1": 0.9}, "same": [1, 2]}
-  assert differences("", one, other) == [
+  assert config_differences("", one, other) == [
     ("seed", 0, 1),
     ("optimizer.name", "sgd", "adam"),
     ("optimizer.momentum", 0.9, ABSENT),
@@ -15,25 +15,31 @@ def test_every_field_is_found():
 
 
 def test_lists_are_compared_item_by_item():
-  assert differences("seeds", [0, 1], [0, 2, 3]) == [("seeds[1]", 1, 2), ("seeds[2]", ABSENT, 3)]
-  assert differences("x", [], ["a"]) == [("x[0]", ABSENT, "a")]
-  assert differences("x", [1], 1) == [("x", [1], 1)]
+  assert config_differences("seeds", [0, 1], [0, 2, 3]) == [("seeds[1]", 1, 2), ("seeds[2]", ABSENT, 3)]
+  assert config_differences("x", [], ["a"]) == [("x[0]", ABSENT, "a")]
+  assert config_differences("x", [1], 1) == [("x", [1], 1)]
 
 
 def test_items_with_names_are_paired_by_them():
   kd, rkd = {"name": "kd", "epochs": 2}, {"name": "rkd", "epochs": 1}
-  assert differences("stages", [kd, rkd], [{"name": "first", "epochs": 1}, kd | {"epochs": 5}, rkd]) == [
+  assert config_differences(
+    "stages", [kd, rkd], [{"name": "first", "epochs": 1}, kd | {"epochs": 5}, rkd]
+  ) == [
     ("stages.kd.epochs", 2, 5),
     ("stages.first", ABSENT, {"name": "first", "epochs": 1}),
   ]
-  assert differences("stages", [kd, rkd], [rkd, kd]) == [("stages (order)", ["kd", "rkd"], ["rkd", "kd"])]
+  assert config_differences("stages", [kd, rkd], [rkd, kd]) == [
+    ("stages (order)", ["kd", "rkd"], ["rkd", "kd"])
+  ]
 
 
 def test_items_of_the_same_name_are_paired_by_their_place():
   kd = {"name": "kd", "weight": 1.0}
-  assert differences("methods", [kd, kd], [kd, kd | {"weight": 2.0}]) == [("methods[1].weight", 1.0, 2.0)]
+  assert config_differences("methods", [kd, kd], [kd, kd | {"weight": 2.0}]) == [
+    ("methods[1].weight", 1.0, 2.0)
+  ]
 
 
 def test_equal_configs_have_no_differences():
   config = {"stages": [{"name": "kd", "methods": []}], "seed": 0}
-  assert differences("", config, config) == []
+  assert config_differences("", config, config) == []

@@ -16,8 +16,8 @@ def test_correlations_of_planted_logits():
   np.testing.assert_allclose(own, [[1, -1, 0], [-1, 1, 0], [0, 0, 1]], atol=1e-12)
   r = np.sqrt(5 / 9)  # of a and a + b: the variance of a is 5/4, that of b is 1
   np.testing.assert_allclose(other, [[1, 1, r], [1, 1, r], [r, r, 1]], atol=1e-12)
-  np.testing.assert_allclose(fidelity.mean_gap(own, other), (2 + 2 * r) / 3)
-  assert fidelity.mean_gap(own, own) == 0
+  np.testing.assert_allclose(fidelity.mean_correlation_gap(own, other), (2 + 2 * r) / 3)
+  assert fidelity.mean_correlation_gap(own, own) == 0
 
 
 def test_correlations_are_numpys_and_do_not_overflow():
@@ -31,8 +31,8 @@ def test_a_logit_that_never_changes_has_no_correlation():
   assert np.isnan(found[0]).all() and np.isnan(found[:, 0]).all()
   np.testing.assert_allclose(found[1, 1], 1)
   full = np.zeros((3, 3))
-  np.testing.assert_allclose(fidelity.mean_gap(found, full), abs(found[1, 2]))
-  assert np.isnan(fidelity.mean_gap(np.full((2, 2), np.nan), np.eye(2)))
+  np.testing.assert_allclose(fidelity.mean_correlation_gap(found, full), abs(found[1, 2]))
+  assert np.isnan(fidelity.mean_correlation_gap(np.full((2, 2), np.nan), np.eye(2)))
 
 
 def test_reliability_by_hand():
@@ -69,7 +69,7 @@ def test_principal_components_by_hand():
   of = np.array([[10.0, 1], [10, -1], [-10, 1], [-10, -1]])
   of[:, 1] *= 2
   found = fidelity.pca((of @ np.stack([along, across]) + 100).astype(np.float32))
-  np.testing.assert_allclose(found.shares, [100 / 104, 4 / 104], rtol=1e-5)
+  np.testing.assert_allclose(found.explained_variance, [100 / 104, 4 / 104], rtol=1e-5)
   np.testing.assert_allclose(found.points, of * [[1, -1]], atol=1e-4)  # the largest loading is positive
 
 
@@ -78,7 +78,7 @@ def test_principal_components_are_scikit_learns():
 
   x = np.random.default_rng(0).normal(size=(60, 8)) * np.arange(1, 9)
   found, theirs = fidelity.pca(x), PCA(2, svd_solver="full").fit(x)
-  np.testing.assert_allclose(found.shares, theirs.explained_variance_ratio_)
+  np.testing.assert_allclose(found.explained_variance, theirs.explained_variance_ratio_)
   np.testing.assert_allclose(np.abs(found.points), np.abs(theirs.transform(x)))
 
 
@@ -95,7 +95,7 @@ def test_tsne_is_the_same_every_time_and_keeps_groups_apart():
   label = np.repeat([0, 1], 12)
   x = (np.random.default_rng(0).normal(size=(24, 5)) + 20 * label[:, None]).astype(np.float32)
   found = fidelity.tsne(x)
-  assert found.shares is None
+  assert found.explained_variance is None
   np.testing.assert_array_equal(found.points, fidelity.tsne(x).points)
   distance = np.linalg.norm(found.points[:, None] - found.points[None], axis=-1)
   np.fill_diagonal(distance, np.inf)
@@ -103,11 +103,11 @@ def test_tsne_is_the_same_every_time_and_keeps_groups_apart():
 
 
 def test_mirrored_axes_go_along():
-  first = fidelity.Embedded(np.array([[1.0, 2.0], [-1.0, -2.0]]))
-  other = fidelity.Embedded(np.array([[-3.0, 1.0], [3.0, -1.0]]), np.array([0.6, 0.4]))
-  found = fidelity.mirrored(other, first)
+  first = fidelity.Embedding2D(np.array([[1.0, 2.0], [-1.0, -2.0]]))
+  other = fidelity.Embedding2D(np.array([[-3.0, 1.0], [3.0, -1.0]]), np.array([0.6, 0.4]))
+  found = fidelity.align_signs(other, first)
   np.testing.assert_array_equal(found.points, [[3, 1], [-3, -1]])
-  np.testing.assert_array_equal(found.shares, other.shares)
+  np.testing.assert_array_equal(found.explained_variance, other.explained_variance)
 
 
 def test_the_classes_that_changed_most():

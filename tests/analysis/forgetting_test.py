@@ -22,8 +22,8 @@ def test_events_balance():
 
 
 def test_changes():
-  assert forgetting.changes(ANSWERS).tolist() == [2, 3, 0]
-  assert forgetting.changes(ANSWERS[:1]).tolist() == [0, 0, 0]
+  assert forgetting.num_changes(ANSWERS).tolist() == [2, 3, 0]
+  assert forgetting.num_changes(ANSWERS[:1]).tolist() == [0, 0, 0]
 
 
 def test_histogram_keeps_every_image():

@@ -1,5 +1,6 @@
-"""Tests of analysis/statistics.py: against SciPy, textbooks and simulation."""
+"""Tests of analysis/statistics.py against textbooks, enumeration and simulation."""
 
+import itertools
 import math
 
 import numpy as np
@@ -18,7 +19,9 @@ def of_seeds(values):
 
 
 def compared(differences, base=70.0):
-  return statistics.paired(of_seeds(base + np.asarray(differences)), of_seeds([base] * len(differences)))
+  return statistics.paired_comparison(
+    of_seeds(base + np.asarray(differences)), of_seeds([base] * len(differences))
+  )
 
 
 def normal(n, seed, mean=0.0):
@@ -47,23 +50,25 @@ def test_texts():
 
 
 def test_mean_and_spread_are_of_the_differences():
-  found = statistics.paired({3: 70.0, 1: 60.0, 2: 65.0}, {1: 59.0, 2: 63.0, 3: 67.0})
+  found = statistics.paired_comparison({3: 70.0, 1: 60.0, 2: 65.0}, {1: 59.0, 2: 63.0, 3: 67.0})
   assert (found.n, found.mean, found.std) == (3, pytest.approx(2.0), pytest.approx(1.0))
 
 
 @pytest.mark.parametrize("n", (2, 3, 8, 30))
-def test_t_is_scipys(n):
+def test_t_is_students_paired_test(n):
   ours, theirs = normal(n, 1, 70.5), normal(n, 2, 70)
-  found, expected = statistics.paired(of_seeds(ours), of_seeds(theirs)), stats.ttest_rel(ours, theirs)
-  assert found.t_p == pytest.approx(expected.pvalue, rel=1e-9)
-  assert found.t_interval == pytest.approx(tuple(expected.confidence_interval()), rel=1e-9)
+  found = statistics.paired_comparison(of_seeds(ours), of_seeds(theirs))
+  mean, error = np.mean(ours - theirs), np.std(ours - theirs, ddof=1) / math.sqrt(n)
+  half = stats.t.isf(0.025, n - 1) * error
+  assert found.t_p == pytest.approx(2 * stats.t.sf(abs(mean) / error, n - 1), rel=1e-9)
+  assert found.t_interval == pytest.approx((mean - half, mean + half), rel=1e-9)
 
 
 @pytest.mark.parametrize("n", (2, 5, 8))
-def test_the_exact_test_is_scipys(n):
+def test_the_exact_test_counts_all_sign_flips(n):
   differences = normal(n, 3, 0.5)
-  expected = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=math.inf)
-  assert compared(differences).exact_p == pytest.approx(expected.pvalue, rel=1e-9)
+  sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=n)]
+  assert compared(differences).exact_p == np.mean(np.array(sums) >= abs(differences.sum()) - 1e-9)
 
 
 def test_fishers_example():
@@ -74,30 +79,28 @@ def test_fishers_example():
 
 
 def test_drawn_flips_are_near_all_flips(monkeypatch):
-  differences = normal(12, 4, 0.5)
+  differences = normal(14, 4, 0.5)
   exact = compared(differences).exact_p
-  monkeypatch.setattr(statistics, "ALL_FLIPS", 11)
+  monkeypatch.setattr(statistics, "MAX_EXACT_FLIPS", 13)
   drawn = compared(differences).exact_p
   assert drawn != exact
-  assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact / statistics.DRAWS))
-  assert compared(np.full(40, 1.0) + normal(40, 5, 0) / 100).exact_p == 1 / (1 + statistics.DRAWS)
+  assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact / statistics.NUM_RESAMPLES))
+  assert compared(np.full(40, 1.0) + normal(40, 5, 0) / 100).exact_p == 1 / (1 + statistics.NUM_RESAMPLES)
 
 
 def test_flips_that_tie_but_for_rounding_count():
   """Differences of 0.1, 0.1 and -0.1, no two of them equal in floating point: all 8 sums are 0.1 or 0.3 from zero."""
   ours, theirs = (70.3, 70.7, 55.5), (70.2, 70.6, 55.6)
   assert len(set(np.abs(np.subtract(ours, theirs)))) == 3
-  assert statistics.paired(of_seeds(ours), of_seeds(theirs)).exact_p == 1.0
+  assert statistics.paired_comparison(of_seeds(ours), of_seeds(theirs)).exact_p == 1.0
 
 
 @pytest.mark.parametrize("n", (3, 6, 7, 15))
-def test_the_bootstrap_is_scipys(n):
+def test_the_bootstrap_is_near_that_of_other_resamples(n):
   differences = normal(n, 6)
-  expected = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=40_000, batch=4_000)
+  means = np.random.default_rng(1).choice(differences, (40_000, n)).mean(axis=1)
   width = np.std(differences) / math.sqrt(n)
-  assert compared(differences).bootstrap == pytest.approx(
-    tuple(expected.confidence_interval), abs=0.1 * width
-  )
+  assert compared(differences).bootstrap == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.1 * width)
 
 
 def test_the_bootstrap_by_hand():
@@ -115,67 +118,70 @@ def test_the_same_each_time():
 @pytest.mark.parametrize(("n", "stated"), ((3, 0.75), (6, 0.86), (20, 0.93)))
 def test_how_often_the_bootstrap_holds_the_mean(n, stated, monkeypatch):
   """As its docstring states."""
-  monkeypatch.setattr(statistics, "DRAWS", 999)
-  monkeypatch.setattr(statistics, "ALL_FLIPS", 0)  # only for speed
+  monkeypatch.setattr(statistics, "NUM_RESAMPLES", 999)
+  monkeypatch.setattr(statistics, "MAX_EXACT_FLIPS", 0)  # only for speed
   found = [compared(row).bootstrap for row in np.random.default_rng(8).normal(0, 1, (400, n))]
   assert np.mean([low <= 0 <= high for low, high in found]) == pytest.approx(stated, abs=0.05)
 
 
 def test_seeds_of_one_side_are_dropped():
-  found = statistics.paired({1: 5.0, 2: 7.0, 4: 9.0}, {1: 4.0, 2: 5.0, 3: 100.0})
+  found = statistics.paired_comparison({1: 5.0, 2: 7.0, 4: 9.0}, {1: 4.0, 2: 5.0, 3: 100.0})
   assert (found.n, found.dropped, found.mean) == (2, (3, 4), 1.5)
 
 
 def test_too_few_seeds_say_so():
-  nothing, one = statistics.paired({1: 5.0}, {2: 4.0}), statistics.paired({1: 5.0}, {1: 4.0})
+  nothing, one = (
+    statistics.paired_comparison({1: 5.0}, {2: 4.0}),
+    statistics.paired_comparison({1: 5.0}, {1: 4.0}),
+  )
   assert nothing == (0, (1, 2), None, None, None, None, 1.0, 1.0)
   assert one == (1, (), 1.0, None, None, None, 1.0, 1.0)
-  assert str(statistics.verdict(nothing, 1.0)) == "undecided: no common seed"
-  assert str(statistics.verdict(one, 1.0)) == "undecided at 1 seed"
+  assert str(statistics.decide(nothing, 1.0)) == "undecided: no common seed"
+  assert str(statistics.decide(one, 1.0)) == "undecided at 1 seed"
 
 
 def test_no_spread_and_no_difference():
-  steady = statistics.paired(of_seeds([70.3, 71.4, 72.2]), of_seeds([70.2, 71.3, 72.1]))
+  steady = statistics.paired_comparison(of_seeds([70.3, 71.4, 72.2]), of_seeds([70.2, 71.3, 72.1]))
   assert (steady.std, steady.t_interval, steady.t_p, steady.exact_p) == (0.0, None, 1.0, 0.25)
   same = compared([0.0, 0.0, 0.0])
   assert (same.mean, same.t_p, same.exact_p, same.bootstrap) == (0.0, 1.0, 1.0, (0.0, 0.0))
-  cancelled = statistics.paired(of_seeds([0.3, 0.1]), of_seeds([0.1, 0.3]))
+  cancelled = statistics.paired_comparison(of_seeds([0.3, 0.1]), of_seeds([0.1, 0.3]))
   assert (cancelled.mean, cancelled.t_p) == (0.0, 1.0)
   for found in (steady, same, cancelled):
-    assert statistics.verdict(found, 1.0, test="t").needed is None
+    assert statistics.decide(found, 1.0, test="t").needed is None
 
 
 @pytest.mark.parametrize("bad", (math.nan, math.inf))
 def test_values_that_are_not_finite_are_refused(bad):
   for sides in (({7: bad}, {7: 1.0}), ({7: 1.0}, {8: bad})):
     with pytest.raises(ValueError, match=f"{bad}.*must be finite"):
-      statistics.paired(*sides)
+      statistics.paired_comparison(*sides)
   with pytest.raises(ValueError, match="must be finite"):
     statistics.summary([1.0, bad])
 
 
 def test_holm_by_hand():
   """0.005 * 4; 0.01 * 3; 0.03 * 2; and 0.04 * 1, not below the one before."""
-  adjusted = statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+  adjusted = statistics.holm_adjust({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
   assert list(adjusted) == ["a", "b", "c", "d"]
   assert list(adjusted.values()) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-  assert statistics.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
-  assert statistics.holm({}) == {}
+  assert statistics.holm_adjust({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+  assert statistics.holm_adjust({}) == {}
 
 
 @pytest.mark.parametrize("p", (-0.1, 1.1, math.nan))
 def test_holm_refuses_what_is_no_probability(p):
   with pytest.raises(ValueError, match=f"the p-value of it is {p}"):
-    statistics.holm({"other": 0.5, "it": p})
+    statistics.holm_adjust({"other": 0.5, "it": p})
 
 
 def test_the_least_seeds_of_the_exact_test():
   """An effect without doubt needs 6 seeds at 5 %, 10 in a family of 20; more than there are, or they had decided."""
-  assert [statistics.least_p(n) for n in (1, 2, 3, 6)] == [1.0, 0.5, 0.25, 0.03125]
-  assert all(compared(100 + normal(n, 9)).exact_p == statistics.least_p(n) for n in range(2, 12))
+  assert [statistics.min_exact_p(n) for n in (1, 2, 3, 6)] == [1.0, 0.5, 0.25, 0.03125]
+  assert all(compared(100 + normal(n, 9)).exact_p == statistics.min_exact_p(n) for n in range(2, 12))
   clear = compared([100.0, 101.0, 102.0])
-  assert str(statistics.verdict(clear, 0.25)) == "undecided at 3 seeds, about 6 needed"
-  assert statistics.seeds_needed(clear, claims=20) == 10
+  assert str(statistics.decide(clear, 0.25)) == "undecided at 3 seeds, about 6 needed"
+  assert statistics.seeds_needed(clear, num_claims=20) == 10
   assert statistics.seeds_needed(clear, test="t") == 4
   assert statistics.seeds_needed(clear._replace(n=8)) == 9
 
@@ -183,15 +189,15 @@ def test_the_least_seeds_of_the_exact_test():
 @pytest.mark.parametrize(("effect", "n"), ((1.0, 10), (0.8, 15), (0.5, 34), (0.1, 787)))
 def test_seeds_needed_are_the_tables(effect, n):
   """Cohen's for a paired t-test of power 0.8 at 5 %, two-sided."""
-  found = statistics.Paired(3, (), -2 * effect, 2.0)
+  found = statistics.PairedComparison(3, (), -2 * effect, 2.0)
   assert statistics.seeds_needed(found) == n
   assert statistics.power(effect, n) >= 0.8 > statistics.power(effect, n - 1)
 
 
 def test_over_the_limit():
-  found = statistics.Paired(3, (), 0.05, 1.0)
-  assert str(statistics.verdict(found, 0.9)) == "undecided at 3 seeds, over 1000 needed"
-  assert statistics.seeds_needed(found._replace(n=5000)) == statistics.LIMIT + 1
+  found = statistics.PairedComparison(3, (), 0.05, 1.0)
+  assert str(statistics.decide(found, 0.9)) == "undecided at 3 seeds, over 1000 needed"
+  assert statistics.seeds_needed(found._replace(n=5000)) == statistics.MAX_SEEDS + 1
 
 
 @pytest.mark.parametrize(("effect", "n", "level"), ((1.0, 10, 0.05), (2.0, 6, 0.0125), (0.3, 4, 0.05)))
@@ -201,39 +207,49 @@ def test_power_is_how_often_a_simulated_effect_is_found(effect, n, level):
   assert statistics.power(effect, n, level) == pytest.approx(found, abs=0.015)
 
 
+def verdict(claim, test):
+  return getattr(claim, f"{test}_verdict")
+
+
 @pytest.mark.parametrize("test", ("exact", "t"))
 def test_a_planted_effect_is_found_and_noise_is_not(test):
   claims = noise_and_effect(np.random.default_rng(11), (4.0, 0.0, -4.0, 0.0))
-  found = statistics.family(claims, test=test)
-  assert [one.name for one in found] == list(claims)
-  assert [one.verdict.decision for one in found] == ["better", "undecided", "worse", "undecided"]
-  lower = statistics.family(claims, test=test, better="lower")
-  assert [one.verdict.decision for one in lower] == ["worse", "undecided", "better", "undecided"]
+  results = statistics.compare_all(claims)
+  assert [claim.name for claim in results] == list(claims)
+  assert [verdict(claim, test).decision for claim in results] == ["better", "undecided", "worse", "undecided"]
+  lower = statistics.compare_all(claims, better="lower")
+  assert [verdict(claim, test).decision for claim in lower] == ["worse", "undecided", "better", "undecided"]
 
 
 def test_a_family_reports_both_tests_and_means_over_common_seeds():
   claims = {"one": ({0: 3.0, 1: 5.0, 2: 9.0}, {0: 2.0, 1: 3.0}), "none": ({}, {0: 1.0})}
-  one, none = statistics.family(claims)
-  assert (one.ours.mean, one.theirs.mean, one.paired) == (4.0, 2.5, statistics.paired(*claims["one"]))
+  one, none = statistics.compare_all(claims)
+  assert (one.ours.mean, one.theirs.mean, one.paired) == (
+    4.0,
+    2.5,
+    statistics.paired_comparison(*claims["one"]),
+  )
   assert (one.exact_holm, one.t_holm) == (1.0, pytest.approx(2 * one.paired.t_p))  # of two claims
   assert (none.ours, none.exact_holm, none.t_holm) == ((0, None, None), 1.0, 1.0)
-  assert statistics.family({}) == ()
+  assert statistics.compare_all({}) == ()
 
 
 def test_three_seeds_never_decide_exactly():
   claims = noise_and_effect(np.random.default_rng(12), (50.0,), seeds=3)
-  (exact,), (t,) = statistics.family(claims), statistics.family(claims, test="t")
-  assert str(exact.verdict) == "undecided at 3 seeds, about 6 needed"
-  assert str(t.verdict) == "better"
+  (claim,) = statistics.compare_all(claims)
+  assert str(claim.exact_verdict) == "undecided at 3 seeds, about 6 needed"
+  assert str(claim.t_verdict) == "better"
 
 
 def test_false_claims_are_as_rare_as_the_level(monkeypatch):
   """Families of five methods without an effect that share a base; any claim at all is an error."""
-  monkeypatch.setattr(statistics, "DRAWS", 9)  # of the bootstrap, which is not looked at
+  monkeypatch.setattr(statistics, "NUM_RESAMPLES", 9)  # of the bootstrap, which is not looked at
   rng = np.random.default_rng(13)
-  families = [statistics.family(noise_and_effect(rng, [0.0] * 5)) for _ in range(200)]
+  families = [statistics.compare_all(noise_and_effect(rng, [0.0] * 5)) for _ in range(200)]
   by_t = np.mean([min(one.t_holm for one in found) <= 0.05 for found in families])
-  by_verdict = np.mean([any(one.verdict.decision != "undecided" for one in found) for found in families])
+  by_verdict = np.mean(
+    [any(one.exact_verdict.decision != "undecided" for one in found) for found in families]
+  )
   for wrong in (by_t, by_verdict):
     assert 0 < wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(families))
 
@@ -241,7 +257,7 @@ def test_false_claims_are_as_rare_as_the_level(monkeypatch):
 @pytest.mark.parametrize("option", ({"better": "larger"}, {"test": "sign"}, {"level": 5}))
 def test_bad_options_are_refused(option):
   with pytest.raises(ValueError, match=next(iter(option))):
-    statistics.family({"a": (of_seeds([1.0, 2.0]), of_seeds([0.0, 1.5]))}, **option)
+    statistics.decide(compared([1.0, 0.5]), 0.5, **option)
 
 
 def test_a_single_seeds_warning_is_one_line():

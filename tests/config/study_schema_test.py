@@ -5,7 +5,7 @@ import re
 import pytest
 
 import runs
-from smskd_jax.analysis.study_records import compared
+from smskd_jax.analysis.records import variant_controls
 from smskd_jax.config import experiment, network, stage
 from smskd_jax.config import study_schema as studies
 from smskd_jax.errors import UserError
@@ -90,9 +90,9 @@ def test_networks_of_the_teachers_are_given_to_the_variants():
 
 def test_a_variant_may_have_a_control_of_its_own():
   variants = {name: base() for name in ("a", "b", "c", "d")}
-  assert compared(studies.resolve(studies.study(variants=variants))) == {"b": "a", "c": "a", "d": "a"}
+  assert variant_controls(studies.resolve(studies.study(variants=variants))) == {"b": "a", "c": "a", "d": "a"}
   resolved = studies.resolve(studies.study(variants=variants, controls={"c": "c", "d": "c"}))
-  assert compared(resolved) == {"b": "a", "d": "c"}
+  assert variant_controls(resolved) == {"b": "a", "d": "c"}
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 
-from analysis import made
+from analysis import fake_runs
 from smskd_jax.runtime import eval_outputs, workdir
 from smskd_jax.runtime.store import StageEntry
 
 ROWS = 3  # every so many test images have their features kept
-NAMES = ("tap_0", "tap_1", "pooled")
+NAMES = ("tap_0", "tap_1", "embedding")
 
 
 def arrays(label, k, seed, *, skill=2.0):
@@ -22,7 +22,7 @@ def arrays(label, k, seed, *, skill=2.0):
   return {"index": index} | {name: x.astype(np.float32) for name, x in found.items()}
 
 
-def write(folder, *, k=10, n=made.IMAGES, features=True, names=None):
+def write(folder, *, k=10, n=fake_runs.IMAGES, features=True, names=None):
   """Gives every stage and given network of a run in FOLDER/store answers, and what is reported of them."""
   label = np.arange(n) % k
   workdir.write_labels(folder, {"test": label})

@@ -1,8 +1,8 @@
-"""Tests of analysis/report.py. That a run writes one, and what of, is in experiment_test.py."""
+"""Tests of the summary of analysis/run_report.py."""
 
 import json
 
-from smskd_jax.analysis import report
+from smskd_jax.analysis import run_report
 
 
 def stage(name, accuracy, *, validation=None, **metrics):
@@ -48,7 +48,7 @@ def write(tmp_path, *stages):
     folder.mkdir(parents=True)
     lines = [one["metrics"]["last"] | {"step": s, "epoch": s / 5} for s in (0, 5, 10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  return report.write(tmp_path, tmp_path / "store").read_text()
+  return run_report.write_summary(tmp_path, tmp_path / "store").read_text()
 
 
 def row(text, name, table):
@@ -68,12 +68,11 @@ def test_tables_and_figure(tmp_path):
     "0.500",
     "0.020",
     "-",
-    "-",
     "82.25 %",
   ]
-  assert row(text, "joint", 0)[-3:] == ["95.50 %", "-", "91.00 %"]
+  assert row(text, "joint", 0)[-3:] == ["0.020", "95.50 %", "91.00 %"]
   assert row(text, "joint", 1) == [
-    *("joint", "kd + rkd", "2", "10", "1,280", "1,280", "-", "1 min 15 s", "`key-joint`"),
+    *("joint", "kd + rkd", "2", "10", "1,280", "1,280", "-", "1 min 15 s", "key-joint"),
   ]
   assert "smskd_jax 4 (abc)" in text
   assert (tmp_path / "figures" / "stages.png").read_bytes().startswith(b"\x89PNG")

@@ -1,15 +1,18 @@
-"""Tests of studies/report.py: what is compared with what."""
+"""Tests of the summary of analysis/study_report.py: variants, controls and claims of a paper."""
 
 import pytest
 
-from analysis import made
-from smskd_jax.analysis import statistics
-from smskd_jax.studies import report
+from analysis import fake_runs
+from smskd_jax.analysis import document, records, statistics, study_report
+
+
+def text(*arguments):
+  return document.render_markdown(study_report.summary(*arguments))
 
 
 def outcomes(*accuracies):
   return {
-    seed: report.Outcome(accuracy, accuracy, None, None, 100, 0, 1.0)
+    seed: records.Outcome(accuracy, accuracy, None, None, 100, 0, 1.0)
     for seed, accuracy in enumerate(accuracies)
   }
 
@@ -24,8 +27,8 @@ FOUND = {
 
 def rows(**fields):
   study = {"network": "student", "published": {}, "control": "one.nokd", "variants": dict.fromkeys(FOUND)}
-  text = report.text("title", study | fields, FOUND, {})
-  words, table_ = text.split("\n\n")[-2:]
+  markdown = text("title", study | fields, FOUND, {})
+  words, table_ = markdown.split("\n\n")[-2:]
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_.strip().splitlines()[2:]]
   return words, {row[0]: row for row in cells}
 
@@ -47,7 +50,7 @@ def test_each_is_compared_with_its_own_control_and_all_are_one_family():
     "one.kd against one.nokd": "+2.25",
     "two.kd against two.nokd": "+1.25",
   }
-  p = statistics.paired({0: 70.0, 1: 71.0}, {0: 68.0, 1: 68.5}).t_p
+  p = statistics.paired_comparison({0: 70.0, 1: 71.0}, {0: 68.0, 1: 68.5}).t_p
   raw, corrected = found["one.kd against one.nokd"][6].strip(")").split(" (")
   assert float(raw) == pytest.approx(p, abs=1e-3) and float(corrected) == pytest.approx(2 * p, abs=1e-3)
 
@@ -60,7 +63,7 @@ def test_a_variant_alone_is_compared_with_none():
 def test_both_tests_give_a_verdict():
   steady = {"new": outcomes(70.0, 71.0, 72.0), "old": outcomes(60.0, 61.1, 61.9)}
   study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(steady)}
-  row = report.text("title", study, steady, {}).strip().splitlines()[-1].strip("|").split("|")
+  row = text("title", study, steady, {}).strip().splitlines()[-1].strip("|").split("|")
   assert [cell.strip() for cell in row[-2:]] == ["undecided at 3 seeds, about 6 needed", "better"]
 
 
@@ -77,17 +80,17 @@ def test_what_a_variant_costs_is_all_that_its_network_was_trained():
     "metrics": {"last": {"test/accuracy": 0.5}, "oracle": {"test/accuracy": 0.5}},
   }
   stages = [stage("t", "teacher"), stage("1", "student"), stage("2", "student", reference="1")]
-  found = report._outcome({"stages": stages}, "student")
+  found = records.run_outcome(stages, "student")
   assert (found.images, found.frozen, found.seconds) == (20, 10, 2)
   study = {"network": "student", "published": {}, "control": "a", "variants": {"a": None}}
-  text = report.text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
-  assert [cell.strip() for cell in text.strip().splitlines()[-1].split("|")][8:10] == ["20", "20"]
+  markdown = text("title", study, {"a": {0: found, 1: found._replace(frozen=30)}}, {})
+  assert [cell.strip() for cell in markdown.strip().splitlines()[-1].split("|")][8:10] == ["20", "20"]
 
 
 def claims(found, paper, **fields):
   study = {"network": "student", "published": {}, "control": "old", "variants": dict.fromkeys(found)}
   told = [{"variant": "new", "control": "old", "paper": paper}]
-  lines = report.text("title", study | {"claims": told} | fields, found, {}).strip().splitlines()
+  lines = text("title", study | {"claims": told} | fields, found, {}).strip().splitlines()
   return [cell.strip() for cell in lines[-1].strip("|").split("|")], lines
 
 
@@ -130,12 +133,12 @@ def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
   def outcome(kept, forgotten, gained):
     names, stages = ("at", "vid", "kd"), []
     for i, name in enumerate(names):
-      of_first = made.overlap("at", "key-at", kept, forgotten, gained)
-      others = [of_first, made.overlap("vid", "key-vid", 1, 1, 1)][:i]
-      one, *_ = made.stage(name, start=names[i - 1] if i else None)
+      of_first = fake_runs.overlap("at", "key-at", kept, forgotten, gained)
+      others = [of_first, fake_runs.overlap("vid", "key-vid", 1, 1, 1)][:i]
+      one, *_ = fake_runs.stage(name, start=names[i - 1] if i else None)
       reads = one["inputs"] | {"init": f"key-{names[i - 1]}" if i else None}
       stages.append(one | {"key": f"key-{name}", "inputs": reads, "forgetting": {"test": others}})
-    return report._outcome({"stages": stages}, "student"), report._outcome({"stages": stages[:1]}, "student")
+    return records.run_outcome(stages, "student"), records.run_outcome(stages[:1], "student")
 
   (first, alone), (second, _) = outcome(60, 20, 20), outcome(80, 10, 10)
   assert (first.iou, first.forgotten, second.iou, second.forgotten) == (0.6, 20, 0.8, 10)
@@ -144,7 +147,7 @@ def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
   study = {"network": "student", "published": {}, "control": "alone", "variants": dict.fromkeys(found)}
   cells = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in report.text("title", study, found, {}).splitlines()
+    for line in text("title", study, found, {}).splitlines()
     if line.startswith("|")
   ]
   header, _, stages, one = cells[:4]
