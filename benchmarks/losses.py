@@ -54,7 +54,10 @@ WHAT = {
 
 def network(rng, b):
   """Examples differ in the means of their channels too, as what networks say does."""
-  normal = lambda *shape: rng.standard_normal(shape, np.float32)
+
+  def normal(*shape):
+    return rng.standard_normal(shape, np.float32)
+
   preactivations = [normal(b, size, size, c) + normal(b, 1, 1, c) for size, c in MAPS]
   features = [np.maximum(x, 0) for x in preactivations]
   return Outputs(
@@ -215,7 +218,9 @@ def rows_of(name, b, args):
 
 
 def table(rows):
-  number = lambda x: "" if x is None else f"{x:.3g}" if x < 100 else f"{x:.0f}"
+  def number(x):
+    return "" if x is None else f"{x:.3g}" if x < 100 else f"{x:.0f}"
+
   cells = []
   for row in rows:
     ratio = row["ratio"] or {"median": None, "quartiles": ()}

@@ -39,8 +39,8 @@ def make_config(recipe, args):
       "cohort", first=args.student, width=args.width, peer=args.student, peer_width=args.width
     )
   if recipe == "simkd":
-    of_teacher = {"teacher": args.teacher, "teacher_width": args.teacher_width}
-    student = network("simkd", body=args.student, width=args.width, **of_teacher)
+    teacher_options = {"teacher": args.teacher, "teacher_width": args.teacher_width}
+    student = network("simkd", body=args.student, width=args.width, **teacher_options)
   return experiment(
     data={"source": args.source},
     networks={"teacher": network(args.teacher, width=args.teacher_width), "student": student},

@@ -29,12 +29,28 @@ class Given(NamedTuple):
   margins: list[Tensor]  # [c, 1, 1], of the teacher's stages, for ofd
 
 
-linear = lambda x, params: F.linear(x, params["kernel"], params["bias"])
-stages = lambda g: list(zip(g.student.features[1:], g.teacher.features[1:], strict=True))
-preactivations = lambda g: list(zip(g.student.preactivations[1:], g.teacher.preactivations[1:], strict=True))
-attention = lambda feature: F.normalize(feature.pow(2).mean(1).flatten(1))
-similarity = lambda rows: F.normalize(rows @ rows.t())
-concatenated = lambda outputs: torch.cat([x.flatten(1) for x in outputs.features[1:]], 1)
+def linear(x, params):
+  return F.linear(x, params["kernel"], params["bias"])
+
+
+def stages(g):
+  return list(zip(g.student.features[1:], g.teacher.features[1:], strict=True))
+
+
+def preactivations(g):
+  return list(zip(g.student.preactivations[1:], g.teacher.preactivations[1:], strict=True))
+
+
+def attention(feature):
+  return F.normalize(feature.pow(2).mean(1).flatten(1))
+
+
+def similarity(rows):
+  return F.normalize(rows @ rows.t())
+
+
+def concatenated(outputs):
+  return torch.cat([x.flatten(1) for x in outputs.features[1:]], 1)
 
 
 def conv_norm(x, params, conv="conv", norm="norm"):
@@ -73,17 +89,23 @@ def mlkd(g):
   (b, k), total = g.student.logits.shape, 0.0
   for temperature in (2, 3, 4, 5, 6):
     p, q = (F.softmax(x.logits / temperature, 1) for x in (g.teacher, g.student))
-    of_batch = ((p @ p.t() - q @ q.t()) ** 2).sum() / b
-    of_classes = ((p.t() @ p - q.t() @ q) ** 2).sum() / k
-    total = total + softened_kl(g.student.logits, g.teacher.logits, temperature) + of_batch + of_classes
+    batch_term = ((p @ p.t() - q @ q.t()) ** 2).sum() / b
+    class_term = ((p.t() @ p - q.t() @ q) ** 2).sum() / k
+    total = total + softened_kl(g.student.logits, g.teacher.logits, temperature) + batch_term + class_term
   return total
 
 
 def nst(g, products=lambda x, y: (x.unsqueeze(1) * y.unsqueeze(2)).sum(-1)):
-  channels = lambda x: F.normalize(x.flatten(2), dim=2)
-  kernel = lambda x, y: products(x, y).pow(2).mean()
-  of_tap = lambda s, t: kernel(t, t).detach() + kernel(s, s) - 2 * kernel(s, t)
-  return sum(of_tap(channels(s), channels(t)) for s, t in stages(g))
+  def channels(x):
+    return F.normalize(x.flatten(2), dim=2)
+
+  def kernel(x, y):
+    return products(x, y).pow(2).mean()
+
+  def layer_loss(s, t):
+    return kernel(t, t).detach() + kernel(s, s) - 2 * kernel(s, t)
+
+  return sum(layer_loss(channels(s), channels(t)) for s, t in stages(g))
 
 
 def fsp(g, mean_products=lambda x, y: (x.unsqueeze(1) * y.unsqueeze(2)).mean(-1)):
@@ -118,9 +140,9 @@ def ft(g):
   (student, teacher), paraphraser = stages(g)[-1], g.params["paraphraser"]
   factor = coder(teacher, paraphraser["encoder"])
   reconstruction = coder(factor, paraphraser["decoder"])
-  of_student = attention(coder(student, g.params["translator"]))
-  of_factors = (of_student - attention(factor.detach())).abs().mean()
-  return of_factors + 0.001 * F.mse_loss(reconstruction, teacher)
+  student_attention = attention(coder(student, g.params["translator"]))
+  factor_loss = (student_attention - attention(factor.detach())).abs().mean()
+  return factor_loss + 0.001 * F.mse_loss(reconstruction, teacher)
 
 
 def vid(g, eps=1e-5):
@@ -181,10 +203,14 @@ def kdsvd(g):
     largest = cosine.abs() == cosine.abs().amax(1, keepdim=True)
     return vectors @ (cosine.sign() * largest), target
 
-  relation = lambda x, y: torch.exp(-(x.unsqueeze(2) - y.unsqueeze(1)).pow(2) / 8)
-  taps = [directions(s, t) for s, t in stages(g)]
-  of_two = [list(map(relation, after, before)) for before, after in zip(taps[:-1], taps[1:], strict=True)]
-  return sum((s - t).pow(2).sum() for s, t in of_two) / len(g.label)
+  def relation(x, y):
+    return torch.exp(-(x.unsqueeze(2) - y.unsqueeze(1)).pow(2) / 8)
+
+  directions = [directions(s, t) for s, t in stages(g)]
+  relations = [
+    list(map(relation, after, before)) for before, after in zip(directions[:-1], directions[1:], strict=True)
+  ]
+  return sum((s - t).pow(2).sum() for s, t in relations) / len(g.label)
 
 
 def cc(g):
@@ -204,7 +230,9 @@ def rkd(g):
     offset = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
     return torch.bmm(offset, offset.transpose(1, 2)).flatten()
 
-  mean_huber = lambda f: F.smooth_l1_loss(f(g.student.embedding), f(g.teacher.embedding))
+  def mean_huber(f):
+    return F.smooth_l1_loss(f(g.student.embedding), f(g.teacher.embedding))
+
   return 25 * mean_huber(distances) + 50 * mean_huber(angles)
 
 
@@ -220,7 +248,10 @@ def pkt(g, eps=1e-7):
 
 def crd(g, temperature=0.07, momentum=0.5, eps=1e-7):
   banks, (b, columns) = (g.state.memory_student, g.state.memory_teacher), g.rows.shape
-  unit = lambda x: x / x.pow(2).sum(1, keepdim=True).sqrt()
+
+  def unit(x):
+    return x / x.pow(2).sum(1, keepdim=True).sqrt()
+
   student, teacher = (unit(linear(getattr(g, x).embedding, g.params[x])) for x in ("student", "teacher"))
   noise, total = (columns - 1) / len(banks[0]), 0
   for x, bank, log_z in zip((student, teacher), banks[::-1], g.state.log_normalizers.tolist(), strict=True):
@@ -236,9 +267,11 @@ def crd(g, temperature=0.07, momentum=0.5, eps=1e-7):
 
 
 def sfd(g):
-  largest = lambda x: F.adaptive_max_pool2d(x, 1).flatten(1)
-  taps = zip(g.student.preactivations, g.teacher.preactivations, strict=True)
-  return sum(F.pairwise_distance(largest(s), largest(t), eps=1e-6).max() for s, t in taps)
+  def largest(x):
+    return F.adaptive_max_pool2d(x, 1).flatten(1)
+
+  directions = zip(g.student.preactivations, g.teacher.preactivations, strict=True)
+  return sum(F.pairwise_distance(largest(s), largest(t), eps=1e-6).max() for s, t in directions)
 
 
 _OTHERS = (ab, cc, crd, dist, dkd, fsp, ft, kdsvd, mlkd, nst, ofd, pkt, reviewkd, rkd, sfd, vid)

@@ -86,7 +86,7 @@ def first_paragraph(error: Exception) -> str:
 
 
 def describe_error(error: Exception, name: str = "") -> str:
-  """Type, message and place of an error, on one line; the place is in the file of the named object where it can be."""
+  """Type, message and line of an error, if possible in the file of the named object."""
   frames = traceback.extract_tb(error.__traceback__)
   source = _source_file(name) if name else None
   where = next((frame for frame in reversed(frames) if frame.filename == source), frames[-1])

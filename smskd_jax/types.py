@@ -1,4 +1,4 @@
-"""The records that travel through the program. NamedTuples only; imports nothing of ours.
+"""Records that the folders of the package exchange. Imports nothing of ours.
 
 Letters for dimensions, used in every docstring: b batch, k classes, h w c feature map (NHWC), d embedding,
 n training-set size, m negatives.
@@ -10,79 +10,79 @@ import jax
 
 
 class Head(NamedTuple):
-  """The classifier, as far as it is linear: logits = pooled @ kernel + bias."""
+  """A linear classifier: logits = embedding @ kernel + bias."""
 
   kernel: jax.Array  # [d, k]
   bias: jax.Array  # [k]
 
 
 class FrozenHead(Head):
-  """A classifier that a network has taken over from another and never trains."""
+  """A classifier that was copied from another network and is never trained."""
 
 
 class Norm(NamedTuple):
-  """The scale and offset of the batch norm that a map before its activation comes from."""
+  """Scale and offset of the batch norm whose output is a feature layer before its activation."""
 
   scale: jax.Array  # [c]
   bias: jax.Array  # [c]
 
 
 class Outputs(NamedTuple):
-  """All that a network says about one batch. XLA drops what no loss reads.
+  """Outputs of a network for one batch. XLA drops outputs that no loss reads.
 
-  The last four are not needed by most methods: a network may leave them out, and a method that needs one says so.
+  A network may leave out the outputs that have a default; a method that needs one of them declares and checks it.
   """
 
   logits: jax.Array  # [b, k]
-  embedding: jax.Array  # [b, d], what the classifier sees
-  features: tuple[jax.Array, ...]  # each [b, h, w, c], after the activation, stem first
-  preactivations: tuple[jax.Array, ...]  # the same taps before it
-  final_map: jax.Array | None = None  # [b, h, w, d], the map that `pooled` is the mean of
+  embedding: jax.Array  # [b, d], input of the classifier
+  features: tuple[jax.Array, ...]  # feature layers, each [b, h, w, c], after the activation, stem first
+  preactivations: tuple[jax.Array, ...]  # the same layers before the activation
+  final_map: jax.Array | None = None  # [b, h, w, d]; `embedding` is its mean over positions
   head: Head | None = None
-  norms: tuple[Norm | None, ...] = ()  # one a tap; None where its map does not come from a batch norm
-  peer_outputs: tuple["Outputs", ...] = ()  # of a cohort: what the networks that train beside this one say
-  view_outputs: tuple[
-    "Outputs", ...
-  ] = ()  # for methods that need a stage's views apart: what it says of the others
+  norms: tuple[
+    Norm | None, ...
+  ] = ()  # one a feature layer; None where a layer is not the output of a batch norm
+  peer_outputs: tuple["Outputs", ...] = ()  # of the other members of a cohort
+  view_outputs: tuple["Outputs", ...] = ()  # for the other views of a stage, for methods that relate views
 
 
 class Batch(NamedTuple):
   """One batch of training examples."""
 
   image: jax.Array  # [b, h, w, c]; uint8 as stored, until the step makes a view of it
-  label: jax.Array  # [b], int32; -1 where an image has none
+  label: jax.Array  # [b], int32; -1 for an image without a label
   index: jax.Array  # type: ignore[assignment]  # [b], int32, position in the training set (hides tuple.index)
 
 
 class MethodVariables(NamedTuple):
-  """What a method brings along besides the networks."""
+  """Variables of a method besides those of the networks."""
 
-  params: Any = ()  # learns with the learner: regressors, embeddings
-  state: Any = ()  # remembers: memory banks
+  params: Any = ()  # trained with the student: regressors, embeddings
+  state: Any = ()  # updated by the method, not by gradients: memory banks, running statistics
 
 
 class TrainState(NamedTuple):
-  """Everything a step changes, and so exactly what a checkpoint holds."""
+  """All that a training step changes, which is all that a checkpoint stores."""
 
   step: jax.Array  # [], int32
-  params: Any  # {'learner': ..., 'aux': one entry a method}
-  model_state: Any  # the learner's other collections: batch statistics
+  params: Any  # trained parameters: those of the network, and one entry a method
+  model_state: Any  # the network's other collections: batch statistics
   method_state: Any  # one entry a method
   opt_state: Any
-  ema: Any = ()  # the moving average of the learner's variables, where the stage asks for one
+  ema: Any = ()  # exponential moving average of the network's variables, if the stage has one
 
 
 class CachedOutputs(NamedTuple):
-  """What a frozen network says of every view of every image of a stage, in the place of its variables."""
+  """Stored outputs of a frozen network for all views and images of a stage."""
 
-  row_index: jax.Array  # [n], int32: where an image of the training set is in the others; 0 where it is not
+  row_index: jax.Array  # [n], int32: row of a training image in the arrays below; 0 for images without a row
   logits: jax.Array  # [m, v, k], of m images and v views of each
-  embedding: jax.Array | None = None  # [m, v, d], where a method asks for it
+  embedding: jax.Array | None = None  # [m, v, d], if a method reads it
 
 
 class Frozen(NamedTuple):
-  """Everything a stage reads and never writes. An argument of the step, never donated, never differentiated."""
+  """All that a stage reads and never writes; never donated, never differentiated."""
 
   key: jax.Array  # the stage's random key; step i uses fold_in(key, i)
-  teachers: tuple[Any, ...]  # their variables or what is `Kept` of them, in the order of the stage's networks
-  reference: Any = None  # the anchor's variables; None where the stage has none
+  teachers: tuple[Any, ...]  # variables or `CachedOutputs`, in the order of the stage's teachers
+  reference: Any = None  # variables of the reference; None without a reference

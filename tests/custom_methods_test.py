@@ -12,11 +12,11 @@ import pytest
 
 import runs
 from smskd_jax import config as config_lib
-from smskd_jax import data
+from smskd_jax import data, losses
 from smskd_jax.config import merge, method, network, plugin, schema, stage
 from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
-from smskd_jax.losses import METHODS, entries
+from smskd_jax.losses import METHODS
 import tiny
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -125,10 +125,10 @@ def test_the_loss_is_that_of_the_file():
   from smskd_jax.types import Outputs
 
   student, teacher = (Outputs(jnp.full((2, 3), x), None, (), ()) for x in (1.0, 3.0))
-  loss, _ = entries.make_method(entry).apply((), (), student, (teacher,), Context(None))
+  loss, _ = losses.build_method(entry).apply((), (), student, (teacher,), Context(None))
   np.testing.assert_array_equal(loss, [4.0, 4.0])
   gradient = jax.grad(
-    lambda t: entries.make_method(entry).apply((), (), student, (t,), Context(None))[0].sum()
+    lambda t: losses.build_method(entry).apply((), (), student, (t,), Context(None))[0].sum()
   )
   assert not np.any(gradient(teacher).logits)
 
@@ -183,9 +183,9 @@ def test_what_is_no_factory_is_refused_where_it_is_written(name, options, messag
       {},
       r"custom:mine:broken: AttributeError: 'Outputs' object has no attribute 'logit' .*mine.py:\d+",
     ),
-    ("no_aux", {}, "custom:mine:no_aux: init returns no smskd_jax.types.MethodVariables"),
-    ("no_state", {}, "custom:mine:no_state: apply returns no pair of the loss"),
-    ("grows", {}, "custom:mine:grows: apply returns a state of other shapes than it is given"),
+    ("no_aux", {}, "custom:mine:no_aux: init does not return smskd_jax.types.MethodVariables"),
+    ("no_state", {}, "custom:mine:no_state: apply does not return a pair of the loss"),
+    ("grows", {}, "custom:mine:grows: apply returns a state whose shapes differ"),
   ],
 )
 def test_what_is_no_method_is_refused_before_anything_is_trained(name, options, message):
@@ -201,12 +201,12 @@ def test_an_output_that_the_teacher_cache_does_not_store_is_refused():
 
 
 def test_the_fields_of_an_entry_are_those_of_the_config():
-  assert set(entries.TERM_FIELDS) == set(schema.METHOD)
-  assert set(entries.PLUGIN_FIELDS) == set(schema.PLUGIN)
+  assert set(losses.METHOD_FIELDS) == set(schema.METHOD)
+  assert set(losses.PLUGIN_FIELDS) == set(schema.PLUGIN)
 
 
 def test_names_in_metrics():
-  assert entries.metric_name("kd") == "kd"
-  assert entries.metric_name("custom:my.papers.sad:method") == "sad"
-  assert entries.metric_name("custom:my_methods:total_variation") == "total_variation"
-  assert entries.factory("kd") is METHODS["kd"]
+  assert losses.metric_name("kd") == "kd"
+  assert losses.metric_name("custom:my.papers.sad:method") == "sad"
+  assert losses.metric_name("custom:my_methods:total_variation") == "total_variation"
+  assert losses.factory("kd") is METHODS["kd"]

@@ -24,8 +24,8 @@ class Net(nn.Module):
   def __call__(self, image, *, train=False, axis_name=None):
     stem = nn.Conv(self.channels, (3, 3))(image)
     end = nn.Conv(2 * self.channels, (3, 3), strides=2)(nn.relu(stem))
-    taps = [FeatureLayer(nn.relu(x), x) for x in (stem, end)]
-    return make_outputs(taps, nn.relu(end), self.num_classes, name="head")
+    layers = [FeatureLayer(nn.relu(x), x) for x in (stem, end)]
+    return make_outputs(layers, nn.relu(end), self.num_classes, name="head")
 
 
 class Logits(Net):

@@ -8,13 +8,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax import custom, models
+from smskd_jax import custom, losses, models
 from smskd_jax.config.merge import drop_keys
 from smskd_jax.config.schema import NETWORK
 from smskd_jax.data import augment, mixing, views
 from smskd_jax.data.dataset import ChannelStats, Dataset
 from smskd_jax.errors import UserError
-from smskd_jax.losses import entries
 from smskd_jax.models import introspection, renormalized
 from smskd_jax.training import optimizer, schedule, targets
 from smskd_jax.training import stage as stage_lib
@@ -149,10 +148,10 @@ def _learning_rate(entry: Mapping[str, Any]) -> float:
 def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
   terms: list[stage_lib.Term] = []
   for i, entry in enumerate(methods):
-    name = entries.metric_name(entry["name"])
-    again = sum(entries.metric_name(earlier["name"]) == name for earlier in methods[:i])
+    name = losses.metric_name(entry["name"])
+    again = sum(losses.metric_name(earlier["name"]) == name for earlier in methods[:i])
     label = f"{name}_{again + 1}" if again else name
-    terms.append(stage_lib.Term(label, entry["weight"], entries.make_method(entry), entry["warmup_epochs"]))
+    terms.append(stage_lib.Term(label, entry["weight"], losses.build_method(entry), entry["warmup_epochs"]))
   return tuple(terms)
 
 

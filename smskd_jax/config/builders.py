@@ -16,7 +16,6 @@ from smskd_jax.config import merge, schema, validate
 from smskd_jax.config.fields import defaults
 from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError
-from smskd_jax.losses import entries
 from smskd_jax.training import optimizer, schedule
 
 
@@ -181,7 +180,7 @@ def _drop_other_options(entry: Mapping[str, Any], factory: Callable[..., Any] | 
 
 
 def _method(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-  table = _factories(path, "name", entry, losses.METHODS, entries.factory)
+  table = _factories(path, "name", entry, losses.METHODS, losses.factory)
   merged = merge.merge_entry(path, defaults(schema.METHOD), entry, table)
   plugins = tuple(_plugin(f"{path}.plugins[{i}]", one) for i, one in enumerate(merged["plugins"]))
   return merged | {"plugins": plugins}
@@ -198,7 +197,7 @@ def _name_stages(stages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ..
   for entry in stages:
     name = entry["name"]
     if not name:
-      methods = "+".join(entries.metric_name(one["name"]) for one in entry["methods"])
+      methods = "+".join(losses.metric_name(one["name"]) for one in entry["methods"])
       name = f"{entry['network']}_{methods}".rstrip("_")
       counts[name] += 1
       name += f"_{counts[name]}" if counts[name] > 1 else ""

@@ -14,8 +14,7 @@ from smskd_jax.config import fields, schema
 from smskd_jax.config.merge import drop_keys
 from smskd_jax.data import mixing, views
 from smskd_jax.errors import UserError, unknown_name_error
-from smskd_jax.losses import entries
-from smskd_jax.losses.entries import make_method
+from smskd_jax.losses import build_method
 from smskd_jax.training import carry_over, optimizer, reference, schedule
 
 Stage = dict[str, Any]  # resolved entry of a stage
@@ -55,12 +54,12 @@ def _check_values(config: dict[str, Any]) -> None:
 def _check_factories(path: str, stage: Stage) -> None:
   """Calls the factories of a stage's methods, plug-ins, mixing, schedule and optimizer, which check their options."""
   for j, method in enumerate(stage["methods"]):
-    factory = entries.factory(method["name"])
-    inner = _check_factory(f"{path}.methods[{j}]", factory, method, *entries.TERM_FIELDS)
+    factory = losses.factory(method["name"])
+    inner = _check_factory(f"{path}.methods[{j}]", factory, method, *losses.METHOD_FIELDS)
     for k, plugin in enumerate(method["plugins"]):
       plugin_path = f"{path}.methods[{j}].plugins[{k}]"
       wrap = functools.partial(losses.PLUGINS[plugin["name"]], inner)
-      wrapped = _check_factory(plugin_path, wrap, plugin, *entries.PLUGIN_FIELDS)
+      wrapped = _check_factory(plugin_path, wrap, plugin, *losses.PLUGIN_FIELDS)
       reads = inner.reads | inner.student_reads
       if wrapped.transforms_logits and reads != {"logits"}:
         raise UserError(
@@ -135,7 +134,7 @@ def _check_networks(path: str, stage: Stage, earlier: tuple[Stage, ...], network
         f"or set config.networks.{name}.variables to a folder of its variables"
       )
   for method in stage["methods"]:
-    if not stage["teachers"] and make_method(method).needs_teacher:
+    if not stage["teachers"] and build_method(method).needs_teacher:
       raise UserError(f"{path}.teachers: empty, but {method['name']!r} needs a teacher")
 
 
@@ -144,7 +143,7 @@ def _check_images(path: str, stage: Stage, source: str) -> None:
   if not stage["views"]:
     raise UserError(f"{path}.views: empty; name at least one, as ('crop_flip',)")
   for method in stage["methods"]:
-    if len(stage["views"]) < make_method(method).min_views:
+    if len(stage["views"]) < build_method(method).min_views:
       raise UserError(
         f"{path}.views: {stage['views']}, but {method['name']!r} needs two or more, as ('crop_flip', 'autoaugment')"
       )
@@ -164,7 +163,7 @@ def _check_images(path: str, stage: Stage, source: str) -> None:
   if stage["mix"]["name"] != "none":
     raise UserError(f"{prefix}, but {stage['mix']['name']!r} mixes labels; use 'none'")
   for method in stage["methods"]:
-    if make_method(method).needs_labels:
+    if build_method(method).needs_labels:
       raise UserError(f"{prefix}, but {method['name']!r} needs the label of every image")
 
 
@@ -188,7 +187,7 @@ def _check_teacher_cache(prefix: str, stage: Stage, data: dict[str, Any]) -> Non
     if value != only:
       raise UserError(f"{prefix}, but {name} is {value!r}; use {only!r}, or no cache: 'off'")
   for method in stage["methods"]:
-    if not make_method(method).cacheable:
+    if not build_method(method).cacheable:
       raise UserError(
         f"{prefix}, but {method['name']!r} reads the teachers' maps, which are not stored; use 'off'"
       )

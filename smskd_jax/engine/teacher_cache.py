@@ -21,7 +21,7 @@ from smskd_jax.data.dataset import Dataset
 from smskd_jax.data.views import EnumerableView
 from smskd_jax.engine.plan import StagePlan
 from smskd_jax.errors import UserError
-from smskd_jax.losses.entries import make_method
+from smskd_jax.losses import build_method
 from smskd_jax.models import introspection
 from smskd_jax.runtime import checkpoint, console, distributed, parallel, signals, store
 from smskd_jax.runtime.memmap_cache import MemmapCache
@@ -181,7 +181,7 @@ def _shares_embeddings(plan: StagePlan, entry: Mapping[str, Any]) -> bool:
 
 
 def _needs_embeddings(entry: Mapping[str, Any]) -> bool:
-  return any("embedding" in make_method(method).reads for method in entry["methods"])
+  return any("embedding" in build_method(method).reads for method in entry["methods"])
 
 
 def _caches(plan: StagePlan, dataset: Dataset, key: str, folder: Path) -> dict[bool, MemmapCache]:

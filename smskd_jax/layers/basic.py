@@ -1,4 +1,4 @@
-"""The layers that networks and the learned parts of methods share, with PyTorch's conventions.
+"""Layers of networks and of trained parts of methods, with PyTorch's conventions.
 
 A submodule of a network is named like its PyTorch counterpart, with `_` for the dots inside the name (`layer1_0` for
 `layer1.0`) and `__` for an underscore: `models/torch_weights.py` relies on it.
@@ -15,7 +15,7 @@ from smskd_jax.layers.convolution import convolve
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """Normal weights [h, w, in, out] of variance 2 / fan-out: He et al., https://arxiv.org/abs/1502.01852.
+  """He initialisation: normal weights [h, w, in, out] of variance 2 / fan-out.
 
   Drawn flat, because on a CPU XLA takes seconds to compile a draw of four dimensions, for each shape.
   """
@@ -34,7 +34,7 @@ def normal(scale: float) -> Any:
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """Weights [..., in, out] between -+1/sqrt(fan-in), as PyTorch's layers start. Drawn flat, as `he_normal`."""
+  """Uniform weights [..., in, out] between -+1/sqrt(fan-in), PyTorch's default."""
   bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
   return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
@@ -75,7 +75,7 @@ def norm(*, train: bool, axis_name: str | None, dtype: Any = None, name: str | N
 
 
 def linear(features: int, in_features: int, *, kernel_init: Any = None, name: str | None = None) -> nn.Dense:
-  """A linear layer; weights and biases start uniform between -+1/sqrt(inputs), as PyTorch's do.
+  """Linear layer; weights and biases start between -+1/sqrt(in_features), as PyTorch's.
 
   With `kernel_init` weights start as it says, and biases at zero.
   """
@@ -90,13 +90,13 @@ def linear(features: int, in_features: int, *, kernel_init: Any = None, name: st
 
 
 def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
-  """[..., c] with the channels of its groups in turn: the first of each, then the second of each, and so on."""
+  """Channel shuffle: interleaves the channels of the groups."""
   *shape, channels = x.shape
   return x.reshape(*shape, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
 
 
 class Layers(NamedTuple):
-  """What all layers of a network must know, said once a call."""
+  """Arguments that all layers of a network share."""
 
   train: bool  # whether batch norm uses, and remembers, the statistics of the batch
   axis_name: str | None  # the axis of devices that these span

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 
 class BatchNorm(nn.Module):
-  """Normalises the last axis: by the statistics of the batch in training, else by those that it remembers.
+  """Normalises the last axis by statistics of the batch, or by running ones.
 
   The running variance is of the biased variance, as Flax's; PyTorch keeps the unbiased one.
   """
@@ -54,7 +54,7 @@ class BatchNorm(nn.Module):
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(normalised x, mean, biased variance) over all axes but the last, and over the devices of `axis_name`.
+  """(normalised x, mean, biased variance) over all axes but the last and over devices.
 
   The first is of x's type; what is summed is summed in that of the scale, or of x where that is wider.
   Mean and variance are there to be remembered: no gradient flows through them.
@@ -75,7 +75,7 @@ def _forward(x, scale, bias, epsilon, axis_name):
 
 
 def _backward(epsilon, axis_name, residuals, cotangents):
-  """The gradient of x needs two more means over the batch: of y's gradient, alone and with the centred x."""
+  """Gradients of x, scale and bias from two means over the batch of y's gradient."""
   del epsilon
   x, scale, mean, inverse_std = residuals
   narrow, wide = x.dtype, jnp.promote_types(x.dtype, scale.dtype)

@@ -1,4 +1,4 @@
-"""Convolutions, computed on CPUs in forms that are faster there than XLA's own. Same numbers, to rounding.
+"""Convolutions, on CPUs in faster forms than XLA's own; equal up to rounding.
 
 On two cores, of one step of resnet32x4 -> resnet8x4 (`benchmarks/step.py`): kernels of 1x1 as matrix products;
 of 3x3 and many channels by Winograd's minimal filtering, forward and both gradients; and the gradients of other large
@@ -28,7 +28,7 @@ _use_xla: contextvars.ContextVar[bool] = contextvars.ContextVar("as_written", de
 
 @contextlib.contextmanager
 def use_xla_convolution() -> Iterator[None]:
-  """What is traced within has convolutions as they are written, on CPUs too: for other software, or to be counted."""
+  """Traces XLA's plain convolutions within, on CPUs too: for export and operation counts."""
   token = _use_xla.set(True)
   try:
     yield
@@ -39,7 +39,7 @@ def use_xla_convolution() -> Iterator[None]:
 def convolve(
   x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated`, in the form that is fastest on the platform that it is compiled for.
+  """`jax.lax.conv_general_dilated` in the fastest form for the platform.
 
   Args:
     x: [b, h, w, i].
@@ -49,7 +49,10 @@ def convolve(
     **how: dilations, groups and the like.
   """
   dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in options[name])
-  written = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+  def written(x, kernel):
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
   if dilated or options["feature_group_count"] != 1:
     return written(x, kernel)
   if kernel.shape[:2] == (1, 1) and not np.any(padding):
@@ -63,7 +66,7 @@ def convolve(
 
 
 def _use_winograd(x, kernel, strides, padding) -> bool:
-  """Whether Winograd's filtering is defined here, and worth it."""
+  """True if Winograd's filtering is defined for these shapes, and faster."""
   even = not (x.shape[1] % 2 or x.shape[2] % 2)
   square = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(tuple(p) == (1, 1) for p in padding)
   wide = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
@@ -75,7 +78,7 @@ def _use_chunks(x, kernel) -> bool:
 
 
 def _num_chunks(x) -> int:
-  """How many: as few as make them small enough, if the batch divides by them."""
+  """Smallest number of chunks of the batch with at most `CHUNK_POSITIONS` positions each."""
   images, positions = x.shape[0], x.shape[1] * x.shape[2]
   enough = (n for n in range(1, images + 1) if images % n == 0 and images // n * positions <= CHUNK_POSITIONS)
   return next(enough, images)
@@ -83,7 +86,7 @@ def _num_chunks(x) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _cpu_conv(xla_conv: Callable, use_winograd: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution `written`, of which a CPU gets another form; `filtered`: whether Winograd's."""
+  """Convolution with other forms on a CPU: Winograd's, if `use_winograd`."""
   return lax.platform_dependent(
     x, kernel, cpu=winograd.convolve if use_winograd else xla_conv, default=xla_conv
   )
@@ -94,21 +97,24 @@ def _forward(xla_conv, use_winograd, x, kernel):
 
 
 def _backward(xla_conv, use_winograd, residuals, gradient):
-  of_x = lambda x, kernel, gradient: jax.vjp(lambda x: xla_conv(x, kernel), x)[1](gradient)[0]
-  of_kernel = lambda x, kernel, gradient: jax.vjp(lambda k: xla_conv(x, k), kernel)[1](gradient)[0]
+  def input_gradient(x, kernel, gradient):
+    return jax.vjp(lambda x: xla_conv(x, kernel), x)[1](gradient)[0]
+
+  def kernel_gradient(x, kernel, gradient):
+    return jax.vjp(lambda k: xla_conv(x, k), kernel)[1](gradient)[0]
 
   def piece_by_piece(x, kernel, gradient):
     count = _num_chunks(x)
     parts = zip(jnp.split(x, count), jnp.split(gradient, count), strict=True)
-    return sum(of_kernel(of_images, kernel, of_outputs) for of_images, of_outputs in parts)
+    return sum(kernel_gradient(images, kernel, outputs) for images, outputs in parts)
 
   def cpu(x, kernel, gradient):
     if use_winograd:
       return winograd.input_gradient(gradient, kernel), winograd.kernel_gradient(x, gradient)
-    return of_x(x, kernel, gradient), piece_by_piece(x, kernel, gradient)
+    return input_gradient(x, kernel, gradient), piece_by_piece(x, kernel, gradient)
 
   def default(x, kernel, gradient):
-    return of_x(x, kernel, gradient), of_kernel(x, kernel, gradient)
+    return input_gradient(x, kernel, gradient), kernel_gradient(x, kernel, gradient)
 
   return lax.platform_dependent(*residuals, gradient, cpu=cpu, default=default)
 

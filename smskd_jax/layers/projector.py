@@ -1,4 +1,4 @@
-"""What SimKD puts between a student and the classifier of its teacher.
+"""Projector of SimKD, between a student and the classifier of its teacher.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
 https://arxiv.org/abs/2203.14001
@@ -11,7 +11,7 @@ from smskd_jax.layers import basic
 
 
 class Projector(nn.Module):
-  """A bottleneck of three convolutions, 1x1, 3x3 and 1x1, each followed by batch norm and ReLU.
+  """Bottleneck of 1x1, 3x3 and 1x1 convolutions, each with batch norm and ReLU.
 
   Stride, groups and initialisation are those of the authors' code: 1, 1 and PyTorch's.
   """

@@ -1,9 +1,15 @@
-"""Tables of the distillation methods and of their plug-ins: names to factories."""
+"""Registry of the distillation methods and of their plug-ins.
+
+A method is one module of this folder with a function `method` (hyper-parameters by keyword) and one row of `_MODULES`;
+a plug-in takes a method and returns a method.
+"""
 
 from collections.abc import Callable, Mapping
 import itertools
 import types
+from typing import Any
 
+from smskd_jax import custom
 from smskd_jax.losses import (
   ab,
   afd,
@@ -49,7 +55,8 @@ from smskd_jax.losses import (
   wttm,
 )
 from smskd_jax.losses.contract import Context as Context
-from smskd_jax.losses.contract import Method
+from smskd_jax.losses.contract import Method as Method
+from smskd_jax.losses.contract import check
 from smskd_jax.losses.contract import make as make
 from smskd_jax.losses.contract import stateless as stateless
 
@@ -81,3 +88,46 @@ FAMILIES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 METHODS = _factories(*itertools.chain.from_iterable(_MODULES.values()))
 # Every factory takes a method, and hyper-parameters by keyword, and returns a method.
 PLUGINS = _factories(*_PLUGINS)
+
+# Fields of a method's entry and of a plug-in's entry in a config that are not hyper-parameters.
+METHOD_FIELDS = ("name", "weight", "warmup_epochs", "plugins")
+PLUGIN_FIELDS = ("name",)
+
+
+def factory(name: str) -> Callable[..., Method]:
+  """Factory of a name of `METHODS`, or of a user's own method, `custom:package.module:name`.
+
+  Raises:
+    KeyError: no method has this name.
+    ValueError: a user's own method cannot be imported.
+  """
+  if not custom.is_custom(name):
+    return METHODS[name]
+  return custom.factory(name, Method, reserved=METHOD_FIELDS, check=check)
+
+
+def build_method(entry: Mapping[str, Any]) -> Method:
+  """Builds the method of a config's entry inside its plug-ins, the first plug-in outermost.
+
+  Raises:
+    ValueError: a hyper-parameter has a bad value.
+  """
+  method = factory(entry["name"])(**_options(entry, METHOD_FIELDS))
+  for plugin in reversed(entry["plugins"]):
+    method = PLUGINS[plugin["name"]](method, **_options(plugin, PLUGIN_FIELDS))
+  return method
+
+
+def metric_name(name: str) -> str:
+  """Short name of a method for metrics; of a custom method its factory's or module's name.
+
+  'total_variation' of 'custom:my_methods:total_variation' and of 'custom:papers.total_variation:method'.
+  """
+  if not custom.is_custom(name):
+    return name
+  module, _, attribute = name.removeprefix(custom.PREFIX).partition(":")
+  return module.rpartition(".")[2] if attribute == "method" else attribute
+
+
+def _options(entry: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+  return {name: value for name, value in entry.items() if name not in fields}

@@ -1,12 +1,12 @@
-"""Activation boundaries: the student's neurons are active on the same side of zero as the teacher's, with a margin.
+"""Activation boundaries: student's neurons on the teacher's side of zero, with a margin.
 
 Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019,
 https://arxiv.org/abs/1811.03233
 
   L_i = 3/1000 sum_{l=1..n} 2^(l-n) sum_{h,w,c} max(0, m - s)^2 if t > 0 else max(0, m + s)^2
 
-t is the teacher's map of tap l before its activation, s the student's after its connector, and m the margin: the
-alternative loss of the paper's section 3. The factors 3/1000 and 2^(l-n), which halve the loss from each tap to
+t is the teacher's map of layer l before its activation, s the student's after its connector, and m the margin: the
+alternative loss of the paper's section 3. The factors 3/1000 and 2^(l-n), which halve the loss from each layer to
 the one before it, are those of the code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR
 2020), whose weight for this loss is 1; the authors' code has the same ones but for a factor that its user sets. The sum
 over the map is as there: the loss grows with the size of the maps.
@@ -23,17 +23,18 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax import errors
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 def loss(
   student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...], *, margin: float = 1.0
 ) -> jax.Array:
-  """Squared distance of the student's neurons from the teacher's side of the margin, weighted over taps, per example.
+  """Squared distance from the teacher's side of the margin, weighted over layers, per example.
 
   Args:
     student_features: maps [b, h, w, c] before their activation, after the connectors.
-    teacher_features: as many maps before their activation, of the same shapes.
+    teacher_features: equally many maps before their activation, of the same shapes.
     margin: m.
 
   Returns:
@@ -41,18 +42,18 @@ def loss(
   """
   chex.assert_rank([*student_features, *teacher_features], 4)
 
-  def of_tap(student, teacher):
+  def layer_loss(student, teacher):
     chex.assert_equal_shape([student, teacher])
     student = numerics.upcast(student)
     side = jnp.where(teacher > 0, student, -student)
     return jnp.sum(jnp.square(jax.nn.relu(margin - side)), axis=(1, 2, 3))
 
-  losses = [of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
+  losses = [layer_loss(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
   return 3e-3 * sum(0.5 ** (len(losses) - i) * value for i, value in enumerate(losses, start=1))
 
 
 class Connectors(nn.Module):
-  """The student's maps in the teacher's channels; a map of the same shape as the teacher's stays as it is."""
+  """Student's maps in the teacher's channels; maps of equal shape are unchanged."""
 
   shapes: tuple[tuple[int, int, int], ...]  # h, w, c of the teacher's maps
 
@@ -72,15 +73,15 @@ class Connectors(nn.Module):
 def method(
   *, margin: float = 1.0, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
-  """AB between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
+  """AB from a single teacher; without layers, between all layers but the stem.
 
   The connectors learn with the student. They normalise by the global batch, and store running statistics.
   """
-  checks.positive("ab", "margin", margin)
+  errors.check_positive("ab", margin=margin)
   maps.check_layers("ab", student_layers, teacher_layers)
 
-  def of_pairs(student, teachers):
-    teacher = checks.one_teacher("ab", teachers)
+  def modules_and_maps(student, teachers):
+    teacher = contract.single_teacher("ab", teachers)
     pairs = maps.pair_layers("ab", student, teacher, student_layers, teacher_layers)
     students = tuple(student.preactivations[s] for s, _ in pairs)
     targets = tuple(teacher.preactivations[t] for _, t in pairs)
@@ -88,11 +89,11 @@ def method(
 
   def init(key, student, teachers, labels):
     del labels
-    connectors, students, _ = of_pairs(student, teachers)
+    connectors, students, _ = modules_and_maps(student, teachers)
     return adapters.init(connectors, key, students)
 
   def apply(params, state, student, teachers, context):
-    connectors, students, targets = of_pairs(student, teachers)
+    connectors, students, targets = modules_and_maps(student, teachers)
     connected, state = adapters.apply(connectors, params, state, students, axis_name=context.axis_name)
     targets = tuple(
       maps.adaptive_avg_pool(numerics.upcast(t), s.shape[1:3])

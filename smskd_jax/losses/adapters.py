@@ -1,4 +1,4 @@
-"""Trained modules of methods: Flax Linen modules as pure functions, and those that several methods share."""
+"""Trained modules of methods: shared connectors, and Flax modules as pure functions."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from smskd_jax.types import MethodVariables
 
 
 class ConvNorm(nn.Module):
-  """Convolution without bias, batch norm and optionally ReLU: a connector of maps of different channels."""
+  """Convolution without bias, batch norm and optionally ReLU: a connector of maps."""
 
   channels: int
   kernel_size: int = 1
@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
 
 
 class Projections(nn.Module):
-  """1x1 convolutions from the student's channels to the teacher's; maps that agree already pass unchanged."""
+  """1x1 convolutions to the teacher's channels; maps of equally many channels are unchanged."""
 
   channels: tuple[int, ...]  # of the teacher's maps
 
@@ -36,7 +36,10 @@ class Projections(nn.Module):
   def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
     """The student's maps, each [b, h, w, c of the teacher]."""
     del axis_name
-    project = lambda i, c: basic.conv(c, 1, kernel_init=basic.uniform, name=f"tap{i}")
+
+    def project(i, c):
+      return basic.conv(c, 1, kernel_init=basic.uniform, name=f"tap{i}")
+
     pairs = enumerate(zip(features, self.channels, strict=True))
     return tuple(x if x.shape[-1] == c else project(i, c)(x) for i, (x, c) in pairs)
 
@@ -48,9 +51,12 @@ def init(module: nn.Module, key: jax.Array, *inputs: Any) -> MethodVariables:
     module: called as `module(*inputs, axis_name)`.
     key: random key.
     *inputs: its inputs or their shapes, batch first. Only shapes are read, of a batch of one. Everything is made in
-      the inputs' type, float32 at least: what Flax creates in float32 keeps one type in a float64 run.
+      the inputs' type, float32 at least, although Flax creates parameters in float32: a float64 run has one type.
   """
-  one = lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype)
+
+  def one(x):
+    return jnp.zeros((1, *x.shape[1:]), x.dtype)
+
   examples = jax.tree.map(one, inputs)
   variables = _init(module, key, *examples)
   wide = jnp.promote_types(jnp.result_type(*jax.tree.leaves(examples)), jnp.float32)

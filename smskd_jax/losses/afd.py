@@ -1,19 +1,19 @@
-"""Attentive feature distillation: a learned attention weights the teacher's channels that the student has to match.
+"""Attentive feature distillation: learned attention weights the teacher's channels.
 
 Wang, Gao, Zhao, Li, Dou, Xu, "Pay Attention to Features, Transfer Learn Faster CNNs", ICLR 2020,
 https://openreview.net/forum?id=ryxyCeHtPB
 
-  L_i = mean over taps of sum_c rho_i,c mean_{h,w} (n(f_student,i)_c - n(f_teacher,i)_c)^2
+  L_i = mean over layers of sum_c rho_i,c mean_{h,w} (n(f_student,i)_c - n(f_teacher,i)_c)^2
   n(f)_c = f_c / (|f_c| + eps),  the norm over positions
   rho_i = s / sum_c s,  s = sigmoid(W_2 ReLU(W_1 mean_{h,w} f_teacher,i + b_1) + b_2)
 
-W and b, for each tap, learn with the student, and read the teacher alone. Because nothing holds them, the loss can
+W and b, for each layer, learn with the student, and read the teacher alone. Because nothing holds them, the loss can
 also fall by turning the attention to the channels that agree already.
 
 Differences: the paper's method selects channels as well (AFDS), to make transfer-learned networks cheaper; this is its
 first half, as the public code of the Knowledge-Distillation-Zoo (AberHu) has it, the attention included: it reports
 that the paper's, which reads each channel's whole map, was unstable, and takes a squeeze-and-excitation block instead.
-Its weight is 500, with the mean over the three stages that we take over. It needs equal shapes; here the larger map of
+Its weight is 500, for the mean over three layers, as here. Its maps have equal shapes; here the larger map of
 a pair is averaged down to the smaller one and, only where the channels differ, a learned 1x1 convolution takes the
 student's to the teacher's.
 """
@@ -23,11 +23,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax import errors
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 class Attention(nn.Module):
-  """A squeeze-and-excitation block that computes the weight of each channel of the teacher's map."""
+  """Squeeze-and-excitation block that computes weights of the teacher's channels."""
 
   hidden: int
 
@@ -43,7 +44,7 @@ class Attention(nn.Module):
 
 
 class AfdModules(nn.Module):
-  """Trained modules of AFD: projections of the student's maps and an attention for each of the teacher's."""
+  """Projections of the student's maps, and an attention for each of the teacher's."""
 
   hidden: tuple[int, ...]  # of each attention
 
@@ -51,7 +52,7 @@ class AfdModules(nn.Module):
   def __call__(
     self, students: tuple[jax.Array, ...], teachers: tuple[jax.Array, ...], axis_name: str | None = None
   ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """The student's maps in the teacher's channels, and rho [b, c] at each tap."""
+    """The student's maps in the teacher's channels, and rho [b, c] at each layer."""
     del axis_name
     projections = adapters.Projections(tuple(x.shape[-1] for x in teachers), name="projections")
     pairs = enumerate(zip(self.hidden, teachers, strict=True))
@@ -67,7 +68,7 @@ def _normalize_channels(x: jax.Array, eps: float) -> jax.Array:
 def loss(
   student_feature: jax.Array, teacher_feature: jax.Array, attention: jax.Array, *, eps: float = 1e-6
 ) -> jax.Array:
-  """Squared differences of normalised channels, weighted by the attention, at one tap.
+  """Squared differences of normalised channels, weighted by the attention, at one layer.
 
   Args:
     student_feature: [b, h, w, c].
@@ -92,12 +93,11 @@ def method(
   student_layers: tuple[int, ...] = (),
   teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
-  """AFD at all stages, or at the given taps.
+  """AFD at all feature layers but the stem, or at the given ones.
 
   An attention's hidden layer has `hidden_ratio` times the channels of the teacher's map, and at least one.
   """
-  checks.positive("afd", "hidden_ratio", hidden_ratio)
-  checks.positive("afd", "eps", eps)
+  errors.check_positive("afd", hidden_ratio=hidden_ratio, eps=eps)
   maps.check_layers("afd", student_layers, teacher_layers)
 
   def matched(student, teacher):
@@ -108,7 +108,7 @@ def method(
 
   def init(key, student, teachers, labels):
     del labels
-    both = jax.eval_shape(matched, student, checks.one_teacher("afd", teachers))
+    both = jax.eval_shape(matched, student, contract.single_teacher("afd", teachers))
     return adapters.init(parts(both[1]), key, *both)
 
   def apply(params, state, student, teachers, context):
@@ -116,7 +116,7 @@ def method(
     (students, attentions), state = adapters.apply(
       parts(both[1]), params, state, *both, axis_name=context.axis_name
     )
-    of_taps = [loss(*tap, eps=eps) for tap in zip(students, both[1], attentions, strict=True)]
-    return sum(of_taps) / len(of_taps), state
+    layer_losses = [loss(*layer, eps=eps) for layer in zip(students, both[1], attentions, strict=True)]
+    return sum(layer_losses) / len(layer_losses), state
 
   return contract.make(init, apply, reads=("features",), learns="attention over channels")

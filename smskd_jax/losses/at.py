@@ -9,22 +9,23 @@ Networks via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928
 |Q| is the Euclidean norm over the positions. Differences: as in the authors' code and in that of "Contrastive
 Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), the mean of the squares takes the place of half
 the Euclidean distance, and the mean over channels that of the sum, which the norm takes away again. The paper
-takes powers of |f|, that code of f itself, which differs for odd p on maps with negative values; ours are of f. A
+takes powers of |f|, that code and this one of f, which differs for odd p on maps with negative values. A
 map of zeros has the attention zero. The larger of two maps is averaged down to the smaller, as in that code. The
 published weight of 1000 is for these means.
 
 The attention term of the survey "The State of Knowledge Distillation for Classification" (Ruffy, Chahal, 2019,
-https://arxiv.org/abs/1912.10850) is this one with p = 2 on the maps of all stages without the stem, the default taps;
-its weight of 50 is ours, unchanged. The survey's code computes it beside RKD, and never adds it to what it minimises.
-Its last version pairs each stage with the teacher's next one, whose map has another size, and ends there in an error;
-the versions before pair equal stages, as here.
+https://arxiv.org/abs/1912.10850) is this one with p = 2 on the maps of all stages without the stem, the default layers;
+its weight of 50 applies here unchanged. The survey's code computes it beside RKD, and never adds it to what it
+minimises. Its last version pairs each stage with the teacher's next one, whose map has another size, and ends there in
+an error; the versions before pair equal stages, as here.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, maps, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, maps, numerics
 
 
 def attention(feature: jax.Array, p: int = 2) -> jax.Array:
@@ -46,11 +47,11 @@ def attention(feature: jax.Array, p: int = 2) -> jax.Array:
 def loss(
   student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...], *, p: int = 2
 ) -> jax.Array:
-  """Mean squared difference of the attention maps, summed over taps, per example.
+  """Mean squared difference of the attention maps, summed over layers, per example.
 
   Args:
     student_features: maps [b, h, w, c].
-    teacher_features: as many maps [b, h', w', c'].
+    teacher_features: equally many maps [b, h', w', c'].
     p: the power.
 
   Returns:
@@ -58,22 +59,24 @@ def loss(
   """
   chex.assert_rank([*student_features, *teacher_features], 4)
 
-  def of_tap(student, teacher):
+  def layer_loss(student, teacher):
     student, teacher = maps.match_spatial_size(numerics.upcast(student), numerics.upcast(teacher))
     return jnp.mean(jnp.square(attention(student, p) - attention(teacher, p)), axis=-1)
 
-  return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
+  return sum(layer_loss(s, t) for s, t in zip(student_features, teacher_features, strict=True))
 
 
 def method(
   *, p: int = 2, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
-  """AT between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
-  checks.at_least("at", "p", p, 1)
+  """AT from a single teacher; without layers, between all layers but the stem."""
+  errors.check_positive_integer("at", p=p)
   maps.check_layers("at", student_layers, teacher_layers)
 
   def pairs(student, teachers):
-    return maps.pair_layers("at", student, checks.one_teacher("at", teachers), student_layers, teacher_layers)
+    return maps.pair_layers(
+      "at", student, contract.single_teacher("at", teachers), student_layers, teacher_layers
+    )
 
   def loss_fn(student, teachers, context):
     del context

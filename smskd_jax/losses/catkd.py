@@ -12,7 +12,7 @@ over them.
 
 Differences: the paper moves the classifier, as a 1x1 convolution, before the pooling of both networks, which is the
 same function; here the maps are computed from the networks as they are. The classifier of the authors' code has no
-bias; that of our networks has one, which is part of the map at every position. Left out: the transfer of binarised
+bias; those of this package have one, which is part of the map at every position. Left out: the transfer of binarised
 maps and of the maps of some classes only, which the paper uses for analysis. The authors' outer weights on CIFAR-100
 differ from pair to pair, 0.7 to 15 without the norm and 15 to 600 with it, as does r, 2 or 4.
 """
@@ -21,7 +21,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, maps, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, maps, numerics
 from smskd_jax.types import Head
 
 
@@ -45,7 +46,7 @@ def loss(
     student_cam: [b, h, w, k].
     teacher_cam: [b, h', w', k].
     size: r, the height and width that both are averaged to (or repeated to, where they are smaller).
-    normalize: whether the map of each class is divided by its norm, which leaves its pattern. A map of zeros stays.
+    normalize: True divides the map of each class by its norm; a map of zeros is unchanged.
 
   Returns:
     [b].
@@ -63,15 +64,15 @@ def loss(
 
 def method(*, size: int = 2, normalize: bool = False) -> contract.Method:
   """CAT-KD from a single teacher. The student's classifier learns from it too."""
-  checks.at_least("catkd", "size", size, 1)
-  checks.flag("catkd", "normalize", normalize)
+  errors.check_positive_integer("catkd", size=size)
+  errors.check_boolean("catkd", normalize=normalize)
 
   def check(student, teachers):
-    teacher = checks.one_teacher("catkd", teachers)
+    teacher = contract.single_teacher("catkd", teachers)
     for who, outputs in (("student", student), ("teacher", teacher)):
-      checks.has("catkd", "final_map", who, outputs)
-      checks.has("catkd", "head", who, outputs)
-    checks.same_classes("catkd", student, teacher)
+      contract.check_output("catkd", "final_map", who, outputs)
+      contract.check_output("catkd", "head", who, outputs)
+    contract.check_same_classes("catkd", student, teacher)
 
   def loss_fn(student, teachers, context):
     del context

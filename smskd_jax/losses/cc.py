@@ -1,4 +1,4 @@
-"""Correlation congruence: neighbours in the batch err in different directions from the teacher.
+"""Correlation congruence: errors of neighbours in the batch have different directions.
 
 Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge Distillation", ICCV 2019,
 https://arxiv.org/abs/1904.01802
@@ -6,14 +6,14 @@ https://arxiv.org/abs/1904.01802
   L_i = b / (b - 1) <D_i, D_{i+1}> for i < b - 1, and L_{b-1} = 0
   D_i = |W_s s_i + v_s - W_t t_i - v_t|, element by element
 
-with s_i and t_i the pooled embeddings, and W, v linear layers that learn with the student. The factor makes the mean
+with s_i and t_i the embeddings, and W, v linear layers that learn with the student. The factor makes the mean
 over the batch that over its b - 1 pairs of neighbours.
 
 Differences: the paper compares matrices of correlations between all pairs of examples, under a Gaussian kernel
-expanded as a Taylor series. This is instead the code that the authors gave to those of "Contrastive Representation
+expanded as a Taylor series. This module follows the code that the authors gave to "Contrastive Representation
 Distillation" (Tian, Krishnan, Isola, ICLR 2020), whose table's CC is this one, with a weight of 0.02; the samplers of
 the paper, which choose what is in a batch, are in neither. The loss depends on the order of the batch. As in that code
-the teacher's layer learns too, so that both layers can lower the loss by shrinking, whatever the student does.
+the teacher's layer learns too, so that both layers can lower the loss by shrinking.
 """
 
 import chex
@@ -21,12 +21,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax.losses import adapters, contract, numerics
 
 
 class Embeddings(nn.Module):
-  """A linear layer for each network's pooled embedding, of one dimension."""
+  """A linear layer for each network's embedding, of one dimension."""
 
   dimension: int
 
@@ -36,14 +37,14 @@ class Embeddings(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """[b, d] and [b, d'] become two of [b, dimension]."""
     del axis_name
-    of_student = basic.linear(self.dimension, student.shape[1], name="student")(student)
-    return of_student, basic.linear(self.dimension, teacher.shape[1], name="teacher")(teacher)
+    student_embedding = basic.linear(self.dimension, student.shape[1], name="student")(student)
+    return student_embedding, basic.linear(self.dimension, teacher.shape[1], name="teacher")(teacher)
 
 
 def loss(
   student_embedding: jax.Array, teacher_embedding: jax.Array, *, axis_name: str | None = None
 ) -> jax.Array:
-  """Inner product of each example's absolute errors with those of the next example in the batch.
+  """Inner product of the absolute errors of each example and the next in the batch.
 
   Args:
     student_embedding: [b, d], after its linear layer.
@@ -64,16 +65,18 @@ def loss(
 
 
 def method(*, dimension: int = 128) -> contract.Method:
-  """CC between linear embeddings of both networks' pooled features; both embeddings learn.
+  """CC between linear embeddings of both networks' embeddings; both embeddings learn.
 
   The loss depends on the order of the batch: each example is compared with the next one.
   """
-  checks.at_least("cc", "dimension", dimension, 1)
+  errors.check_positive_integer("cc", dimension=dimension)
   embeddings = Embeddings(dimension)
 
   def init(key, student, teachers, labels):
     del labels
-    return adapters.init(embeddings, key, student.embedding, checks.one_teacher("cc", teachers).embedding)
+    return adapters.init(
+      embeddings, key, student.embedding, contract.single_teacher("cc", teachers).embedding
+    )
 
   def apply(params, state, student, teachers, context):
     (teacher,) = teachers

@@ -1,4 +1,4 @@
-"""The contract of a distillation method: pure functions and traits, as in `optax.GradientTransformation`."""
+"""Contract of a distillation method: pure functions and traits, as in optax."""
 
 from collections.abc import Callable, Iterable
 import itertools
@@ -9,18 +9,9 @@ import jax.numpy as jnp
 
 from smskd_jax.types import Batch, MethodVariables, Outputs
 
-# Output that a method may declare to read -> field of `Outputs`.
-OUTPUTS = {
-  "logits": "logits",
-  "embedding": "embedding",
-  "features": "features",
-  "preactivations": "preactivations",
-  "final_map": "final_map",
-  "head": "head",
-  "norms": "norms",
-  "peer_outputs": "peer_outputs",
-}
-CACHEABLE = frozenset({"logits", "embedding"})  # what a teacher cache stores of a network
+# Outputs of a network that a method may declare to read: fields of `Outputs`.
+OUTPUTS = tuple(name for name in Outputs._fields if name != "view_outputs")
+CACHEABLE = frozenset({"logits", "embedding"})  # outputs that a teacher cache stores
 
 
 class Context(NamedTuple):
@@ -31,31 +22,33 @@ class Context(NamedTuple):
 
   batch: Batch
   key: Any = None  # random key of the step; None for methods that draw nothing
-  # [], epochs so far with their fraction, of the stage and of those that it continues
-  epoch: jax.Array | float = 0.0
+  epoch: jax.Array | float = (
+    0.0  # [], epochs with their fraction, counted from the first of the stages it continues
+  )
   axis_name: str | None = None  # of devices
 
 
 class Method(NamedTuple):
   """A distillation loss and its traits; build one with `make` or `stateless`.
 
-  init: (key, student, teachers, labels) -> MethodVariables. `student` and `teachers` are `Outputs` of shapes, as
-    `jax.eval_shape` returns them; `labels` is [n], int32, of the whole training set. Raises ValueError
-    if the method is not defined for these networks.
-  apply: (params, state, student, teachers, context) -> (loss [b], new state). The mean of the loss over the global
-    batch is the paper's loss: no outer weight, no cross-entropy. No gradient reaches the teachers, unless a plug-in
-    that trains a transformation of their outputs asks for it by `stop_teacher_gradient=False`.
-  init_student: None, or (student's variables, teachers' `Outputs`) -> student's variables before the first step, which
-    copies parameters of the teachers. Only outputs that are the same for every image may be read: `head` and `norms`.
-  reads: outputs of the teachers that `apply` or `init_student` reads, keys of `OUTPUTS`; empty if it needs no teacher.
-  student_reads: outputs of the student that `apply` reads.
-  needs_labels: True if every image must have a label.
-  per_example_memory: True if the method stores something for every training example, and so is not defined for others.
-  multi_view: True if a stage of several views calls `apply` once, with the first view's outputs and those of the other
-    views in `Outputs.view_outputs`; otherwise `apply` is called for each view, and the mean is taken.
-  min_views: smallest number of views of a stage.
-  transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
-  learns: parameters and memory of the method, in words for the documentation; '' if it has none.
+  Attributes:
+    init: (key, student, teachers, labels) -> MethodVariables. `student` and `teachers` are `Outputs` of shapes, as
+      `jax.eval_shape` returns them; `labels` is [n], int32, of the whole training set. Raises ValueError if the method
+      is not defined for these networks.
+    apply: (params, state, student, teachers, context) -> (loss [b], new state). The mean of the loss over the global
+      batch is the paper's loss: no outer weight, no cross-entropy. No gradient reaches the teachers, unless a plug-in
+      that trains a transformation of their outputs passes `stop_teacher_gradient=False`.
+    init_student: None, or (student's variables, teachers' `Outputs`) -> student's variables before the first step,
+      which copies parameters of the teachers. May only read outputs that are equal for all images: `head` and `norms`.
+    reads: outputs of the teachers that `apply` or `init_student` reads, of `OUTPUTS`; empty if no teacher is needed.
+    student_reads: outputs of the student that `apply` reads.
+    needs_labels: True if every image must have a label.
+    per_example_memory: True if the method stores an entry for every training example, and so is undefined for others.
+    multi_view: True if a stage of several views calls `apply` once, with the first view's outputs and those of the
+      other views in `Outputs.view_outputs`; otherwise `apply` is called for each view, and the mean is taken.
+    min_views: smallest number of views of a stage.
+    transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
+    learns: parameters and memory of the method, in words for the documentation; '' if it has none.
   """
 
   init: Callable[[jax.Array, Outputs, tuple[Outputs, ...], Any], MethodVariables]
@@ -77,7 +70,7 @@ class Method(NamedTuple):
 
   @property
   def cacheable(self) -> bool:
-    """True if a teacher cache stores all that the method reads of its teachers."""
+    """True if a teacher cache stores all outputs that the method reads."""
     return self.reads <= CACHEABLE
 
 
@@ -93,16 +86,15 @@ def make(
 
   Args:
     init: as of `Method`.
-    apply: (params, state, student, teachers, context) -> (loss [b], new state), as of `Method`; the teachers are made
-      constants before.
+    apply: (params, state, student, teachers, context) -> (loss [b], new state), as of `Method`; the result stops
+      gradients to the teachers before it calls `apply`.
     reads: as of `Method`.
     student_reads: as of `Method`; None for those of `reads`.
     **traits: the other fields of `Method`.
 
   Raises:
-    ValueError: an output or a trait that does not exist.
+    ValueError: unknown output or trait.
   """
-  student_reads = reads if student_reads is None else student_reads
   unknown = traits.keys() - set(Method._fields)
   if unknown:
     raise ValueError(f"unknown trait {min(unknown)!r}; the traits are {', '.join(Method._fields[2:])}")
@@ -112,10 +104,9 @@ def make(
       teachers = jax.lax.stop_gradient(teachers)
     return apply(params, state, student, teachers, context)
 
-  method = Method(init, apply_to_constants, **traits)
-  return check(
-    method._replace(reads=_outputs("reads", reads), student_reads=_outputs("student_reads", student_reads))
-  )
+  teacher_reads = _outputs("reads", reads)
+  student_reads = teacher_reads if student_reads is None else _outputs("student_reads", student_reads)
+  return check(Method(init, apply_to_constants, reads=teacher_reads, student_reads=student_reads, **traits))
 
 
 def stateless(
@@ -158,18 +149,19 @@ def wrap(
 ) -> Method:
   """Builds a plug-in's method: the traits are the wrapped method's unless given.
 
-  The plug-in's `apply` calls the wrapped one with `stop_teacher_gradient=False`: gradients reach what the plug-in
-  trains, and stop at the teachers before it.
+  The plug-in's `apply` calls the wrapped one with `stop_teacher_gradient=False`: gradients reach the plug-in's own
+  parameters, and stop at the teachers.
   """
-  own = wrapped._asdict() | traits | {"learns": "; ".join(filter(None, (wrapped.learns, learns)))}
-  return make(init, apply, **{name: value for name, value in own.items() if name not in ("init", "apply")})
+  learned = "; ".join(filter(None, (wrapped.learns, learns)))
+  inherited = {name: value for name, value in wrapped._asdict().items() if name not in ("init", "apply")}
+  return make(init, apply, **inherited | traits | {"learns": learned})
 
 
 def check(method: Method) -> Method:
   """Returns the method if its traits are valid.
 
   Raises:
-    ValueError: an output that does not exist, or a number of views that `apply` cannot be given.
+    ValueError: unknown output, or `min_views` above 1 without `multi_view`.
   """
   for name in ("reads", "student_reads"):
     _outputs(name, getattr(method, name))
@@ -179,7 +171,7 @@ def check(method: Method) -> Method:
 
 
 def _outputs(name: str, outputs: Iterable[str]) -> frozenset[str]:
-  """A trait's set of outputs; a single string is a mistake for a tuple of one."""
+  """A trait's set of outputs; refuses unknown names, and a string in place of a tuple of one."""
   unknown = [] if isinstance(outputs, str) else sorted(set(outputs) - set(OUTPUTS))
   if isinstance(outputs, str) or unknown:
     wrong = f"{outputs!r} is not a tuple" if isinstance(outputs, str) else f"unknown {unknown[0]!r}"
@@ -187,8 +179,39 @@ def _outputs(name: str, outputs: Iterable[str]) -> frozenset[str]:
   return frozenset(outputs)
 
 
+def single_teacher(method: str, teachers: tuple[Outputs, ...]) -> Outputs:
+  """The teacher of a method that takes exactly one; raises ValueError for another number."""
+  if len(teachers) != 1:
+    fix = "or wrap it in the plug-in multi_teacher" if teachers else "name it in the stage's teachers"
+    raise ValueError(f"{method}: needs exactly one teacher, got {len(teachers)}; {fix}")
+  return teachers[0]
+
+
+def check_same_classes(method: str, student: Outputs, teacher: Outputs) -> None:
+  """Raises ValueError unless both networks have equally many classes."""
+  student_classes, teacher_classes = student.logits.shape[-1], teacher.logits.shape[-1]
+  if student_classes != teacher_classes:
+    raise ValueError(f"{method}: the student has {student_classes} classes, the teacher {teacher_classes}")
+
+
+def check_layer(method: str, layer: int, network: str, outputs: Outputs) -> None:
+  """Raises ValueError if a feature layer does not exist; negative ones count from the end."""
+  count = len(outputs.features)
+  if not -count <= layer < count:
+    raise ValueError(
+      f"{method}: layer {layer} does not exist, the {network} has {count} feature maps (0 to {count - 1})"
+    )
+
+
+def check_output(method: str, name: str, network: str, outputs: Outputs) -> None:
+  """Raises ValueError if a network leaves out an optional field of its `Outputs`."""
+  value = getattr(outputs, name)
+  if value is None or (isinstance(value, tuple) and not value):
+    raise ValueError(f"{method}: the {network} does not give Outputs.{name}, which this method needs")
+
+
 def transform_logits(f: Callable[[jax.Array], jax.Array], networks: Iterable[Outputs]) -> tuple[Outputs, ...]:
-  """Networks' outputs with f applied to the logits, also to those of the other views."""
+  """Networks' outputs with f applied to the logits of all views."""
 
   def transform(network: Outputs) -> Outputs:
     views = tuple(map(transform, network.view_outputs))

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: student and teacher agree on an example and tell it from many others.
+"""Contrastive representation distillation with memory banks of all training examples.
 
 Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, https://arxiv.org/abs/1910.10699
 
@@ -6,19 +6,19 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, htt
   C(v_i, M, Z) = - log h(v_i . M_i+) - sum_{j in N_i} log (1 - h(v_i . M_j))   (equation 18)
   h(x) = p / (p + K/n),  p = exp(x / T) / Z
 
-s and t are linear embeddings of the pooled features, both learned, of length 1. M_s and M_t are memory banks with one
+s and t are linear embeddings of the embeddings, both learned, of length 1. M_s and M_t are memory banks with one
 embedding of each of the n training examples; after each step the rows of the batch become
 normalize(momentum M_i + (1 - momentum) s_i), likewise with t. N_i are K examples of other classes than example i, i+ is
 the example itself or, with relaxed positives, any example of its class. Here K is `num_negatives`. The gradient reaches
 both embeddings but neither bank.
 
 Z is not in the paper. The public code divides by it, and fixes it in the first batch at n times the mean of exp(x / T),
-over positives and negatives, for each direction by itself; so do we, over the batch of all devices. That code's epsilon
+over positives and negatives, for each direction by itself; here the batch is that of all devices. That code's epsilon
 of 1e-7 is kept too: h = p / (p + K/n + eps), and (K/n) / (p + K/n + eps) in the place of 1 - h. The banks start uniform
 between -+sqrt(3 / dimension), rows of length about 1, as there.
 
-Differences: we draw negatives with replacement, the public code's loaders only where there are fewer than K of them (on
-CIFAR-100, with 16384 of 49500, about a seventh of ours are drawn before). As there, they are drawn anew in every step,
+Differences: negatives are drawn with replacement, in the public code only where there are fewer than K of them (on
+CIFAR-100, with 16384 of 49500, about a seventh are repeats here). As there, negatives are drawn anew in every step,
 the loss is that of the banks before their update, and with relaxed positives too it is the example's own row that is
 updated. Everything is computed from logarithms, so that no exponential overflows. The rows that are updated are those
 of all devices; they must be different examples. Where an embedding and its memory cancel exactly, the new row is zero;
@@ -38,8 +38,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, memory_bank, numerics
+from smskd_jax.losses import adapters, contract, memory_bank, numerics
 from smskd_jax.types import Batch, MethodVariables
 
 
@@ -114,13 +115,13 @@ def loss(
 
 
 def _scores(student, teacher, memory_student, memory_teacher, index, *, temperature):
-  """x / T of both directions, [b, 1 + K] each: of the student's embedding, then of the teacher's."""
+  """x / T of the student's and of the teacher's embedding, [b, 1 + K] each."""
   student, teacher, memory_student, memory_teacher = map(
     numerics.upcast, (student, teacher, memory_student, memory_teacher)
   )
-  of_student = memory_bank.similarities(student, memory_teacher, index)
-  of_teacher = memory_bank.similarities(teacher, memory_student, index)
-  return of_student / temperature, of_teacher / temperature
+  student_similarity = memory_bank.similarities(student, memory_teacher, index)
+  teacher_similarity = memory_bank.similarities(teacher, memory_student, index)
+  return student_similarity / temperature, teacher_similarity / temperature
 
 
 def _nce_loss(scores, log_normalizers, n, eps=1e-7):
@@ -130,14 +131,14 @@ def _nce_loss(scores, log_normalizers, n, eps=1e-7):
     num_negatives = x.shape[1] - 1
     noise = num_negatives / n
     logit = x - log_normalizer - math.log(noise + eps)  # of h
-    # With eps, what takes the place of 1 - h is smaller by a constant factor.
+    # With eps, (K/n) / (p + K/n + eps) is smaller than 1 - h by a constant factor.
     constant = num_negatives * math.log1p(eps / noise)
     total += jax.nn.softplus(-logit[:, 0]) + jnp.sum(jax.nn.softplus(logit[:, 1:]), axis=1) + constant
   return total
 
 
 def _log_normalizers(scores, n, axis_name):
-  """log Z of both directions, [2]: n times the mean of exp(x / T), over the batch of all devices."""
+  """log Z of both directions, [2]: n times the mean of exp(x / T) over the global batch."""
   log_sums = jnp.stack([jax.nn.logsumexp(x, axis=1) for x in scores], axis=1)
   log_sums = contract.gather(log_sums, axis_name)
   count = log_sums.shape[0] * scores[0].shape[1]
@@ -153,7 +154,7 @@ def update_bank(
     bank: [n, d].
     index: [b], the rows of the batch, all different.
     embedding: [b, d], of length 1; a constant.
-    momentum: how much of the old rows is kept.
+    momentum: weight of the old rows.
 
   Returns:
     [n, d], in the bank's type; rows that are not of the batch are unchanged.
@@ -198,20 +199,19 @@ def method(
   momentum: float = 0.5,
   positives: str = "exact",
 ) -> contract.Method:
-  """CRD between the pooled features of the student and of a single teacher.
+  """CRD between the embeddings of the student and of a single teacher.
 
   `num_negatives` may exceed the number of examples of other classes. `positives` are "exact", the example itself, or
   "relaxed", any example of its class.
   """
-  checks.at_least("crd", "dimension", dimension, 1)
-  checks.at_least("crd", "num_negatives", num_negatives, 1)
-  checks.positive("crd", "temperature", temperature)
-  checks.in_unit_interval("crd", "momentum", momentum)
-  checks.one_of("crd", "positives", positives, ("exact", "relaxed"))
+  errors.check_positive_integer("crd", dimension=dimension, num_negatives=num_negatives)
+  errors.check_positive("crd", temperature=temperature)
+  errors.check_unit_interval("crd", momentum=momentum)
+  errors.check_choice("crd", ("exact", "relaxed"), positives=positives)
   embeddings = Embeddings(dimension)
 
   def init(key, student, teachers, labels):
-    teacher = checks.one_teacher("crd", teachers)
+    teacher = contract.single_teacher("crd", teachers)
     params_key, state_key = jax.random.split(key)
     params = adapters.init(embeddings, params_key, student.embedding, teacher.embedding).params
     dtype = jnp.promote_types(jnp.result_type(student.embedding, teacher.embedding), jnp.float32)

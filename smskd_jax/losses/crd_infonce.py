@@ -1,4 +1,4 @@
-"""Contrastive distillation within the batch: student and teacher agree on an example and tell it from its neighbours.
+"""Contrastive distillation (InfoNCE): negatives are the other examples of the batch.
 
 Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, https://arxiv.org/abs/1910.10699; with the
 loss of van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018,
@@ -7,10 +7,10 @@ https://arxiv.org/abs/1807.03748
   L_i = C(s_i, t) + C(t_i, s)
   C(v_i, w) = - log exp(v_i . w_i / T) / (exp(v_i . w_i / T) + sum_{j in N_i} exp(v_i . w_j / T))
 
-s and t are linear embeddings of the pooled features, both learned, of length 1, as in CRD (`crd.py`). N_i are the
+s and t are linear embeddings of the embeddings, both learned, of length 1, as in CRD (`crd.py`). N_i are the
 examples of other classes than example i in the batch of all devices, or with `same_class_negatives` all others.
 
-Differences: this is not the loss of the CRD paper, and that paper's published numbers say nothing about it. It is a
+Differences: this is not the loss of the CRD paper, and that paper's published numbers do not apply. It is a
 variant for training sets whose memory banks are too large. It has no memory; its negatives are the few of the batch
 instead of thousands, and the gradient reaches them; and the cross-entropy over the batch (InfoNCE) takes the place of
 noise-contrastive estimation with its normalizers. We sum the two directions, as CRD does. The temperature is that of
@@ -26,7 +26,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import adapters, contract, numerics
 from smskd_jax.losses.crd import Embeddings
 
 
@@ -39,14 +40,14 @@ def loss(
   same_class_negatives: bool = False,
   axis_name: str | None = None,
 ) -> jax.Array:
-  """Cross-entropy of finding each example's own embedding among those of the batch, in both directions.
+  """Cross-entropy of each example's own embedding among the batch's, in both directions.
 
   Args:
     student_embedding: [b, d], of length 1.
     teacher_embedding: [b, d], of length 1.
     labels: [b].
     temperature: T > 0.
-    same_class_negatives: whether other examples of the same class are negatives too.
+    same_class_negatives: True if other examples of the same class are negatives too.
     axis_name: the axis of devices that the batch is spread over. The rows i are this device's examples, j are
       everyone's.
 
@@ -69,7 +70,7 @@ def loss(
 
 
 def _info_nce(anchor, candidates, is_positive, is_negative, temperature):
-  """C of each anchor, [b, d], against the others, [n, d]; masks [b, n] of its own and of the negatives."""
+  """InfoNCE loss of each anchor, [b, d], against candidates, [n, d], by masks [b, n]."""
   scores = jnp.einsum("bd,nd->bn", anchor, candidates, precision="highest") / temperature
   positive = jnp.sum(scores, axis=1, where=is_positive, keepdims=True)
   # The own margin is zero up to rounding; exactly zero, it keeps the loss from falling below zero.
@@ -80,15 +81,15 @@ def _info_nce(anchor, candidates, is_positive, is_negative, temperature):
 def method(
   *, dimension: int = 128, temperature: float = 0.07, same_class_negatives: bool = False
 ) -> contract.Method:
-  """Contrast within the batch between the pooled features of the student and of a single teacher."""
-  checks.at_least("crd_infonce", "dimension", dimension, 1)
-  checks.positive("crd_infonce", "temperature", temperature)
-  checks.flag("crd_infonce", "same_class_negatives", same_class_negatives)
+  """Contrast within the batch between the embeddings of the student and of a single teacher."""
+  errors.check_positive_integer("crd_infonce", dimension=dimension)
+  errors.check_positive("crd_infonce", temperature=temperature)
+  errors.check_boolean("crd_infonce", same_class_negatives=same_class_negatives)
   embeddings = Embeddings(dimension)
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("crd_infonce", teachers)
+    teacher = contract.single_teacher("crd_infonce", teachers)
     return adapters.init(embeddings, key, student.embedding, teacher.embedding)
 
   def apply(params, state, student, teachers, context):

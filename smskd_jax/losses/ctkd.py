@@ -1,4 +1,4 @@
-"""Curriculum temperature: a temperature that learns to make the wrapped method's task harder.
+"""Curriculum temperature: a temperature trained to make the wrapped method harder.
 
 Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
 https://arxiv.org/abs/2211.16231
@@ -13,7 +13,7 @@ whole first epoch of the stage, 2 in the second, as in the authors' code. T lies
 KD with a temperature of its own of 1 becomes T^2 KL(softmax(z_teacher / T) || softmax(z_student / T)), the paper's
 loss. A method with a temperature t of its own works at t T: set it to 1 inside this plug-in, where there is one.
 
-The wrapped method should compute its loss from logits alone, as response methods do: what it computes from features
+The wrapped method should compute its loss from logits alone, as response methods do: a loss of features
 or from peers is multiplied by T^2 and does not depend on T. Several teachers share T. Beside the plug-in
 logit_standardization this one has to be the inner one; inside multi_teacher each teacher has a theta of its own.
 
@@ -22,22 +22,23 @@ and the teacher (of several teachers their mean): the paper's instance-wise temp
 
 Differences: theta is one number, 1 at first (T = 15.6), as in the authors' code, and its gradient is averaged over
 devices, which that code leaves out. The authors' repository does not have the network of `per_instance`: its hidden
-width, 128, with ReLU, and its start, PyTorch's, are our choice. It takes the student's logits as given, so that the
-student learns nothing through its own temperature. The authors' weight decay reaches theta as it does the student;
-here this is up to the optimiser of the stage.
+width, 128, with ReLU, and its start, PyTorch's, are choices of this module. The network takes the student's logits as
+given, so that the student learns nothing through its own temperature. The authors' weight decay reaches theta as it
+does the student; here this is up to the optimiser of the stage.
 """
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax.losses import adapters, contract, numerics
 from smskd_jax.types import MethodVariables, Outputs
 
 
 class TemperatureNet(nn.Module):
-  """Two linear layers with ReLU between them: from the logits of two networks to one theta per example."""
+  """Two linear layers with ReLU: logits of two networks to one theta per example."""
 
   hidden: int = 128
 
@@ -93,8 +94,8 @@ def temperature(theta: jax.Array, *, start: float = 1.0, end: float = 20.0) -> j
 
 def _logits(student: Outputs, teachers: tuple[Outputs, ...]) -> tuple[jax.Array, jax.Array]:
   """Inputs of `TemperatureNet`: the student's logits, and the mean of the teachers'."""
-  of_teachers = jnp.mean(jnp.stack([numerics.upcast(teacher.logits) for teacher in teachers]), axis=0)
-  return jax.lax.stop_gradient(numerics.upcast(student.logits)), of_teachers
+  teacher_mean = jnp.mean(jnp.stack([numerics.upcast(teacher.logits) for teacher in teachers]), axis=0)
+  return jax.lax.stop_gradient(numerics.upcast(student.logits)), teacher_mean
 
 
 def _divide_logits(networks: tuple[Outputs, ...], temperature: jax.Array | float) -> tuple[Outputs, ...]:
@@ -110,11 +111,11 @@ def method(
   curriculum_epochs: float = 10.0,
   per_instance: bool = False,
 ) -> contract.Method:
-  """The wrapped method at a learned temperature; its variables are theta and those of the wrapped method."""
-  checks.positive("ctkd", "start", start)
-  checks.non_negative("ctkd", "end", end)
-  checks.positive("ctkd", "curriculum_epochs", curriculum_epochs)
-  checks.flag("ctkd", "per_instance", per_instance)
+  """Wraps a method with a learned temperature; the variables hold theta and the method's."""
+  errors.check_positive("ctkd", start=start)
+  errors.check_non_negative("ctkd", end=end)
+  errors.check_positive("ctkd", curriculum_epochs=curriculum_epochs)
+  errors.check_boolean("ctkd", per_instance=per_instance)
 
   def init(key, student, teachers, labels):
     method_key, theta_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""DIST: the student's probabilities correlate with the teacher's, over the classes and over the batch.
+"""DIST: correlation with the teacher's probabilities over the classes and over the batch.
 
 Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022,
 https://arxiv.org/abs/2205.10536
@@ -22,13 +22,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 _EPS = 1e-8
 
 
 def _one_minus_correlation(square: jax.Array, norms: jax.Array) -> jax.Array:
-  """1 - r from the squared distance of the two unit vectors and the product of their norms; 1 where that is zero."""
+  """1 - r from the distance of unit vectors and the product of norms; 1 where that is zero."""
   return (norms * square / 2 + _EPS) / (norms + _EPS)
 
 
@@ -42,7 +43,7 @@ def _inter_class(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _intra_class(student: jax.Array, teacher: jax.Array, axis_name: str | None) -> jax.Array:
-  """Each example's share [b] of 1 - r over the batch, from probabilities [b, k]; the mean over the classes."""
+  """Each example's part [b] of 1 - r over the batch, [b, k] to the mean over the classes."""
   k = student.shape[1]
   both = jnp.concatenate([student, teacher], axis=1)
   everyone = contract.gather(both, axis_name)
@@ -85,12 +86,11 @@ def loss(
 
 def method(*, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0) -> contract.Method:
   """DIST from a single teacher's logits."""
-  checks.non_negative("dist", "beta", beta)
-  checks.non_negative("dist", "gamma", gamma)
-  checks.positive("dist", "temperature", temperature)
+  errors.check_non_negative("dist", beta=beta, gamma=gamma)
+  errors.check_positive("dist", temperature=temperature)
 
   def check(student, teachers):
-    checks.same_classes("dist", student, checks.one_teacher("dist", teachers))
+    contract.check_same_classes("dist", student, contract.single_teacher("dist", teachers))
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

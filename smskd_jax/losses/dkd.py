@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the label and the other classes are distilled with weights of their own.
+"""Decoupled knowledge distillation: separate weights of the label and the other classes.
 
 Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, https://arxiv.org/abs/2203.08679
 
@@ -20,7 +20,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def _log_label_or_other(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -69,12 +70,11 @@ def loss(
 
 def method(*, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> contract.Method:
   """DKD from a single teacher's logits and the labels."""
-  checks.non_negative("dkd", "alpha", alpha)
-  checks.non_negative("dkd", "beta", beta)
-  checks.positive("dkd", "temperature", temperature)
+  errors.check_non_negative("dkd", alpha=alpha, beta=beta)
+  errors.check_positive("dkd", temperature=temperature)
 
   def check(student, teachers):
-    checks.same_classes("dkd", student, checks.one_teacher("dkd", teachers))
+    contract.check_same_classes("dkd", student, contract.single_teacher("dkd", teachers))
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

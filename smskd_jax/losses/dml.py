@@ -1,4 +1,4 @@
-"""Deep mutual learning: networks that train together match each other's probabilities, without a teacher.
+"""Deep mutual learning: networks that train together match each other's probabilities.
 
 Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384
 
@@ -8,9 +8,9 @@ p_m is the softmax of the logits, divided by T, of member m of a cohort of M, an
 learns from the others, none learns to be easy to match. With the cross-entropy of every member, which the stage adds,
 weight 1 and T = 1 it is the sum of the members' objectives in the paper.
 
-Differences: the paper updates the members in turns, each seeing what the ones before it have just learned, and its code
+Differences: the paper updates the members in turns, each after the updates of the members before, and its code
 draws a new batch for each; here all are updated at once, by the same batch and one optimiser. For M > 2 that code sums
-over the others where the paper, and we, average. The temperature is ours.
+over the others; the paper and this module average. The temperature is an addition.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, kd
+from smskd_jax import errors
+from smskd_jax.losses import contract, kd
 
 
 def loss(logits: Sequence[jax.Array], *, temperature: float = 1.0) -> jax.Array:
@@ -38,8 +39,8 @@ def loss(logits: Sequence[jax.Array], *, temperature: float = 1.0) -> jax.Array:
 
 
 def method(*, temperature: float = 1.0) -> contract.Method:
-  """DML of the members of the student, the model `cohort` of `models/cohort.py`. Teachers are not read."""
-  checks.positive("dml", "temperature", temperature)
+  """DML of the members of the student, a network `cohort`; teachers are not read."""
+  errors.check_positive("dml", temperature=temperature)
 
   def check(student, teachers):
     del teachers

@@ -1,4 +1,4 @@
-"""Regression of the embedding: the input of the student's classifier approaches that of the teacher's.
+"""Regression of the embedding, the input of the classifier, on the teacher's.
 
 Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax.losses import adapters, contract, numerics
 
 
 def loss(student_embedding: jax.Array, teacher_embedding: jax.Array) -> jax.Array:
@@ -51,11 +51,11 @@ class Projection(nn.Module):
 
 
 def method() -> contract.Method:
-  """Regression of a single teacher's pooled embedding."""
+  """Regression of a single teacher's embedding."""
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("embedding_mse", teachers)
+    teacher = contract.single_teacher("embedding_mse", teachers)
     return adapters.init(Projection(teacher.embedding.shape[-1]), key, student.embedding)
 
   def apply(params, state, student, teachers, context):

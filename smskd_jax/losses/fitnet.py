@@ -16,12 +16,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic, convolution
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax.losses import adapters, contract, numerics
 
 
 def _conv_geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
-  """One axis: the size to resample the student's map to; the convolution's size, stride, dilation, padding.
+  """(resampled size, kernel size, stride, dilation, padding) along one axis.
 
   The dilation is the input's: the transposed convolution of size 4, stride 2 and padding 1 is the convolution
   of size 4 and padding 2 on a map with a zero between neighbours.
@@ -34,7 +35,7 @@ def _conv_geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]
 
 
 class Regressor(nn.Module):
-  """Convolution, batch norm, ReLU: from the student's map to the teacher's height, width and channels.
+  """Convolution, batch norm and ReLU from the student's map to the teacher's shape.
 
   Along each axis by itself: 3 wide with stride 2 where the student's map is twice as large; transposed, 4
   wide with stride 2, where it is half as large; 1 wide where the sizes are equal. At any other ratio the map
@@ -48,7 +49,7 @@ class Regressor(nn.Module):
 
   @nn.compact
   def __call__(self, feature: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """The student's map [b, h, w, c] in the teacher's shape; updates the collection `batch_stats`."""
+    """Student's map in the teacher's shape; updates the collection `batch_stats`."""
     *teacher_size, channels = self.shape
     b, *student_size, c = feature.shape
     size, kernel, stride, dilation, padding = zip(
@@ -86,22 +87,20 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
 
 
 def method(*, student_layer: int = 2, teacher_layer: int = 2) -> contract.Method:
-  """Hints at one tap of each network (0: the stem, -1: the last map), through a regressor that learns along.
+  """Hints at one layer of each network (0: stem, -1: last), through a trained regressor.
 
-  The regressor always normalises by the statistics of the global batch; their running averages are kept in
-  the state, for whoever wants to use the regressor afterwards.
+  The regressor always normalises by the statistics of the global batch; the state stores their running averages.
   """
-  checks.integer("fitnet", "student_layer", student_layer)
-  checks.integer("fitnet", "teacher_layer", teacher_layer)
+  errors.check_integer("fitnet", student_layer=student_layer, teacher_layer=teacher_layer)
 
   def regressor(teacher):
     return Regressor(teacher.features[teacher_layer].shape[1:])
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("fitnet", teachers)
-    checks.has_tap("fitnet", student_layer, "student", student)
-    checks.has_tap("fitnet", teacher_layer, "teacher", teacher)
+    teacher = contract.single_teacher("fitnet", teachers)
+    contract.check_layer("fitnet", student_layer, "student", student)
+    contract.check_layer("fitnet", teacher_layer, "teacher", teacher)
     return adapters.init(regressor(teacher), key, student.features[student_layer])
 
   def apply(params, state, student, teachers, context):

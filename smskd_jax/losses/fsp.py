@@ -1,4 +1,4 @@
-"""Flow of solution procedure: inner products between a network's consecutive maps are the student's and the teacher's.
+"""Flow of solution procedure: inner products between consecutive maps match the teacher's.
 
 Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
 Learning", CVPR 2017, https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
@@ -23,12 +23,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 class Projections(nn.Module):
-  """1x1 convolutions to the teacher's channels; a map that has as many stays as it is."""
+  """1x1 convolutions to the teacher's channels; a map that has equally many stays as it is."""
 
   channels: tuple[int, ...]  # of the teacher's maps
 
@@ -44,11 +45,11 @@ class Projections(nn.Module):
 
 
 def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...]) -> jax.Array:
-  """Mean squared difference of the matrices of consecutive maps, summed over them, per example.
+  """Mean squared difference of the flow matrices, summed over consecutive maps, per example.
 
   Args:
     student_features: two maps or more, [b, h, w, c], shallow first.
-    teacher_features: as many, of the same channels.
+    teacher_features: equally many, of the same channels.
 
   Returns:
     [b].
@@ -60,13 +61,13 @@ def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Ar
     positions = bottom.shape[1] * bottom.shape[2]
     return jnp.einsum("bhwc,bhwd->bcd", bottom, top, precision="highest") / positions
 
-  def of_two(student, teacher):
+  def flow_loss(student, teacher):
     chex.assert_equal_shape([student, teacher])
     return jnp.mean(jnp.square(student - teacher), axis=(1, 2))
 
   student = map(flow, student_features[:-1], student_features[1:])
   teacher = map(flow, teacher_features[:-1], teacher_features[1:])
-  return sum(of_two(s, t) for s, t in zip(student, teacher, strict=True))
+  return sum(flow_loss(s, t) for s, t in zip(student, teacher, strict=True))
 
 
 def make_multi_layer_method(
@@ -78,7 +79,7 @@ def make_multi_layer_method(
   first_layer: int,
   project: bool,
 ) -> contract.Method:
-  """A method whose loss relates two maps or more of the student to as many, of the same channels, of the teacher.
+  """Builds a method whose loss compares several maps of both networks, of equal channels.
 
   Args:
     name: its name, for errors.
@@ -86,33 +87,34 @@ def make_multi_layer_method(
     student_layers: as of `maps.pair_layers`.
     teacher_layers: as of `maps.pair_layers`.
     first: as of `maps.pair_layers`.
-    project: whether student's maps of other channels are projected, or else refused.
+    project: True projects student's maps of other channels; False refuses them.
   """
   maps.check_layers(name, student_layers, teacher_layers)
-  checks.flag(name, "project", project)
+  errors.check_boolean(name, project=project)
 
-  def of_pairs(student, teachers):
-    teacher = checks.one_teacher(name, teachers)
+  def modules_and_maps(student, teachers):
+    teacher = contract.single_teacher(name, teachers)
     pairs = maps.pair_layers(name, student, teacher, student_layers, teacher_layers, first_layer=first_layer)
     if len(pairs) < 2:
-      raise ValueError(f"{name}: needs two feature maps or more of each network, got the taps {pairs}")
+      raise ValueError(f"{name}: needs two feature maps or more of each network, got the layers {pairs}")
     for s, t in pairs:
-      ours, theirs = student.features[s].shape, teacher.features[t].shape
-      if not project and ours[-1] != theirs[-1]:
+      student_shape, teacher_shape = student.features[s].shape, teacher.features[t].shape
+      if not project and student_shape[-1] != teacher_shape[-1]:
         raise ValueError(
-          f"{name}: the student's tap {s} is {list(ours[1:])}, the teacher's tap {t} {list(theirs[1:])}; "
-          "take maps of as many channels, or project = True"
+          f"{name}: the student's layer {s} is {list(student_shape[1:])}, the teacher's layer {t} "
+          f"{list(teacher_shape[1:])}; "
+          "take maps of equally many channels, or project = True"
         )
     students, targets = zip(*((student.features[s], teacher.features[t]) for s, t in pairs), strict=True)
     return Projections(tuple(x.shape[-1] for x in targets)), students, targets
 
   def init(key, student, teachers, labels):
     del labels
-    projectors, students, _ = of_pairs(student, teachers)
+    projectors, students, _ = modules_and_maps(student, teachers)
     return adapters.init(projectors, key, students)
 
   def apply(params, state, student, teachers, context):
-    projectors, students, targets = of_pairs(student, teachers)
+    projectors, students, targets = modules_and_maps(student, teachers)
     students, state = adapters.apply(projectors, params, state, students, axis_name=context.axis_name)
     return loss(students, targets), state
 
@@ -122,11 +124,11 @@ def make_multi_layer_method(
 def method(
   *, project: bool = True, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
-  """FSP between consecutive taps of the student and of a single teacher; without taps, all of them, stem first.
+  """FSP from a single teacher between consecutive layers; without layers, all of them.
 
   Args:
-    project: whether student's maps of other channels than the teacher's are projected, or else refused.
-    student_layers: taps of the student, shallow first; 0 is the stem.
-    teacher_layers: as many taps of the teacher.
+    project: True projects student's maps with other channels than the teacher's; False refuses them.
+    student_layers: layers of the student, shallow first; 0 is the stem.
+    teacher_layers: equally many layers of the teacher.
   """
   return make_multi_layer_method("fsp", loss, student_layers, teacher_layers, first_layer=0, project=project)

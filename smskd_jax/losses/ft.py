@@ -1,4 +1,4 @@
-"""Factor transfer: the student's translator matches the code that an autoencoder makes of the teacher's last map.
+"""Factor transfer: the student matches an autoencoder's code of the teacher's last map.
 
 Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
 https://arxiv.org/abs/1802.04977
@@ -12,13 +12,14 @@ The value is the sum of both.
 
 Differences: in the paper the paraphraser learns first, for 30 epochs, and is then frozen. Here it learns beside the
 translator, all along by default. With `paraphraser_epochs` = n > 0 the reconstruction error is all the loss for n
-epochs of the stage; then the paraphraser is frozen, at its parameters of the last step before, and the factors are
-all. The weight w is ours: under the published outer weight of 200 at the learning rate 0.05, the paraphraser moves as
+epochs of the stage; then the paraphraser is frozen, at its parameters of the last step before, and the factors are all.
+The weight w is an addition: under the published outer weight of 200 at the learning rate 0.05, the paraphraser moves as
 at the learning rate 0.01, which the public code has for students that are ResNets. The rest is as in that code, of
 "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020): where the paper takes the p-norm between
 factors of norm 1, there are attention maps Q of them, of powers p1, and a mean; the paraphraser has no batch norm, the
 translator has; the larger of two factors is averaged down to the smaller. For an odd p2 > 1 that code sums signed
-powers, we magnitudes. Its transposed convolutions have stride 1 and so are convolutions here, and biases start at zero.
+powers, this module magnitudes. Its transposed convolutions have stride 1 and so are convolutions here, and biases start
+at zero.
 """
 
 import functools
@@ -28,13 +29,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, at, checks, contract, maps, numerics
+from smskd_jax.losses import adapters, at, contract, maps, numerics
 from smskd_jax.types import MethodVariables
 
 
 class Coder(nn.Module):
-  """Three 3x3 convolutions, each followed by batch norm if chosen, and a leaky ReLU of slope 0.1."""
+  """Three 3x3 convolutions, optionally with batch norm, each with leaky ReLU of slope 0.1."""
 
   channels: tuple[int, int, int]
   use_batch_norm: bool = False
@@ -50,7 +52,7 @@ class Coder(nn.Module):
 
 
 class Paraphraser(nn.Module):
-  """An autoencoder of a map; its code, the factor, has as many positions and its own number of channels."""
+  """Autoencoder of a map; its code, the factor, has as many positions and other channels."""
 
   factor_channels: int
 
@@ -71,7 +73,7 @@ class FtModules(nn.Module):
   def __call__(
     self, student: jax.Array, teacher: jax.Array, axis_name: str | None = None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(the student's factor, the teacher's factor, the teacher's reconstruction) of two maps [b, h, w, c]."""
+    """(student's factor, teacher's factor, teacher's reconstruction) of maps [b, h, w, c]."""
     channels = (student.shape[-1], self.factor_channels, self.factor_channels)
     student_factor = Coder(channels, use_batch_norm=True, name="translator")(student, axis_name)
     return student_factor, *Paraphraser(self.factor_channels, name="paraphraser")(teacher)
@@ -110,40 +112,37 @@ def method(
   student_layer: int = -1,
   teacher_layer: int = -1,
 ) -> contract.Method:
-  """FT between one map of the student and one of a single teacher (0 is the stem, -1 the last).
+  """FT between one layer of each network (0: stem, -1: last).
 
   Args:
     rate: channels of the factor for each one of the teacher's map.
     p1: the power of the factor's entries.
     p2: the power of the differences.
     reconstruction_weight: w.
-    paraphraser_epochs: for how long only the paraphraser learns, before it is frozen; 0 for all along.
+    paraphraser_epochs: epochs in which only the paraphraser learns before it is frozen; 0: both learn throughout.
     student_layer: the student's map.
     teacher_layer: the teacher's map.
   """
-  for name, value in (("rate", rate), ("reconstruction_weight", reconstruction_weight)):
-    checks.positive("ft", name, value)
-  checks.non_negative("ft", "paraphraser_epochs", paraphraser_epochs)
-  for name, power in (("p1", p1), ("p2", p2)):
-    checks.at_least("ft", name, power, 1)
-  checks.integer("ft", "student_layer", student_layer)
-  checks.integer("ft", "teacher_layer", teacher_layer)
+  errors.check_positive("ft", rate=rate, reconstruction_weight=reconstruction_weight)
+  errors.check_non_negative("ft", paraphraser_epochs=paraphraser_epochs)
+  errors.check_positive_integer("ft", p1=p1, p2=p2)
+  errors.check_integer("ft", student_layer=student_layer, teacher_layer=teacher_layer)
 
-  def of_pair(student, teachers):
+  def modules_and_maps(student, teachers):
     teacher = teachers[0].features[teacher_layer]
     return FtModules(max(1, int(rate * teacher.shape[-1]))), student.features[student_layer], teacher
 
   def init(key, student, teachers, labels):
     del labels
-    checks.has_tap("ft", student_layer, "student", student)
-    checks.has_tap("ft", teacher_layer, "teacher", checks.one_teacher("ft", teachers))
-    module, student, teacher = of_pair(student, teachers)
+    contract.check_layer("ft", student_layer, "student", student)
+    contract.check_layer("ft", teacher_layer, "teacher", contract.single_teacher("ft", teachers))
+    module, student, teacher = modules_and_maps(student, teachers)
     params, statistics = adapters.init(module, key, student, teacher)
     frozen = params["paraphraser"] if paraphraser_epochs else ()
     return MethodVariables(params, {"statistics": statistics, "frozen": frozen})
 
   def apply(params, state, student, teachers, context):
-    module, *features = of_pair(student, teachers)
+    module, *features = modules_and_maps(student, teachers)
     learns, frozen = context.epoch < paraphraser_epochs, ()
     if paraphraser_epochs:
       frozen = jax.tree.map(functools.partial(jnp.where, learns), params["paraphraser"], state["frozen"])
@@ -152,10 +151,10 @@ def method(
       module, params, state["statistics"], *features, axis_name=context.axis_name
     )
     student_factor, teacher_factor, reconstruction = outputs
-    of_factors = loss(student_factor, jax.lax.stop_gradient(teacher_factor), p1=p1, p2=p2)
-    of_reconstruction = reconstruction_weight * reconstruction_error(reconstruction, features[1])
-    both = of_factors + of_reconstruction
-    value = jnp.where(learns, of_reconstruction, of_factors) if paraphraser_epochs else both
+    factor_loss = loss(student_factor, jax.lax.stop_gradient(teacher_factor), p1=p1, p2=p2)
+    reconstruction_loss = reconstruction_weight * reconstruction_error(reconstruction, features[1])
+    both = factor_loss + reconstruction_loss
+    value = jnp.where(learns, reconstruction_loss, factor_loss) if paraphraser_epochs else both
     return value, {"statistics": statistics, "frozen": frozen}
 
   return contract.make(init, apply, reads=("features",), learns="paraphraser and translator")

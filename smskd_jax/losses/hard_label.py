@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax.losses import contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -39,7 +39,7 @@ def method() -> contract.Method:
   """Hard-label distillation from a single teacher's logits."""
 
   def check(student, teachers):
-    checks.same_classes("hard_label", student, checks.one_teacher("hard_label", teachers))
+    contract.check_same_classes("hard_label", student, contract.single_teacher("hard_label", teachers))
 
   def loss_fn(student, teachers, context):
     del context

@@ -1,4 +1,4 @@
-"""Inter-channel correlation: the student's channels resemble each other as the teacher's channels do.
+"""Inter-channel correlation: correlations between channels match the teacher's.
 
 Liu, Huang, Lin, Xie, Wang, Chang, Liang, "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge
 Distillation", ICCV 2021, https://arxiv.org/abs/2202.03680
@@ -20,7 +20,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import adapters, contract, numerics
 
 
 def _correlation(feature: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ def _correlation(feature: jax.Array) -> jax.Array:
 
 
 def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
-  """Squared distance of the two matrices of correlations between channels, over the number of channels.
+  """Squared distance of the channel correlation matrices, over the number of channels.
 
   Args:
     student_feature: [b, h, w, c], after the connector.
@@ -48,18 +49,17 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
 
 
 def method(*, student_layer: int = -1, teacher_layer: int = -1) -> contract.Method:
-  """ICKD at one tap of each network (0 is the stem, -1 the last map), through a connector that learns."""
-  checks.integer("ickd", "student_layer", student_layer)
-  checks.integer("ickd", "teacher_layer", teacher_layer)
+  """ICKD at one layer of each network (0: stem, -1: last), through a trained connector."""
+  errors.check_integer("ickd", student_layer=student_layer, teacher_layer=teacher_layer)
 
   def connector(teacher):
     return adapters.ConvNorm(teacher.features[teacher_layer].shape[-1])
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("ickd", teachers)
-    checks.has_tap("ickd", student_layer, "student", student)
-    checks.has_tap("ickd", teacher_layer, "teacher", teacher)
+    teacher = contract.single_teacher("ickd", teachers)
+    contract.check_layer("ickd", student_layer, "student", student)
+    contract.check_layer("ickd", teacher_layer, "teacher", teacher)
     return adapters.init(connector(teacher), key, student.features[student_layer])
 
   def apply(params, state, student, teachers, context):

@@ -12,7 +12,8 @@ constant, and so has the same gradient and is zero where the networks agree.
 import chex
 import jax
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 4.0) -> jax.Array:
@@ -35,10 +36,10 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: f
 
 def method(*, temperature: float = 4.0) -> contract.Method:
   """KD from a single teacher's logits."""
-  checks.positive("kd", "temperature", temperature)
+  errors.check_positive("kd", temperature=temperature)
 
   def check(student, teachers):
-    checks.same_classes("kd", student, checks.one_teacher("kd", teachers))
+    contract.check_same_classes("kd", student, contract.single_teacher("kd", teachers))
 
   def loss_fn(student, teachers, context):
     del context

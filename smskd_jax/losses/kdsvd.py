@@ -1,4 +1,4 @@
-"""KD by singular value decomposition: the student keeps how the main directions of consecutive maps relate.
+"""KD by singular value decomposition: relations of consecutive maps' main directions.
 
 Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
 https://arxiv.org/abs/1807.06819
@@ -6,7 +6,7 @@ https://arxiv.org/abs/1807.06819
   L_i = sum_{l>1} sum_{c,d,j} (R(S_l, S_l-1)[c, d, j] - R(T_l, T_l-1)[c, d, j])^2
   R(X, Y)[c, d, j] = exp(-(X[c, j] - Y[d, j])^2 / 8)
 
-T_l holds the first k right singular vectors of the teacher's map of tap l as a matrix [h w, c], each times its
+T_l holds the first k right singular vectors of the teacher's map of layer l as a matrix [h w, c], each times its
 singular value over the Euclidean norm of all k. S_l holds, for each of them, that of the student's first k + 3 vectors
 whose cosine with it is the largest, of the same sign, times the teacher's number. The gradient reaches the student's
 vectors alone.
@@ -14,14 +14,14 @@ vectors alone.
 This is what the code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020) computes, with the
 sum over the example's matrices. Differences: the authors' code takes half of the sum and k + 1 of the student's
 vectors, and turns the teacher's to their signs. Singular vectors have no derivative where singular values coincide,
-and both codes set to zero what is not finite. Here it is finite by itself: the derivative's 1 / gap, of two squared
+and both codes set non-finite values to zero. Here the gradient is finite: the derivative's 1 / gap, of two squared
 singular values, is gap / (gap^2 + width^2) with a width of 1e-6 of the largest, and a vector whose squared singular
 value is below that width counts as zero.
 
 The sign of a singular vector is arbitrary, and R depends on it: in both codes the loss is defined only up to the signs
 that a library chooses for the teacher's, even on maps without negative values. With `signs` = "svd" they are those of
 XLA's decomposition, on a CPU LAPACK's, and nearly always those of PyTorch on a CPU. With "sum", the default of the
-method, the sum of each vector is positive: this is the same on every machine, saves a decomposition, and is not what
+method, the sum of each vector is positive: this is equal on every machine, saves a decomposition, and differs from
 the published numbers were trained with.
 
 Where channels differ neither code is defined: a learned 1x1 convolution brings the student's map to the teacher's
@@ -34,9 +34,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, fsp, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, fsp, numerics
 
-# Of the largest squared singular value: what is nearer to another one, or to zero, cannot be told from it.
+# Relative to the largest squared singular value: smaller gaps to another value or to zero cannot be resolved.
 _RESOLUTION = 1e-6
 
 
@@ -53,7 +54,7 @@ def _map_matrices(decompose, matrices: jax.Array):
 
 @jax.custom_jvp
 def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(eigenvalues [b, n], largest first, eigenvectors in the columns of [b, n, n]), with a derivative that is finite."""
+  """(eigenvalues [b, n], descending, eigenvectors [b, n, n]), with a finite derivative."""
   values, vectors = _map_matrices(lambda x: tuple(jnp.linalg.eigh(x)), matrix)
   return values[:, ::-1], vectors[:, :, ::-1]
 
@@ -74,7 +75,7 @@ def right_vectors(feature: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
 
   Args:
     feature: [b, h, w, c].
-    n: how many, if there are as many.
+    n: number of vectors, if the matrix has so many.
 
   Returns:
     (singular values up to a factor an example [b, m], vectors [b, m, c]) with m = min(n, h w, c); zeros where the
@@ -95,11 +96,11 @@ def right_vectors(feature: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _svd_signs(vectors: jax.Array, feature: jax.Array) -> jax.Array:
-  """[b, m]: negative where XLA's decomposition of a map has the opposite of the singular vector [b, m, c]."""
+  """[b, m]: negative where XLA's decomposition has the opposite singular vector."""
   b, h, w, c = feature.shape
   x = feature.reshape(b, h * w, c)
   if 1 < h * w < c:
-    # From 11/6 as many columns as rows on, OpenBLAS begins with an LQ decomposition, which changes signs; MKL, of
+    # From 11/6 equally many columns as rows on, OpenBLAS begins with an LQ decomposition, which changes signs; MKL, of
     # PyTorch, only from a far larger ratio on. Rows of zeros put it off and change nothing else.
     rows = max(h * w, min(-(-6 * (c + 1) // 11), c - 1))
     x = jnp.pad(x, ((0, 0), (0, rows - h * w), (0, 0)))
@@ -108,7 +109,7 @@ def _svd_signs(vectors: jax.Array, feature: jax.Array) -> jax.Array:
 
 
 def _directions(student: jax.Array, teacher: jax.Array, k: int, signs: str) -> tuple[jax.Array, jax.Array]:
-  """(S, T) of one tap, each [b, k, c]; zeros where the map has fewer than k singular vectors."""
+  """(S, T) of one layer, each [b, k, c]; zeros beyond the number of singular vectors."""
   teacher = jax.lax.stop_gradient(teacher)
   values, targets = right_vectors(teacher, k)
   strength = numerics.safe_divide(values, numerics.safe_norm(values)[:, None])
@@ -136,12 +137,12 @@ def loss(
   k: int = 1,
   signs: str = "svd",
 ) -> jax.Array:
-  """Squared difference of the relations between consecutive maps' directions, summed, per example.
+  """Squared difference of the relations between consecutive maps, summed, per example.
 
   Args:
     student_features: two maps or more, [b, h, w, c], shallow first.
-    teacher_features: as many, [b, h', w', c].
-    k: how many of the teacher's singular vectors.
+    teacher_features: equally many, [b, h', w', c].
+    k: number of the teacher's singular vectors.
     signs: of the teacher's vectors, 'svd' or 'sum'; see the module.
 
   Returns:
@@ -149,18 +150,18 @@ def loss(
   """
   chex.assert_rank([*student_features, *teacher_features], 4)
 
-  def of_tap(student, teacher):
+  def layer_directions(student, teacher):
     chex.assert_equal_shape([student, teacher], dims=(0, 3))
     return _directions(numerics.upcast(student), numerics.upcast(teacher), k, signs)
 
-  taps = [of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
+  directions = [layer_directions(s, t) for s, t in zip(student_features, teacher_features, strict=True)]
 
-  def of_two(before, after):
+  def relation_loss(before, after):
     (student_before, teacher_before), (student, teacher) = before, after
     difference = _relation(student, student_before) - _relation(teacher, teacher_before)
     return jnp.sum(jnp.square(difference), axis=(1, 2, 3))
 
-  return sum(map(of_two, taps[:-1], taps[1:]))
+  return sum(map(relation_loss, directions[:-1], directions[1:]))
 
 
 def method(
@@ -171,18 +172,18 @@ def method(
   student_layers: tuple[int, ...] = (),
   teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
-  """KD-SVD between taps of the student and of a single teacher; without taps, between all stages, the stem left out.
+  """KD-SVD from a single teacher; without layers, between all layers but the stem.
 
   Args:
-    k: how many of the teacher's singular vectors.
+    k: number of the teacher's singular vectors.
     signs: of the teacher's vectors, 'sum' or 'svd'; see the module.
-    project: whether student's maps of other channels than the teacher's are projected, or else refused.
-    student_layers: taps of the student, shallow first.
-    teacher_layers: as many taps of the teacher.
+    project: True projects student's maps with other channels than the teacher's; False refuses them.
+    student_layers: layers of the student, shallow first.
+    teacher_layers: equally many layers of the teacher.
   """
-  checks.at_least("kdsvd", "k", k, 1)
-  checks.one_of("kdsvd", "signs", signs, ("sum", "svd"))
-  of_maps = functools.partial(loss, k=k, signs=signs)
+  errors.check_positive_integer("kdsvd", k=k)
+  errors.check_choice("kdsvd", ("sum", "svd"), signs=signs)
+  map_loss = functools.partial(loss, k=k, signs=signs)
   return fsp.make_multi_layer_method(
-    "kdsvd", of_maps, student_layers, teacher_layers, first_layer=1, project=project
+    "kdsvd", map_loss, student_layers, teacher_layers, first_layer=1, project=project
   )

@@ -1,4 +1,4 @@
-"""Logit standardization: the wrapped method reads z-scores of the logits in place of the logits.
+"""Logit standardization: the wrapped method reads z-scores of the logits.
 
 Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, https://arxiv.org/abs/2403.01427
 
@@ -21,7 +21,8 @@ others, where this plug-in gives all terms z', so that its published rows are no
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 from smskd_jax.types import Outputs
 
 
@@ -47,8 +48,8 @@ def standardize(logits: jax.Array, *, ddof: int = 1, eps: float = 1e-7) -> jax.A
 
 def method(wrapped: contract.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> contract.Method:
   """The wrapped method on standardised logits of the student and of all teachers."""
-  checks.at_least("logit_standardization", "ddof", ddof, 0)
-  checks.non_negative("logit_standardization", "eps", eps)
+  errors.check_non_negative_integer("logit_standardization", ddof=ddof)
+  errors.check_non_negative("logit_standardization", eps=eps)
 
   def standardized(networks: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
     return contract.transform_logits(lambda logits: standardize(logits, ddof=ddof, eps=eps), networks)

@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax.losses import contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def method() -> contract.Method:
   """The cosine between the student's logits and a single teacher's."""
 
   def check(student, teachers):
-    checks.same_classes("logits_cosine", student, checks.one_teacher("logits_cosine", teachers))
+    contract.check_same_classes("logits_cosine", student, contract.single_teacher("logits_cosine", teachers))
 
   def loss_fn(student, teachers, context):
     del context

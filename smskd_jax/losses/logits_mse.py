@@ -4,7 +4,7 @@ Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, https://arxiv
 
   L_i = mean_c (z_student,ic - z_teacher,ic)^2
 
-Differences: the paper takes half the sum over the classes where we take the mean, as the public code of
+Differences: the paper takes half the sum over the classes where this module takes the mean, as the public code of
 Knowledge-Distillation-Zoo does: a factor of k / 2 for k classes, which the weight has to make up for. The paper trains
 on the logits alone, in that code the loss joins the cross-entropy with the label (weight 0.1).
 """
@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax.losses import contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def method() -> contract.Method:
   """Regression of a single teacher's logits."""
 
   def check(student, teachers):
-    checks.same_classes("logits_mse", student, checks.one_teacher("logits_mse", teachers))
+    contract.check_same_classes("logits_mse", student, contract.single_teacher("logits_mse", teachers))
 
   def loss_fn(student, teachers, context):
     del context

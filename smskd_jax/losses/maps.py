@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.losses import checks, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 from smskd_jax.types import Outputs
 
 
 def check_layers(method: str, student_layers: tuple[int, ...], teacher_layers: tuple[int, ...]) -> None:
-  """Refuses taps that are not as many integers on both sides; both empty means all stages."""
-  for name, taps in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
-    if not isinstance(taps, tuple):
-      raise ValueError(f"{method}: {name} must be a tuple of integers, got {taps!r}")
-    for tap in taps:
-      checks.integer(method, name, tap)
+  """Raises ValueError unless both are tuples of equally many integers; empty means all."""
+  for name, layers in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
+    if not isinstance(layers, tuple):
+      raise ValueError(f"{method}: {name} must be a tuple of integers, got {layers!r}")
+    for layer in layers:
+      errors.check_integer(method, **{name: layer})
   if len(student_layers) != len(teacher_layers):
     raise ValueError(
-      f"{method}: student_layers and teacher_layers must be as many, got {student_layers} and {teacher_layers}"
+      f"{method}: student_layers and teacher_layers must have one length, got {student_layers} and {teacher_layers}"
     )
 
 
@@ -33,43 +34,44 @@ def pair_layers(
   first_layer: int = 1,
   align_last: bool = False,
 ) -> tuple[tuple[int, int], ...]:
-  """The taps (student's, teacher's) that belong together, shallow first.
+  """Pairs of feature layers (student's, teacher's), shallow first.
 
   Args:
     method: its name, for errors.
     student: the student.
     teacher: the teacher.
-    student_layers: taps, 0 being the stem and -1 the last; empty for all from `first` on, as far as both networks go.
-    teacher_layers: likewise, as many.
-    first: 1 leaves out the stem, as the public code of most methods does.
-    from_the_end: where one network has more stages, whether its first ones are left out rather than its last.
+    student_layers: layers, 0 being the stem and -1 the last; empty for all from `first_layer` on that both networks
+      have.
+    teacher_layers: equally many layers of the teacher.
+    first_layer: 1 leaves out the stem, as the public code of most methods does.
+    align_last: True leaves out the first layers of the deeper network; False the last ones.
 
   Raises:
-    ValueError: a tap that a network does not have, or no stage in common.
+    ValueError: a network does not have a layer, or the networks have none in common.
   """
   if student_layers:
-    for who, outputs, taps in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
-      for tap in taps:
-        checks.has_tap(method, tap, who, outputs)
+    for who, outputs, layers in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
+      for layer in layers:
+        contract.check_layer(method, layer, who, outputs)
     count_s, count_t = len(student.features), len(teacher.features)
     return tuple((s % count_s, t % count_t) for s, t in zip(student_layers, teacher_layers, strict=True))
-  of_student, of_teacher = (
+  student_range, teacher_range = (
     range(first_layer, len(student.features)),
     range(first_layer, len(teacher.features)),
   )
-  count = min(len(of_student), len(of_teacher))
+  count = min(len(student_range), len(teacher_range))
   if not count:
     raise ValueError(
       f"{method}: needs feature maps after the stem; the student has {len(student.features)} maps, "
       f"the teacher {len(teacher.features)}"
     )
   if align_last:
-    return tuple(zip(of_student[-count:], of_teacher[-count:], strict=True))
-  return tuple(zip(of_student[:count], of_teacher[:count], strict=True))
+    return tuple(zip(student_range[-count:], teacher_range[-count:], strict=True))
+  return tuple(zip(student_range[:count], teacher_range[:count], strict=True))
 
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """A map averaged down (or repeated up) to `size`, each axis cut into windows as PyTorch's adaptive pooling does.
+  """Averages a map down (or repeats it up) to `size`, as PyTorch's adaptive pooling does.
 
   Window i of m on an axis of n covers the rows from floor(i n / m) to ceil((i + 1) n / m).
 
@@ -104,7 +106,7 @@ def common_size(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
 
 
 def match_spatial_size(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Averages the larger of two maps down to the size of the smaller one, on each axis by itself."""
+  """Averages the larger of two maps to the size of the smaller, along each axis."""
   size = common_size(student.shape, teacher.shape)
   return adaptive_avg_pool(student, size), adaptive_avg_pool(teacher, size)
 
@@ -116,8 +118,8 @@ def match_layers(
   student_layers: Sequence[int] = (),
   teacher_layers: Sequence[int] = (),
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-  """The student's maps and the teacher's of each of `pair_layers`, in float32 at least and of one size."""
-  taps = pair_layers(method, student, teacher, student_layers, teacher_layers)
+  """Maps of both networks at the pairs of `pair_layers`, float32 at least, of one size."""
+  layers = pair_layers(method, student, teacher, student_layers, teacher_layers)
   wide = numerics.upcast
-  of_taps = [match_spatial_size(wide(student.features[s]), wide(teacher.features[t])) for s, t in taps]
-  return tuple(s for s, _ in of_taps), tuple(t for _, t in of_taps)
+  matched = [match_spatial_size(wide(student.features[s]), wide(teacher.features[t])) for s, t in layers]
+  return tuple(s for s, _ in matched), tuple(t for _, t in matched)

@@ -1,12 +1,13 @@
-"""Memory banks, [n, d]: one embedding of each training example, and draws of examples by their class."""
+"""Memory banks, [n, d], of one embedding a training example, and draws by class."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# `similarities` multiplies by the whole bank if it has at most this many times the rows asked for. That is faster than
-# to gather rows, but takes memory for all products: 128 MiB a direction for 8 x 16384 rows and a batch of 256.
+# `similarities` multiplies by the whole bank if the bank has at most this multiple of the rows asked for. That is
+# faster than to gather rows, but takes memory for all products: 128 MiB a direction for 8 x 16384 rows and a batch of
+# 256.
 MAX_DENSE_RATIO = 8
 
 
@@ -14,11 +15,11 @@ class ClassIndex(NamedTuple):
   """The training set sorted by class, in which each class is a range."""
 
   labels: jax.Array  # [n], int32, ascending
-  indices: jax.Array  # [n], int32, the place of each of them in the training set
+  indices: jax.Array  # [n], int32, position in the training set of each
 
 
 def make_class_index(labels: jax.Array) -> ClassIndex:
-  """The training set of these labels, [n], sorted by class."""
+  """Sorts the training set with these labels, [n], by class."""
   labels = jnp.asarray(labels, jnp.int32)
   example = jnp.argsort(labels, stable=True).astype(jnp.int32)
   return ClassIndex(labels[example], example)
@@ -36,33 +37,36 @@ def _random_below(bits: jax.Array, bound: jax.Array) -> jax.Array:
 
 
 def random_bits(key: jax.Array, index: jax.Array, count: int) -> jax.Array:
-  """`count` random 32-bit words for each example, whatever its place in the batch and its device.
+  """Random 32-bit words for each example, independent of its position in the batch.
 
   Args:
     key: random key.
-    index: [b], the example's place in the training set.
-    count: how many.
+    index: [b], position in the training set.
+    count: number of words.
 
   Returns:
     [b, count], uint32.
   """
-  words = lambda i: jax.random.bits(jax.random.fold_in(key, i), (count,), jnp.uint32)
+
+  def words(i):
+    return jax.random.bits(jax.random.fold_in(key, i), (count,), jnp.uint32)
+
   return jax.vmap(words)(index)
 
 
 def sample_negatives(classes: ClassIndex, label: jax.Array, bits: jax.Array) -> jax.Array:
   """Examples of other classes than `label`, uniformly and with replacement.
 
-  What is drawn is a place among the sorted examples, those of the class itself left out, so that nothing has to be
-  rejected. It is a random word modulo their number, which changes each probability by at most its n / 2^32-th part.
+  A draw is a position among the sorted examples without those of the class itself, so that nothing is rejected: a
+  random word modulo their number, which changes each probability by at most its n / 2^32-th part.
 
   Args:
     classes: of the training set.
     label: [b].
-    words: [b, m], random, from `random_words`.
+    bits: [b, m], random, from `random_words`.
 
   Returns:
-    [b, m], int32, places in the training set.
+    [b, m], int32, positions in the training set.
   """
   start, count = _class_ranges(classes, label)
   place = _random_below(bits, classes.labels.size - count)
@@ -70,7 +74,7 @@ def sample_negatives(classes: ClassIndex, label: jax.Array, bits: jax.Array) -> 
 
 
 def sample_positives(classes: ClassIndex, label: jax.Array, bits: jax.Array) -> jax.Array:
-  """Examples of the class `label`, uniformly and with replacement; arguments and result as in `sample_negatives`."""
+  """Examples of the class `label`, uniformly and with replacement; as `sample_negatives`."""
   start, count = _class_ranges(classes, label)
   return classes.indices[start + _random_below(bits, count)]
 
@@ -79,7 +83,7 @@ def similarities(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax
   """Inner products of each embedding with the rows of the bank that are listed for it.
 
   The rows themselves, b x m x d, are never in memory at once. Where the bank has at most 8 m rows, all of its inner
-  products are computed as one matrix product, b x n, and those asked for are looked up. Where it is larger, the rows
+  products are computed as one matrix product, b x n, and the listed ones are looked up. For a larger bank, the rows
   of 8 examples at a time are gathered, and gathered again for the gradient.
 
   Args:
@@ -96,8 +100,8 @@ def similarities(embedding: jax.Array, bank: jax.Array, index: jax.Array) -> jax
     return jnp.take_along_axis(every, index, axis=1)
 
   @jax.checkpoint
-  def of_one(example):
+  def row_similarities(example):
     anchor, rows = example
     return jnp.einsum("d,md->m", anchor, bank[rows], precision="highest")
 
-  return jax.lax.map(of_one, (embedding, index), batch_size=8)
+  return jax.lax.map(row_similarities, (embedding, index), batch_size=8)

@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: predictions are matched per example, between examples and between classes.
+"""Multi-level logit distillation: matches examples, their relations and the classes'.
 
 Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023,
 https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
@@ -34,13 +34,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, kd, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, kd, numerics
 
 
 def batch_loss(
   student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float, axis_name: str | None = None
 ) -> jax.Array:
-  """Squared error of the inner products between the probabilities of each example and of all examples.
+  """Squared error of the inner products between the probabilities of examples.
 
   Args:
     student_logits: [b, k].
@@ -62,7 +63,7 @@ def batch_loss(
 def class_loss(
   student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float, axis_name: str | None = None
 ) -> jax.Array:
-  """Squared error of the inner products between classes over the global batch, divided by the number of classes.
+  """Squared error of the inner products between classes over the global batch, over k.
 
   Args:
     student_logits: [b, k].
@@ -99,7 +100,7 @@ def loss(
     student_strong: [b, k], of the strongly augmented view; None leaves its term out.
     teacher_strong: [b, k].
     temperatures: each T > 0.
-    public_code: whether to weight and choose the terms as the authors' code does; see above.
+    public_code: True weights and chooses the terms as the authors' code does; see above.
     axis_name: the axis of devices that the batch is spread over.
 
   Returns:
@@ -112,15 +113,17 @@ def loss(
 
   def over_temperatures(term):
     # Mapped, so that the collectives of all temperatures are one.
-    of_one = lambda t: term(student_logits, teacher_logits, temperature=t, axis_name=axis_name)
-    each = jax.vmap(of_one)(jnp.asarray(temperatures, numerics.upcast(student_logits).dtype))
+    def loss_at(t):
+      return term(student_logits, teacher_logits, temperature=t, axis_name=axis_name)
+
+    each = jax.vmap(loss_at)(jnp.asarray(temperatures, numerics.upcast(student_logits).dtype))
     return jnp.sum(each, axis=0)
 
   by_example = _instance_loss(student_logits, teacher_logits, temperatures) + over_temperatures(batch_loss)
   by_class = over_temperatures(class_loss)
   if public_code:
-    of_examples, of_classes = _confidence_mask(teacher_logits, axis_name)
-    by_example, by_class = of_examples * by_example, of_classes * by_class
+    example_fraction, class_fraction = _mask_fractions(teacher_logits, axis_name)
+    by_example, by_class = example_fraction * by_example, class_fraction * by_class
   total = by_example + by_class
   if student_strong_logits is None or teacher_strong_logits is None:
     return total
@@ -150,10 +153,13 @@ def _instance_loss(
   return sum(terms, start=jnp.zeros((), numerics.upcast(student_logits).dtype))
 
 
-def _confidence_mask(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """Fractions of the examples and of the classes that the masks of the authors' code select, each []."""
+def _mask_fractions(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+  """Fractions [] of the examples and classes that the masks of the authors' code select."""
   probabilities = jax.nn.softmax(contract.gather(numerics.upcast(teacher_logits), axis_name))
-  share = lambda x: jnp.mean(x <= jnp.median(x), dtype=x.dtype)
+
+  def share(x):
+    return jnp.mean(x <= jnp.median(x), dtype=x.dtype)
+
   return share(jnp.max(probabilities, axis=1)), share(jnp.sum(probabilities, axis=0))
 
 
@@ -167,15 +173,15 @@ def method(
   if not isinstance(temperatures, tuple) or not temperatures:
     raise ValueError(f"mlkd: temperatures must be a tuple of positive numbers, got {temperatures!r}")
   for temperature in temperatures:
-    checks.positive("mlkd", "temperatures", temperature)
-  checks.flag("mlkd", "public_code", public_code)
+    errors.check_positive("mlkd", temperatures=temperature)
+  errors.check_boolean("mlkd", public_code=public_code)
 
   def check(student, teachers):
-    checks.same_classes("mlkd", student, checks.one_teacher("mlkd", teachers))
+    contract.check_same_classes("mlkd", student, contract.single_teacher("mlkd", teachers))
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    of_views = functools.partial(
+    view_loss = functools.partial(
       loss,
       student.logits,
       teacher.logits,
@@ -184,8 +190,10 @@ def method(
       axis_name=context.axis_name,
     )
     if not student.view_outputs:
-      return of_views()
+      return view_loss()
     pairs = zip(student.view_outputs, teacher.view_outputs, strict=True)
-    return jnp.mean(jnp.stack([of_views(student.logits, strong.logits) for student, strong in pairs]), axis=0)
+    return jnp.mean(
+      jnp.stack([view_loss(student.logits, strong.logits) for student, strong in pairs]), axis=0
+    )
 
   return contract.stateless(loss_fn, check, reads=("logits",), multi_view=True)

@@ -1,4 +1,4 @@
-"""Every teacher: the wrapped method learns from each of several teachers by itself, and the losses are averaged.
+"""Multiple teachers: the mean of the wrapped method's losses over several teachers.
 
 Ruffy, Chahal, "The State of Knowledge Distillation for Classification", 2019, https://arxiv.org/abs/1912.10850
 
@@ -11,10 +11,10 @@ A plug-in, for methods that take one teacher. M is the number of teachers. Aroun
 survey's "MKD", whose public code averages the divergences from the softened probabilities of the teachers. Their
 gradient is that of the divergence from the mean of these probabilities, as in distilling an ensemble.
 
-The other weights are ours, and so is using the plug-in around anything but KD. a_m is how often teacher m is right, of
-the images of the batch on all devices that have a label; equal weights, if none ever is. p_m,i is its softmax at
+The other weights, and other wrapped methods than KD, are additions. a_m is the accuracy of teacher m on the labeled
+images of the batch on all devices; weights are equal if all accuracies are zero. p_m,i is its softmax at
 T = 1, y_i the label; an image without a label (-1) has equal weights. Of a mixed image y_i is the label of its larger
-part. Weights are constants: no gradient flows through them. `weights` gives those of each teacher outright, in any
+part. Weights are constants: no gradient flows through them. `weights` gives the weight of each teacher, in any
 unit, as (2.0, 1.0), with weighting "equal". A method that takes all views of a stage at once has one weight for all:
 that of the first.
 
@@ -31,7 +31,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 from smskd_jax.types import MethodVariables, Outputs
 
 WEIGHTINGS = ("equal", "accuracy", "tcp")
@@ -58,7 +59,7 @@ def weighted_mean(losses: Sequence[jax.Array], weights: jax.Array | None = None)
 def accuracy_weights(
   teacher_logits: Sequence[jax.Array], labels: jax.Array, *, axis_name: str | None = None
 ) -> jax.Array:
-  """Weights in proportion to how often each teacher is right on the batch of all devices.
+  """Weights in proportion to each teacher's accuracy on the batch of all devices.
 
   Args:
     teacher_logits: of each of m teachers, [b, k].
@@ -66,13 +67,13 @@ def accuracy_weights(
     axis_name: the axis of devices that the batch is spread over.
 
   Returns:
-    [m, 1]; equal ones if no teacher is right once.
+    [m, 1]; equal ones if all accuracies are zero.
   """
   dtype = numerics.upcast(teacher_logits[0]).dtype
-  of_each = [jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=dtype) for logits in teacher_logits]
-  right = contract.pmean(jnp.stack(of_each), axis_name)
+  accuracies = [jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=dtype) for logits in teacher_logits]
+  right = contract.pmean(jnp.stack(accuracies), axis_name)
   total = jnp.sum(right)
-  return jnp.where(total == 0, 1 / len(of_each), numerics.safe_divide(right, total))[:, None]
+  return jnp.where(total == 0, 1 / len(accuracies), numerics.safe_divide(right, total))[:, None]
 
 
 def tcp_weights(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
@@ -86,28 +87,27 @@ def tcp_weights(teacher_logits: Sequence[jax.Array], labels: jax.Array) -> jax.A
     [m, b]; equal ones for an example without a label.
   """
   known = jnp.maximum(labels, 0)
-  of_each = [
+  log_probabilities = [
     numerics.gather_label(jax.nn.log_softmax(numerics.upcast(logits)), known) for logits in teacher_logits
   ]
-  # As a softmax over teachers no probability is too small to be shared out.
-  return jnp.where(labels[None, :] < 0, 1 / len(of_each), jax.nn.softmax(jnp.stack(of_each), axis=0))
+  # As a softmax over teachers, which no small probability makes 0 / 0.
+  weights = jax.nn.softmax(jnp.stack(log_probabilities), axis=0)
+  return jnp.where(labels[None, :] < 0, 1 / len(log_probabilities), weights)
 
 
 def method(
   wrapped: contract.Method, /, *, weighting: str = "equal", weights: tuple[float, ...] = ()
 ) -> contract.Method:
-  """The mean of the wrapped method's losses over the teachers; its MethodVariables holds one entry a teacher."""
+  """Mean of the wrapped method's losses over the teachers; one entry of variables each."""
   _check_weights(weighting, weights)
 
   def init(key, student, teachers, labels):
     _check_teachers(wrapped, weighting, weights, student, teachers)
-    of_each = [
+    variables = [
       wrapped.init(jax.random.fold_in(key, i), student, (teacher,), labels)
       for i, teacher in enumerate(teachers)
     ]
-    return MethodVariables(
-      params=tuple(aux.params for aux in of_each), state=tuple(aux.state for aux in of_each)
-    )
+    return MethodVariables(params=tuple(v.params for v in variables), state=tuple(v.state for v in variables))
 
   def weigh(teachers, context):
     logits = [teacher.logits for teacher in teachers]
@@ -132,12 +132,12 @@ def method(
 
 
 def _check_weights(weighting: str, weights: tuple[float, ...]) -> None:
-  """Refuses weights that are not defined."""
-  checks.one_of("multi_teacher", "weighting", weighting, WEIGHTINGS)
+  """Raises ValueError for weights that are not defined."""
+  errors.check_choice("multi_teacher", WEIGHTINGS, weighting=weighting)
   if not isinstance(weights, tuple):
     raise ValueError(f"multi_teacher: weights must be a tuple of numbers, one a teacher, got {weights!r}")
   for weight in weights:
-    checks.non_negative("multi_teacher", "weights", weight)
+    errors.check_non_negative("multi_teacher", weights=weight)
   if weights and not any(weights):
     raise ValueError("multi_teacher: weights must not all be zero")
   if weights and weighting != "equal":
@@ -153,7 +153,7 @@ def _check_teachers(
   student: Outputs,
   teachers: tuple[Outputs, ...],
 ) -> None:
-  """Refuses teachers that the method or its weights are not made for."""
+  """Raises ValueError for teachers that do not fit the method or its weights."""
   if not teachers:
     raise ValueError("multi_teacher: needs at least one teacher, got 0; name it in the stage's teachers")
   if wrapped.init_student is not None and len(teachers) > 1:
@@ -164,4 +164,4 @@ def _check_teachers(
     raise ValueError(f"multi_teacher: weights must be one a teacher, got {len(weights)} for {len(teachers)}")
   if weighting != "equal":
     for teacher in teachers:
-      checks.same_classes("multi_teacher", student, teacher)
+      contract.check_same_classes("multi_teacher", student, teacher)

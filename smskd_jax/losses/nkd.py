@@ -1,4 +1,4 @@
-"""Normalized knowledge distillation: a soft target for the label, and the other classes compared after normalization.
+"""Normalized knowledge distillation: soft label, and normalized other classes.
 
 Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
 Normalized Loss and Customized Soft Labels", ICCV 2023, https://arxiv.org/abs/2303.13005
@@ -18,7 +18,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def loss(
@@ -55,11 +56,11 @@ def loss(
 
 def method(*, gamma: float = 3.5, temperature: float = 3.0) -> contract.Method:
   """NKD from a single teacher's logits and the labels."""
-  checks.non_negative("nkd", "gamma", gamma)
-  checks.positive("nkd", "temperature", temperature)
+  errors.check_non_negative("nkd", gamma=gamma)
+  errors.check_positive("nkd", temperature=temperature)
 
   def check(student, teachers):
-    checks.same_classes("nkd", student, checks.one_teacher("nkd", teachers))
+    contract.check_same_classes("nkd", student, contract.single_teacher("nkd", teachers))
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the student's channels are distributed over the positions as the teacher's.
+"""Neuron selectivity transfer: distributions of channels over positions match.
 
 Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017,
 https://arxiv.org/abs/1707.01219
@@ -21,7 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, maps, numerics
+from smskd_jax.losses import contract, maps, numerics
 
 
 def _mmd_over_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -50,33 +50,33 @@ def _normalized_channels(feature: jax.Array) -> jax.Array:
 
 
 def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...]) -> jax.Array:
-  """Squared maximum mean discrepancy of the channels, summed over taps, per example.
+  """Squared maximum mean discrepancy of the channels, summed over layers, per example.
 
   Args:
     student_features: maps [b, h, w, c].
-    teacher_features: as many maps [b, h', w', c'].
+    teacher_features: equally many maps [b, h', w', c'].
 
   Returns:
     [b]; takes memory for b min(h w, max(c, c'))^2 numbers.
   """
   chex.assert_rank([*student_features, *teacher_features], 4)
 
-  def of_tap(student, teacher):
+  def layer_loss(student, teacher):
     student, teacher = maps.match_spatial_size(numerics.upcast(student), numerics.upcast(teacher))
     student, teacher = _normalized_channels(student), _normalized_channels(teacher)
     few_positions = student.shape[2] <= max(student.shape[1], teacher.shape[1])
     return (_mmd_over_positions if few_positions else _mmd_over_channels)(student, teacher)
 
-  return sum(of_tap(s, t) for s, t in zip(student_features, teacher_features, strict=True))
+  return sum(layer_loss(s, t) for s, t in zip(student_features, teacher_features, strict=True))
 
 
 def method(*, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()) -> contract.Method:
-  """NST between taps of the student and of a single teacher; without taps, between all stages, the stem left out."""
+  """NST from a single teacher; without layers, between all layers but the stem."""
   maps.check_layers("nst", student_layers, teacher_layers)
 
   def pairs(student, teachers):
     return maps.pair_layers(
-      "nst", student, checks.one_teacher("nst", teachers), student_layers, teacher_layers
+      "nst", student, contract.single_teacher("nst", teachers), student_layers, teacher_layers
     )
 
   def loss_fn(student, teachers, context):

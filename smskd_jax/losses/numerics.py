@@ -1,16 +1,16 @@
-"""Mathematics that several losses share."""
+"""Numerically safe functions that several losses share."""
 
 import jax
 import jax.numpy as jnp
 
 
 def upcast(x: jax.Array) -> jax.Array:
-  """`x` in float32 at least: sums and differences of half-precision outputs lose what a loss measures."""
+  """Casts to float32 at least: half precision loses the digits that a loss measures."""
   return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
-  """Euclidean norm over the last axis, exactly zero, with a zero gradient, where it is below 1e-12.
+  """Euclidean norm over the last axis; zero, with a zero gradient, below 1e-12.
 
   The plain square root has an infinite slope at zero, which the chain rule turns into NaN.
   """
@@ -20,13 +20,13 @@ def safe_norm(x: jax.Array) -> jax.Array:
 
 
 def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
-  """x / by, and zero, with a zero gradient, where `by` is zero."""
+  """x / y, and zero, with a zero gradient, where y is zero."""
   is_zero = y == 0
   return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, y))
 
 
 def normalize_scale(x: jax.Array) -> jax.Array:
-  """Each row of `x` over its largest magnitude, which counts as a constant; rows of zeros stay.
+  """Divides rows by their largest magnitude, a constant of the gradient; zeros stay zero.
 
   For functions that ignore the scale of their rows: neither their value nor their gradient changes, and their powers
   stay in the range of float32.
@@ -46,14 +46,14 @@ def kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 
 def gather_label(x: jax.Array, labels: jax.Array) -> jax.Array:
-  """The entry [b] of each row of `x` [b, k] that its label [b] names."""
+  """x[i, labels[i]] of each row i: [b] of x, [b, k], and labels, [b]."""
   return jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
 
 
 def log_softmax_without_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Logarithm of the softmax [b, k] over all classes but the label's.
 
-  In the label's place it is 0, which adds nothing to a divergence or a cross-entropy of two such arrays.
+  The label's entry is 0, which adds nothing to a divergence or a cross-entropy of two such arrays.
   """
   is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
   return jnp.where(is_label, 0.0, jax.nn.log_softmax(jnp.where(is_label, -jnp.inf, logits)))

@@ -5,7 +5,7 @@ https://arxiv.org/abs/1908.09355
 
   L_i = beta / m |v_student,i - v_teacher,i|^2
 
-v is the vector of m numbers that holds the maps of all taps one after another, so that a large map counts for more
+v is the vector of m numbers that holds the maps of all layers one after another, so that a large map counts for more
 than a small one. This is the method as the survey "The State of Knowledge Distillation for Classification" (Ruffy,
 Chahal, 2019, https://arxiv.org/abs/1912.10850) carried it over to images, with its beta of 10; it adds plain
 knowledge distillation, which here is a second method of the stage.
@@ -24,7 +24,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax import errors
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 def loss(
@@ -34,7 +35,7 @@ def loss(
 
   Args:
     student_features: maps [b, h, w, c] of any shapes.
-    teacher_features: as many, of the same shapes.
+    teacher_features: equally many, of the same shapes.
     beta: a factor, part of the survey's definition.
 
   Returns:
@@ -52,8 +53,8 @@ def loss(
 def method(
   *, beta: float = 10.0, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, ...] = ()
 ) -> contract.Method:
-  """PKD at all stages, or at the given taps."""
-  checks.non_negative("pkd", "beta", beta)
+  """PKD at all feature layers but the stem, or at the given ones."""
+  errors.check_non_negative("pkd", beta=beta)
   maps.check_layers("pkd", student_layers, teacher_layers)
 
   def matched(student, teacher):
@@ -64,7 +65,7 @@ def method(
 
   def init(key, student, teachers, labels):
     del labels
-    students, teacher_maps = jax.eval_shape(matched, student, checks.one_teacher("pkd", teachers))
+    students, teacher_maps = jax.eval_shape(matched, student, contract.single_teacher("pkd", teachers))
     return adapters.init(projections(teacher_maps), key, students)
 
   def apply(params, state, student, teachers, context):

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: the student keeps how probable each example is as a neighbour of another.
+"""Probabilistic knowledge transfer: probabilities of neighbours match the teacher's.
 
 Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
 https://arxiv.org/abs/1803.10837
@@ -7,18 +7,19 @@ https://arxiv.org/abs/1803.10837
   P(e)_ij = k(e_i, e_j) / sum_l k(e_i, e_l)
   k(x, y) = (1 + <x, y> / ((|x| + eps) (|y| + eps))) / 2   (the cosine kernel of the paper)
 
-with e_i the pooled embedding of example i.
+with e_i the embedding of example i.
 
 Differences: the sum over j takes in j = i and is divided by b, as in the authors' code, where the paper leaves out
 j = i and sums: the published weight, 30000, goes with the division by b^2 in all, and so depends on the size of the
-batch. Kernels that rounding makes negative count as zero; that code takes the logarithm of what comes.
+batch. Kernels that rounding makes negative count as zero; that code takes their logarithm.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def _probabilities(embedding: jax.Array, eps: float, axis_name: str | None) -> jax.Array:
@@ -38,7 +39,7 @@ def loss(
   eps: float = 1e-7,
   axis_name: str | None = None,
 ) -> jax.Array:
-  """Divergence of the student's distribution over neighbours from the teacher's, over the number of examples.
+  """Divergence between the distributions over neighbours, over the number of examples.
 
   Args:
     student_embedding: [b, d].
@@ -58,12 +59,12 @@ def loss(
 
 
 def method(*, eps: float = 1e-7) -> contract.Method:
-  """PKT between the pooled embeddings of the student and of a single teacher."""
-  checks.positive("pkt", "eps", eps)
+  """PKT between the embeddings of the student and of a single teacher."""
+  errors.check_positive("pkt", eps=eps)
 
   def check(student, teachers):
     del student
-    checks.one_teacher("pkt", teachers)
+    contract.single_teacher("pkt", teachers)
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

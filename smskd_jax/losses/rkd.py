@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: the student keeps the teacher's distances and angles between examples.
+"""Relational knowledge distillation: distances and angles between examples match.
 
 Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, https://arxiv.org/abs/1904.05068
 
@@ -8,16 +8,17 @@ Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, https://arxi
 
 with h the Huber function of threshold 1.
 
-Differences: the paper sums where we average; the average is over all i, j and k, equal ones too, as in the authors'
-code. Embeddings less than 1e-12 apart count as equal, of distance zero and of angles with cosine zero, where that code
-lets no distance fall below 1e-6.
+Differences: the paper sums, this module averages; the average is over all i, j and k, equal ones too, as in the
+authors' code. Embeddings less than 1e-12 apart count as equal, of distance zero and of angles with cosine zero, where
+that code lets no distance fall below 1e-6.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 # The b x n x n angles of a large batch are never stored whole: beyond so many examples j, they are computed for some of
 # them at a time, and so are anchors i, fewer the more examples there are. The usual batch of 64 is one piece, which
@@ -35,17 +36,19 @@ def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def _angle_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """The mean Huber loss of the cosines between all pairs of an anchor's directions, [n, d] and [n, d']."""
+  """Mean Huber loss of the cosines between pairs of directions, [n, d] and [n, d']."""
 
-  def of_row(row):
-    cosine = lambda one, all: jnp.einsum("d,kd->k", one, all, precision="highest")
+  def row_loss(row):
+    def cosine(one, all):
+      return jnp.einsum("d,kd->k", one, all, precision="highest")
+
     return jnp.mean(numerics.huber(cosine(row[0], student) - cosine(row[1], teacher)))
 
-  return jnp.mean(_map_rows(of_row, (student, teacher), ROWS))
+  return jnp.mean(_map_rows(row_loss, (student, teacher), ROWS))
 
 
 def _map_rows(f, rows, size):
-  """f of every row, in pieces where there are more than `size`; the backward pass then computes each piece again."""
+  """Maps f over rows, in recomputed chunks if there are more than `size`."""
   if jax.tree.leaves(rows)[0].shape[0] <= size:
     return jax.vmap(f)(rows)
   return jax.lax.map(jax.checkpoint(f), rows, batch_size=size)
@@ -85,25 +88,24 @@ def loss(
   anchors = numerics.upcast(student_embedding), numerics.upcast(teacher_embedding)
   students, teachers = (contract.gather(x, axis_name) for x in anchors)
 
-  def of_anchor(anchor):
+  def anchor_loss(anchor):
     student_distance, student_direction = _relations(anchor[0], students)
     teacher_distance, teacher_direction = _relations(anchor[1], teachers)
     return student_distance, teacher_distance, _angle_loss(student_direction, teacher_direction)
 
-  *distances, by_angle = _map_rows(of_anchor, anchors, max(1, min(CHUNK, PAIRS // len(students))))
+  *distances, by_angle = _map_rows(anchor_loss, anchors, max(1, min(CHUNK, PAIRS // len(students))))
   student_distance, teacher_distance = (_divide_by_mean(x, axis_name) for x in distances)
   by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
   return distance_weight * by_distance + angle_weight * by_angle
 
 
 def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> contract.Method:
-  """RKD between the pooled embeddings of the student and of a single teacher."""
-  checks.non_negative("rkd", "distance_weight", distance_weight)
-  checks.non_negative("rkd", "angle_weight", angle_weight)
+  """RKD between the embeddings of the student and of a single teacher."""
+  errors.check_non_negative("rkd", distance_weight=distance_weight, angle_weight=angle_weight)
 
   def check(student, teachers):
     del student
-    checks.one_teacher("rkd", teachers)
+    contract.single_teacher("rkd", teachers)
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

@@ -1,4 +1,4 @@
-"""Reused teacher classifier (SimKD): the student learns the teacher's last map, and predicts by its classifier.
+"""Reused teacher classifier (SimKD): the student learns the teacher's last map.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
 https://arxiv.org/abs/2203.14001
@@ -15,7 +15,7 @@ keeps a classifier of its own, which this loss does not train: leave the cross-e
 
 Differences: the mean over the map takes the place of the squared norm, as in the authors' code. Maps of different size
 are averaged to the smaller one, also as there; but where the student's is the larger, that code averages it before the
-projector, we after it.
+projector, this module after it.
 """
 
 from typing import Any, cast
@@ -24,8 +24,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.projector import Projector
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax.losses import adapters, contract, maps, numerics
 from smskd_jax.types import FrozenHead, Head, MethodVariables, Outputs
 
 
@@ -48,9 +49,9 @@ def loss(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
 
 
 def _teacher_head(teachers: tuple[Outputs, ...], index: Any) -> Head:
-  """The teacher's classifier, for a student whose classifier's kernel has the shape of `place`."""
-  teacher = checks.one_teacher("simkd", teachers)
-  checks.has("simkd", "head", "teacher", teacher)
+  """Teacher's classifier, checked against the shape of the student's kernel."""
+  teacher = contract.single_teacher("simkd", teachers)
+  contract.check_output("simkd", "head", "teacher", teacher)
   head = cast(Head, teacher.head)
   if head.kernel.shape != index.shape:
     raise ValueError(
@@ -62,7 +63,7 @@ def _teacher_head(teachers: tuple[Outputs, ...], index: Any) -> Head:
 
 
 def init_student(variables: Any, teachers: tuple[Outputs, ...]) -> Any:
-  """The student's variables, with the teacher's classifier in the collection `head` if they have it.
+  """Copies the teacher's classifier into the student's collection `head`, if it has one.
 
   Raises:
     ValueError: the teacher's classifier is of another shape, or is not linear.
@@ -79,22 +80,23 @@ def method(*, factor: float = 2.0) -> contract.Method:
   """SimKD from a single teacher.
 
   Args:
-    factor: how many times fewer channels the projector has inside. The student `simkd` has a projector, and an option
+    factor: ratio of the channels outside to those inside the projector. The student `simkd` has a projector, and an
+    option
       `factor`, of its own: there this one has no effect.
   """
-  checks.positive("simkd", "factor", factor)
+  errors.check_positive("simkd", factor=factor)
 
   def projector(teacher):
     return Projector(teacher.final_map.shape[-1], factor)
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("simkd", teachers)
-    checks.has("simkd", "final_map", "teacher", teacher)
+    teacher = contract.single_teacher("simkd", teachers)
+    contract.check_output("simkd", "final_map", "teacher", teacher)
     if isinstance(student.head, FrozenHead):
       _teacher_head(teachers, student.head.kernel)
       return MethodVariables()
-    checks.has("simkd", "final_map", "student", student)
+    contract.check_output("simkd", "final_map", "student", student)
     return adapters.init(projector(teacher), key, student.final_map)
 
   def apply(params, state, student, teachers, context):

@@ -1,4 +1,4 @@
-"""Softmax regression representation learning: embeddings agree, and so do the teacher's classifier's logits for them.
+"""Softmax regression representation learning: embeddings and their teacher logits agree.
 
 Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation Learning",
 ICLR 2021, https://openreview.net/forum?id=ZzwDy_wiWv
@@ -6,7 +6,7 @@ ICLR 2021, https://openreview.net/forum?id=ZzwDy_wiWv
   L_i = w_f mean_d (h_student,i - h_teacher,i)^2                  (feature matching)
         + w_l mean_k ((h_student,i W + b) - (h_teacher,i W + b))^2  (softmax regression)
 
-W and b are the teacher's classifier, which is not trained. h_teacher is what it reads; h_student is the mean over
+W and b are the teacher's classifier, which is not trained. h_teacher is its input; h_student is the mean over
 positions of the student's last map after a connector: 1x1 convolution, batch norm, ReLU.
 
 Differences: means over embedding and classes take the place of squared norms, as in the authors' code, whose weights
@@ -19,8 +19,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, numerics
+from smskd_jax.losses import adapters, contract, numerics
 
 
 def loss(
@@ -31,7 +32,7 @@ def loss(
   feature_weight: float = 1.0,
   logits_weight: float = 1.0,
 ) -> jax.Array:
-  """Mean squared errors of the embedding and of the teacher's classifier's logits for it, per example.
+  """Mean squared errors of the embedding and of its logits by the teacher's classifier.
 
   Args:
     student_embedding: [b, d], after the connector.
@@ -46,9 +47,9 @@ def loss(
   chex.assert_rank([student_embedding, teacher_embedding, teacher_kernel], 2)
   chex.assert_equal_shape([student_embedding, teacher_embedding])
   difference = numerics.upcast(student_embedding) - numerics.upcast(teacher_embedding)
-  of_logits = jnp.dot(difference, numerics.upcast(teacher_kernel), precision="highest")
+  logit_difference = jnp.dot(difference, numerics.upcast(teacher_kernel), precision="highest")
   by_feature = jnp.mean(jnp.square(difference), axis=1)
-  return feature_weight * by_feature + logits_weight * jnp.mean(jnp.square(of_logits), axis=1)
+  return feature_weight * by_feature + logits_weight * jnp.mean(jnp.square(logit_difference), axis=1)
 
 
 def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> contract.Method:
@@ -56,17 +57,16 @@ def method(*, feature_weight: float = 1.0, logits_weight: float = 1.0) -> contra
 
   The student's own logits are not read, so that the numbers of classes may differ.
   """
-  checks.non_negative("srrl", "feature_weight", feature_weight)
-  checks.non_negative("srrl", "logits_weight", logits_weight)
+  errors.check_non_negative("srrl", feature_weight=feature_weight, logits_weight=logits_weight)
 
   def connector(teacher):
     return adapters.ConvNorm(teacher.embedding.shape[-1], relu=True, kernel_init=basic.he_normal)
 
   def init(key, student, teachers, labels):
     del labels
-    teacher = checks.one_teacher("srrl", teachers)
-    checks.has("srrl", "final_map", "student", student)
-    checks.has("srrl", "head", "teacher", teacher)
+    teacher = contract.single_teacher("srrl", teachers)
+    contract.check_output("srrl", "final_map", "student", student)
+    contract.check_output("srrl", "head", "teacher", teacher)
     return adapters.init(connector(teacher), key, student.final_map)
 
   def apply(params, state, student, teachers, context):

@@ -1,4 +1,4 @@
-"""Teacher-free knowledge distillation by regularization: a made-up teacher that is nearly always right and never sure.
+"""Teacher-free knowledge distillation: a virtual teacher, nearly always correct.
 
 Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020,
 https://arxiv.org/abs/1909.11723
@@ -12,21 +12,22 @@ Differences: the paper speaks of p softened by a temperature. We follow the auth
 the probabilities p themselves and not of their logarithms: u is then nearly uniform (with a = 0.99, T = 20 and 100
 classes the label has 0.0105), as from heavy label smoothing. As there the student has no temperature, and there is no
 factor T^2. That code averages over the classes as well as the batch and multiplies by a number chosen for each network;
-ours is the sum over the classes, which with 100 classes is its multiplier of 100 (its ResNet-18 on CIFAR-100, T = 20).
-Other networks have other multipliers and T there (GoogLeNet 50 and 40, MobileNetV2 1 and 40). Published numbers depend
-on them, and on the weights: alpha for this loss and 1 - alpha for the cross-entropy, with alpha 0.1 (ResNet-18 and
-GoogLeNet) or 0.95 (MobileNetV2).
+here it is the sum over the classes, which with 100 classes is its multiplier of 100 (its ResNet-18 on CIFAR-100, T =
+20). Other networks have other multipliers and T there (GoogLeNet 50 and 40, MobileNetV2 1 and 40). Published numbers
+depend on them, and on the weights: alpha for this loss and 1 - alpha for the cross-entropy, with alpha 0.1 (ResNet-18
+and GoogLeNet) or 0.95 (MobileNetV2).
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def log_target(labels: jax.Array, num_classes: int, *, correct: float, temperature: float) -> jax.Array:
-  """Logarithms [b, num_classes] of the made-up teacher's softened probabilities, for labels [b]."""
+  """Log-probabilities [b, num_classes] of the softened virtual teacher, of labels [b]."""
   is_label = labels[:, None] == jnp.arange(num_classes)[None, :]
   return jax.nn.log_softmax(jnp.where(is_label, correct, (1 - correct) / (num_classes - 1)) / temperature)
 
@@ -39,7 +40,7 @@ def loss(
   Args:
     student_logits: [b, k], k >= 2.
     labels: [b], integers.
-    correct: a, from 0 to 1, what the made-up teacher gives the label before softening; in the paper at least 0.9.
+    correct: a, from 0 to 1, the virtual teacher's probability of the label before softening; in the paper at least 0.9.
     temperature: T > 0, of the made-up teacher.
 
   Returns:
@@ -54,8 +55,8 @@ def loss(
 
 def method(*, correct: float = 0.99, temperature: float = 20.0) -> contract.Method:
   """Tf-KD_reg from the labels; teachers, if there are any, are ignored."""
-  checks.in_unit_interval("tfkd", "correct", correct)
-  checks.positive("tfkd", "temperature", temperature)
+  errors.check_unit_interval("tfkd", correct=correct)
+  errors.check_positive("tfkd", temperature=temperature)
 
   def loss_fn(student, teachers, context):
     del teachers

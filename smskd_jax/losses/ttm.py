@@ -1,4 +1,4 @@
-"""Transformed teacher matching: the teacher's probabilities are raised to a power, the student's stay as they are.
+"""Transformed teacher matching: the teacher's probabilities are raised to a power.
 
 Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, https://arxiv.org/abs/2402.11148
 
@@ -14,11 +14,12 @@ with the label is large and differs from pair to pair; the authors' example for 
 import chex
 import jax
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float = 0.1) -> jax.Array:
-  """KL divergence from the teacher's power-transformed to the student's probabilities, per example.
+  """KL divergence from the teacher's power-transformed probabilities, per example.
 
   Args:
     student_logits: [b, k].
@@ -37,10 +38,10 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float =
 
 def method(*, gamma: float = 0.1) -> contract.Method:
   """TTM from a single teacher's logits."""
-  checks.positive("ttm", "gamma", gamma)
+  errors.check_positive("ttm", gamma=gamma)
 
   def check(student, teachers):
-    checks.same_classes("ttm", student, checks.one_teacher("ttm", teachers))
+    contract.check_same_classes("ttm", student, contract.single_teacher("ttm", teachers))
 
   def loss_fn(student, teachers, context):
     del context

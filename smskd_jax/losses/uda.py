@@ -1,4 +1,4 @@
-"""Unsupervised data augmentation: a network predicts for an augmented image the classes of the plain one.
+"""Unsupervised data augmentation: an augmented image has the plain image's classes.
 
 Xie, Dai, Hovy, Luong, Le, "Unsupervised Data Augmentation for Consistency Training", NeurIPS 2020,
 https://arxiv.org/abs/1904.12848
@@ -21,13 +21,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 
 def loss(
   plain_logits: jax.Array, augmented_logits: jax.Array, *, temperature: float = 0.4, threshold: float = 0.8
 ) -> jax.Array:
-  """The divergence of the augmented view from the plain one, per example; 0 where the plain view is unsure.
+  """Divergence of the augmented from the plain view; 0 where the plain view is unsure.
 
   Args:
     plain_logits: [b, k]; no gradient flows through them.
@@ -48,17 +49,17 @@ def loss(
 
 def method(*, temperature: float = 0.4, threshold: float = 0.8) -> contract.Method:
   """Consistency of a stage's other views with its first."""
-  checks.positive("uda", "temperature", temperature)
-  checks.in_unit_interval("uda", "threshold", threshold)
+  errors.check_positive("uda", temperature=temperature)
+  errors.check_unit_interval("uda", threshold=threshold)
 
   def loss_fn(student, teachers, context):
     del teachers, context
     if not student.view_outputs:
       raise ValueError("uda: needs a stage of two views or more, as views=('crop_flip', 'autoaugment')")
-    of_each = [
+    losses = [
       loss(student.logits, other.logits, temperature=temperature, threshold=threshold)
       for other in student.view_outputs
     ]
-    return jnp.mean(jnp.stack(of_each), axis=0)
+    return jnp.mean(jnp.stack(losses), axis=0)
 
   return contract.stateless(loss_fn, reads=(), student_reads=("logits",), multi_view=True, min_views=2)

@@ -1,20 +1,20 @@
-"""Variational information distillation: a Gaussian around what the student predicts explains the teacher's maps.
+"""Variational information distillation: a Gaussian models the teacher's maps.
 
 Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
 https://arxiv.org/abs/1904.05835
 
-  L_i = sum over taps of mean_{h,w,c} 1/2 ((f_teacher,i - mu(f_student,i))^2 / var_c + log var_c)
+  L_i = sum over layers of mean_{h,w,c} 1/2 ((f_teacher,i - mu(f_student,i))^2 / var_c + log var_c)
   var_c = softplus(a_c) + eps
 
 mu, the regressor, and a, one number for each of the teacher's channels, are learned with the student: minimising the
 loss maximises a lower bound of the mutual information between the maps. The loss can be negative.
 
-Differences: the mean over the map takes the place of the paper's sum, and the constant log(2 pi)/2 is left out, both
-as in the public code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), whose weight for
-the sum over the stages is 1. From there too is mu, three 1x1 convolutions without bias, with ReLU between them, whose
-hidden layers have as many channels as the teacher's map. `train_variance=False` keeps every variance at its start, as
-another public library does (mdistiller): there a is not among what the optimiser is given, so that the numbers it
-reports are those of a fixed variance of 5.
+Differences: the mean over the map takes the place of the paper's sum, and the constant log(2 pi)/2 is left out, both as
+in the public code of "Contrastive Representation Distillation" (Tian, Krishnan, Isola, ICLR 2020), whose weight for the
+sum over the stages is 1. From there too is mu, three 1x1 convolutions without bias, with ReLU between them, whose
+hidden layers have equally many channels as the teacher's map. `train_variance=False` keeps every variance at its start,
+as another public library does (mdistiller): there the optimiser is not given a, so that its reported numbers are those
+of a fixed variance of 5.
 """
 
 import math
@@ -24,8 +24,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers import basic
-from smskd_jax.losses import adapters, checks, contract, maps, numerics
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 class Gaussian(nn.Module):
@@ -69,7 +70,7 @@ class Gaussians(nn.Module):
 def loss(
   mean: jax.Array, teacher_feature: jax.Array, log_scale: jax.Array, *, eps: float = 1e-5
 ) -> jax.Array:
-  """Negative log-likelihood of the teacher's map, per position and channel, at one tap.
+  """Negative log-likelihood of the teacher's map, per position and channel, at one layer.
 
   Args:
     mean: [b, h, w, c], mu of the student's map.
@@ -95,12 +96,11 @@ def method(
   student_layers: tuple[int, ...] = (),
   teacher_layers: tuple[int, ...] = (),
 ) -> contract.Method:
-  """VID at all stages, or at the given taps; the larger map of a pair is averaged down to the smaller one."""
-  checks.positive("vid", "eps", eps)
-  checks.positive("vid", "init_variance", init_variance)
+  """VID at all feature layers but the stem, or at the given ones, each pair of one size."""
+  errors.check_positive("vid", eps=eps, init_variance=init_variance)
   if init_variance <= eps:
     raise ValueError(f"vid: init_variance must be above eps = {eps}, got {init_variance}")
-  checks.flag("vid", "train_variance", train_variance)
+  errors.check_boolean("vid", train_variance=train_variance)
   maps.check_layers("vid", student_layers, teacher_layers)
   # The inverse of softplus, without an exponential that could overflow.
   log_scale = init_variance - eps + math.log(-math.expm1(eps - init_variance))
@@ -113,7 +113,7 @@ def method(
 
   def init(key, student, teachers, labels):
     del labels
-    students, teacher_maps = jax.eval_shape(matched, student, checks.one_teacher("vid", teachers))
+    students, teacher_maps = jax.eval_shape(matched, student, contract.single_teacher("vid", teachers))
     return adapters.init(gaussians(teacher_maps), key, students)
 
   def apply(params, state, student, teachers, context):
@@ -121,7 +121,7 @@ def method(
     predicted, state = adapters.apply(
       gaussians(teacher_maps), params, state, students, axis_name=context.axis_name
     )
-    of_taps = [loss(mean, t, a, eps=eps) for (mean, a), t in zip(predicted, teacher_maps, strict=True)]
-    return sum(of_taps), state
+    layer_losses = [loss(mean, t, a, eps=eps) for (mean, a), t in zip(predicted, teacher_maps, strict=True)]
+    return sum(layer_losses), state
 
   return contract.make(init, apply, reads=("features",), learns="regressors and variances")

@@ -1,4 +1,4 @@
-"""Weighted soft labels: distillation counts less on examples that the student has learned better than the teacher.
+"""Weighted soft labels: less weight where the student is better than the teacher.
 
 Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang, "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff
 Perspective", ICLR 2021, https://arxiv.org/abs/2102.00650
@@ -20,7 +20,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics
 
 _EPS = 1e-7
 
@@ -59,10 +60,10 @@ def loss(
 
 def method(*, temperature: float = 4.0) -> contract.Method:
   """WSLD from a single teacher's logits and the labels."""
-  checks.positive("wsld", "temperature", temperature)
+  errors.check_positive("wsld", temperature=temperature)
 
   def check(student, teachers):
-    checks.same_classes("wsld", student, checks.one_teacher("wsld", teachers))
+    contract.check_same_classes("wsld", student, contract.single_teacher("wsld", teachers))
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers

@@ -1,4 +1,4 @@
-"""Weighted transformed teacher matching: TTM, in which examples with a smoother teacher count more.
+"""Weighted transformed teacher matching: TTM with more weight on smoother teachers.
 
 Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, https://arxiv.org/abs/2402.11148
 
@@ -15,17 +15,18 @@ pair to pair; the authors' example for CIFAR-100, together with contrastive dist
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses import checks, contract, numerics, ttm
+from smskd_jax import errors
+from smskd_jax.losses import contract, numerics, ttm
 
 
 def weight(teacher_logits: jax.Array, *, gamma: float = 0.2) -> jax.Array:
-  """The sum [b] of the teacher's probabilities raised to the power gamma, from its logits [b, k]."""
+  """Sums [b] of the teacher's probabilities raised to the power gamma, of logits [b, k]."""
   log_p = jax.nn.log_softmax(numerics.upcast(teacher_logits))
   return jnp.exp(jax.nn.logsumexp(gamma * log_p, axis=-1))
 
 
 def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float = 0.2) -> jax.Array:
-  """Weighted KL divergence from the teacher's power-transformed to the student's probabilities, per example.
+  """Weighted KL divergence from the power-transformed teacher, per example.
 
   Args:
     student_logits: [b, k].
@@ -40,10 +41,10 @@ def loss(student_logits: jax.Array, teacher_logits: jax.Array, *, gamma: float =
 
 def method(*, gamma: float = 0.2) -> contract.Method:
   """WTTM from a single teacher's logits."""
-  checks.positive("wttm", "gamma", gamma)
+  errors.check_positive("wttm", gamma=gamma)
 
   def check(student, teachers):
-    checks.same_classes("wttm", student, checks.one_teacher("wttm", teachers))
+    contract.check_same_classes("wttm", student, contract.single_teacher("wttm", teachers))
 
   def loss_fn(student, teachers, context):
     del context

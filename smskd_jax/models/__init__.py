@@ -93,7 +93,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType({**NETWO
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
-  """The factory of a name: of `MODELS`, or of a user's own network, `custom:package.module:Class`.
+  """Factory of a name of `MODELS`, or of a custom network `custom:package.module:Class`.
 
   Raises:
     KeyError: there is none of this name.

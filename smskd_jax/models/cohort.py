@@ -8,11 +8,11 @@ Differences: the paper evaluates every member, and also all of them as an ensemb
 """
 
 from collections.abc import Callable, Mapping
-import numbers
 
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.types import Outputs
 
 
@@ -23,11 +23,11 @@ class Cohort(nn.Module):
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the first member says, with what the others say as its peers.
+    """Outputs of the first member, with those of the others as `peer_outputs`.
 
     Args:
       image: [b, h, w, c], as all members take it.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
     """
     first, *others = (member(image, train=train, axis_name=axis_name) for member in self.members)
@@ -55,14 +55,11 @@ def make(
     width: its width.
     peer: the networks that train beside it.
     peer_width: their width.
-    num_peers: how many.
+    num_peers: number of these networks.
     dtype: what all members compute in.
   """
-  for option, name in (("first", first), ("peer", peer)):
-    if name not in models:
-      raise ValueError(f"cohort: {option} must be one of {', '.join(models)}, got {name!r}")
-  if isinstance(num_peers, bool) or not isinstance(num_peers, numbers.Integral) or num_peers < 1:
-    raise ValueError(f"cohort: num_peers must be a positive integer, got {num_peers!r}")
+  errors.check_choice("cohort", models, first=first, peer=peer)
+  errors.check_positive_integer("cohort", num_peers=num_peers)
   evaluated = models[first](num_classes=num_classes, width=width, dtype=dtype)
   try:
     others = tuple(

@@ -1,4 +1,4 @@
-"""What can be known of a network without computing it: its variables, what it returns, its size and its cost.
+"""Shapes, size and cost of networks by tracing, without computing anything.
 
 All of it is traced once for a network and a shape of images. Nothing is allocated.
 """
@@ -30,8 +30,11 @@ def init_shapes(network: nn.Module, shape: ImageShape) -> tuple[Outputs, Any]:
   Raises:
     ValueError: the network cannot see images of this shape.
   """
+
   # The key is made within: outside it would start JAX, before the number of its devices is settled.
-  trace = lambda x: network.init_with_output(jax.random.key(0), x)
+  def trace(x):
+    return network.init_with_output(jax.random.key(0), x)
+
   return cast(tuple[Outputs, Any], jax.eval_shape(trace, image_spec(shape)))
 
 
@@ -46,7 +49,7 @@ def variable_shapes(network: nn.Module, shape: ImageShape) -> Any:
 
 
 def num_parameters(network: nn.Module, shape: ImageShape) -> int:
-  """How many numbers a network learns."""
+  """Number of trained parameters."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(variable_shapes(network, shape)["params"]))
 
 
@@ -59,7 +62,10 @@ def num_bytes(network: nn.Module, shape: ImageShape) -> int:
 @functools.lru_cache
 def forward_flops(network: nn.Module, shape: ImageShape) -> float:
   """Floating-point operations of a forward pass on one image, a multiply-add being two."""
-  forward = lambda values, x: cast(Outputs, network.apply(values, x)).logits
+
+  def forward(values, x):
+    return cast(Outputs, network.apply(values, x)).logits
+
   with convolution.use_xla_convolution():  # whatever computes them with fewer
     analysis: Any = jax.jit(forward).lower(variable_shapes(network, shape), image_spec(shape)).cost_analysis()
   return float(analysis["flops"])
@@ -68,7 +74,7 @@ def forward_flops(network: nn.Module, shape: ImageShape) -> float:
 def shape_mismatches(
   expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-  """Differences between the shapes found, by name, and those expected, five names of a kind; none where they fit."""
+  """Differences between expected and actual shapes by name, five names of a kind."""
   missing = [name for name in expected if name not in actual]
   unexpected = [name for name in actual if name not in expected]
   misshapen = [
@@ -95,9 +101,12 @@ def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> No
   found = output_shapes(network, shape)
   if not isinstance(found, Outputs):
     raise ValueError(
-      f"it returns {type(found).__name__}, not smskd_jax.types.Outputs; smskd_jax.models.outputs.classify makes one"
+      f"it returns {type(found).__name__}, not smskd_jax.types.Outputs; smskd_jax.models.outputs.make_outputs makes one"
     )
-  shape_of = lambda x: list(getattr(x, "shape", ())) or type(x).__name__
+
+  def shape_of(x):
+    return list(getattr(x, "shape", ())) or type(x).__name__
+
   if shape_of(found.logits) != [1, num_classes]:
     raise ValueError(f"its logits are {shape_of(found.logits)}, not [b, k] = {[1, num_classes]}")
   if len(shape_of(found.embedding)) != 2:

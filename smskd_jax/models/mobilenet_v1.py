@@ -12,6 +12,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -34,28 +35,28 @@ _FEATURE_BLOCKS = (3, 5, 11, 13)  # blocks, counted from 1
 
 
 class MobileNetV1(nn.Module):
-  """A stem of stride 2 and thirteen blocks; the last map is 1/32 as high and wide as the image."""
+  """Stem of stride 2 and thirteen blocks; the last map is 1/32 of the image's size."""
 
   channels: tuple[int, ...]  # of the stem and of the blocks
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps, of 1/4, 1/8, 1/16 and 1/32 of the image's height and width.
+      Outputs with four feature layers, of 1/4, 1/8, 1/16 and 1/32 of the image's height and width.
     """
     layers = Layers(train, axis_name, self.dtype)
     x = layers.conv(self.channels[0], 3, stride=2, kernel_init=uniform, name="model_0_0")(image)
     x = nn.relu(layers.norm("model_0_1")(x))
-    taps = []
+    feature_layers = []
     for i, (channels, (_, stride)) in enumerate(zip(self.channels[1:], BLOCKS, strict=True), start=1):
       groups = x.shape[-1]
       depthwise = {"stride": stride, "groups": groups, "kernel_init": uniform}
@@ -66,12 +67,12 @@ class MobileNetV1(nn.Module):
       preactivation = norm(x)
       x = nn.relu(preactivation)
       if i in _FEATURE_BLOCKS:
-        taps.append(FeatureLayer(x, preactivation, norm_params(norm)))
-    return make_outputs(taps, x, self.num_classes, name="fc")
+        feature_layers.append(FeatureLayer(x, preactivation, norm_params(norm)))
+    return make_outputs(feature_layers, x, self.num_classes, name="fc")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> MobileNetV1:
   """MobileNetV1 with `width` times the channels."""
-  options.check_num_classes("mobilenet_v1", num_classes)
+  errors.check_positive_integer("mobilenet_v1", num_classes=num_classes)
   channels = options.scale_channels("mobilenet_v1", (STEM, *(c for c, _ in BLOCKS)), width)
   return MobileNetV1(channels, num_classes, options.parse_dtype("mobilenet_v1", dtype))

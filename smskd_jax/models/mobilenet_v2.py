@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, normal
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -35,7 +36,7 @@ _FEATURE_GROUPS = (
   2,
   4,
   6,
-)  # rows that are followed by a tap: the last before the map shrinks, and the last of all
+)  # rows that are followed by a feature layer: the last before the map shrinks, and the last of all
 
 
 def _block_groups(small_images: bool) -> tuple[BlockGroup, ...]:
@@ -51,7 +52,7 @@ def _block_groups(small_images: bool) -> tuple[BlockGroup, ...]:
 
 
 class InvertedResidual(nn.Module):
-  """1x1 convolution to more channels, 3x3 convolution of each by itself, and 1x1 back, without an activation."""
+  """Inverted residual: 1x1 convolution to more channels, depthwise 3x3, and 1x1 back."""
 
   expansion: int
   channels: int
@@ -60,7 +61,7 @@ class InvertedResidual(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
-    """[b, h / stride, w / stride, channels]; no activation follows, so feature and preactivation are one."""
+    """[b, h / stride, w / stride, channels]; no activation follows the sum."""
     activation = nn.relu if self.small_images else nn.relu6
     expands = self.small_images or self.expansion > 1
     between = x.shape[-1] * self.expansion
@@ -88,43 +89,43 @@ class MobileNetV2(nn.Module):
   channels: tuple[int, ...]  # of the stem, of the rows, and before the classifier
   num_classes: int
   small_images: bool
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with five taps, the stem's end and those of rows 2, 3, 5 and 7, which are sums that no activation
-      follows: there the preactivation is the tap itself. The public code has none.
+      Outputs with five feature layers, the stem's end and those of rows 2, 3, 5 and 7, which are sums that no
+      activation follows: there the preactivation is the feature layer itself. The public code has none.
     """
     layers = Layers(train, axis_name, self.dtype)
     small, activation = self.small_images, nn.relu if self.small_images else nn.relu6
-    stem, *of_rows, last = self.channels
+    stem, *group_channels, last = self.channels
     prefix = "conv1" if small else "features_0"
     norm = layers.norm(f"{prefix}_1")
     preactivation = norm(layers.conv(stem, 3, stride=2, name=f"{prefix}_0")(image))
     x = activation(preactivation)
-    taps, count = [FeatureLayer(x, preactivation, norm_params(norm))], 0
-    for i, (row, channels) in enumerate(zip(_block_groups(small), of_rows, strict=True)):
+    feature_layers, count = [FeatureLayer(x, preactivation, norm_params(norm))], 0
+    for i, (row, channels) in enumerate(zip(_block_groups(small), group_channels, strict=True)):
       for j in range(row.num_blocks):
         count += 1
         name = f"blocks_{i}_{j}" if small else f"features_{count}"
         block = InvertedResidual(row.expansion, channels, row.stride if j == 0 else 1, small, name=name)
-        tap = block(x, layers)
-        x = tap.feature
+        layer = block(x, layers)
+        x = layer.feature
       if i in _FEATURE_GROUPS:
-        taps.append(tap)
+        feature_layers.append(layer)
     prefix = "conv2" if small else f"features_{count + 1}"
     x = layers.conv(last, 1, name=f"{prefix}_0")(x)
     x = activation(layers.norm(f"{prefix}_1")(x))
     name = "classifier_0" if small else "classifier_1"
-    return make_outputs(taps, x, self.num_classes, name=name, kernel_init=normal(0.01))
+    return make_outputs(feature_layers, x, self.num_classes, name=name, kernel_init=normal(0.01))
 
 
 def _round_to_multiple_of_8(channels: float) -> int:
@@ -136,8 +137,8 @@ def _round_to_multiple_of_8(channels: float) -> int:
 def make(
   factor: float, small_images: bool, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
 ) -> MobileNetV2:
-  """MobileNetV2, for small or for large images, with `factor` times `width` times the paper's channels."""
-  options.check_num_classes("mobilenet_v2", num_classes)
+  """MobileNetV2 with `factor` times `width` times the paper's channels."""
+  errors.check_positive_integer("mobilenet_v2", num_classes=num_classes)
   options.scale_channels("mobilenet_v2", (), width)  # refuses what is not a positive number
   factor *= width
   to_channels = (lambda c: max(1, int(c))) if small_images else _round_to_multiple_of_8

@@ -1,4 +1,4 @@
-"""How a network ends: its taps, the mean of its last map and a linear classifier, as `Outputs`."""
+"""End of a network: mean of the last map and a linear classifier, as `Outputs`."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from smskd_jax.types import Head, Norm, Outputs
 
 
 class FeatureLayer(NamedTuple):
-  """A map that losses may read, after its activation and before, and the batch norm that it comes from."""
+  """Feature map after and before its activation, and the batch norm before that."""
 
   feature: jax.Array  # [b, h, w, c]
   preactivation: jax.Array  # [b, h, w, c]
@@ -32,7 +32,7 @@ def make_outputs(
   name: str,
   kernel_init: Any = None,
 ) -> Outputs:
-  """What a network says, from its taps and the map [b, h, w, d] whose mean is classified.
+  """`Outputs` of feature layers and of the final map [b, h, w, d], which is classified.
 
   Mean and classifier are computed in the parameters' type, whatever the type of the maps: they cost nothing, and losses
   read the logits. Weights start as PyTorch's, or, with `kernel_init`, as it says and with biases of zero.
@@ -42,9 +42,9 @@ def make_outputs(
   return Outputs(
     classifier(pooled),
     pooled,
-    tuple(tap.feature for tap in layers),
-    tuple(tap.preactivation for tap in layers),
+    tuple(layer.feature for layer in layers),
+    tuple(layer.preactivation for layer in layers),
     final_map=final_map,
     head=Head(**classifier.variables["params"]),
-    norms=tuple(tap.norm for tap in layers),
+    norms=tuple(layer.norm for layer in layers),
   )

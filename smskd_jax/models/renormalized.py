@@ -1,4 +1,4 @@
-"""Networks that are fed by a normalisation of their own, whatever the normalisation of the data.
+"""Networks whose inputs have another normalisation than the data.
 
 Views of a batch are normalised by the data's mean and deviation, once for all networks. A network that was trained on
 images of another normalisation undoes it: both are affine maps of the same picture.
@@ -14,7 +14,7 @@ from smskd_jax.types import Outputs
 
 
 class Renormalized(nn.Module):
-  """A network behind the affine map from the data's normalisation to its own; has the network's variables."""
+  """Applies the affine map from the data's to the network's normalisation, then the network."""
 
   network: nn.Module
   mean: tuple[float, ...]  # of the network's images, one for each channel, where white is 1
@@ -27,7 +27,7 @@ class Renormalized(nn.Module):
     nn.share_scope(self, self.network)
 
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """The network's outputs for images [b, h, w, c] of the data's normalisation; as the network is called.
+    """Outputs for images [b, h, w, c] of the data's normalisation.
 
     Convex mixtures of images (mixup, CutMix) are mixtures in both normalisations. Noise, which is drawn normalised by
     the data, is the same picture for all networks: it is not of mean 0 and deviation 1 in this one's normalisation.

@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -26,7 +27,7 @@ SHORTCUTS = ("A", "B")
 
 
 def pad_shortcut(x: jax.Array, channels: int, stride: int) -> jax.Array:
-  """Shortcut without parameters (option A): every second pixel, and channels of zeros on both sides.
+  """Shortcut without parameters (option A): strided pixels, padded with zero channels.
 
   Args:
     x: [b, h, w, c].
@@ -73,32 +74,32 @@ class ResNet(nn.Module):
   shortcut: str = (
     "B"  # where the shape changes: "A" has no parameters, "B" is a 1x1 convolution with batch norm
   )
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends. The stem's preactivation is taken after its
+      Outputs with four feature layers: the stem's and the stages' ends. The stem's preactivation is taken after its
       ReLU too, as in the public code: methods that want preactivations use those of the stages.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(self.channels[0], 3, name="conv1")(image)))
-    taps = [FeatureLayer(x, x, norm_params(norm))]
+    feature_layers = [FeatureLayer(x, x, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        tap = Block(channels, stride, self.shortcut, name=f"layer{stage}_{i}")(x, layers)
-        x = tap.feature
-      taps.append(tap)
-    return make_outputs(taps, x, self.num_classes, name="fc")
+        layer = Block(channels, stride, self.shortcut, name=f"layer{stage}_{i}")(x, layers)
+        x = layer.feature
+      feature_layers.append(layer)
+    return make_outputs(feature_layers, x, self.num_classes, name="fc")
 
 
 def make(
@@ -111,11 +112,10 @@ def make(
   shortcut: str = "B",
   dtype: str = "float32",
 ) -> ResNet:
-  """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels and a shortcut of option "A" or "B"."""
+  """ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"resnet: depth must be 6n + 2 with n >= 1, got {depth}")
-  options.check_num_classes("resnet", num_classes)
-  if shortcut not in SHORTCUTS:
-    raise ValueError(f"resnet: shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
+  errors.check_positive_integer("resnet", num_classes=num_classes)
+  errors.check_choice("resnet", SHORTCUTS, shortcut=shortcut)
   channels = options.scale_channels("resnet", channels, width)
   return ResNet((depth - 2) // 6, channels, num_classes, shortcut, options.parse_dtype("resnet", dtype))

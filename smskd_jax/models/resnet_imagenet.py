@@ -19,6 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, he_normal, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -28,7 +29,7 @@ CHANNELS = (64, 64, 128, 256, 512)  # of the stem and of the stages
 
 
 class DepthSpec(NamedTuple):
-  """What makes a ResNet as deep as its name says."""
+  """Blocks of a ResNet of a given depth."""
 
   blocks: tuple[int, ...]  # in each stage
   bottleneck: bool
@@ -47,7 +48,7 @@ DEPTHS: Mapping[int, DepthSpec] = types.MappingProxyType(
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions around a shortcut, or, as a bottleneck, a 3x3 convolution between two 1x1."""
+  """Residual block: two 3x3 convolutions, or the bottleneck of 1x1, 3x3 and 1x1."""
 
   channels: int
   stride: int
@@ -81,27 +82,27 @@ class Block(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-  """A stem and four stages of blocks, each half as high and wide as the one before from the second on."""
+  """Stem and four block groups; the second to fourth halve height and width."""
 
   depth: DepthSpec
   channels: tuple[int, ...]  # of the stem and of the stages
   num_classes: int
   small_images: bool
   survey: bool = False  # as the survey's: no ReLU between the blocks of a stage
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with five taps: the stem's end, before its max pooling, and the stages'. For small images the stem's
-      preactivation is taken after its ReLU, as in the public code.
+      Outputs with five feature layers: the stem's end, before its max pooling, and the stages'. For small images the
+      stem's preactivation is taken after its ReLU, as in the public code.
     """
     layers = Layers(train, axis_name, self.dtype)
     stem: dict[str, Any] = {"kernel_size": 3} if self.small_images else {"kernel_size": 7, "stride": 2}
@@ -109,7 +110,7 @@ class ImageNetResNet(nn.Module):
     norm = layers.norm("bn1")
     preactivation = norm(layers.conv(self.channels[0], kernel_init=init, name="conv1", **stem)(image))
     x = nn.relu(preactivation)
-    taps = [FeatureLayer(x, x if self.small_images else preactivation, norm_params(norm))]
+    feature_layers = [FeatureLayer(x, x if self.small_images else preactivation, norm_params(norm))]
     if not self.small_images:
       border = ((0, 0), (1, 1), (1, 1), (0, 0))
       x = jnp.pad(x, border, constant_values=-jnp.inf)
@@ -121,11 +122,11 @@ class ImageNetResNet(nn.Module):
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
         block = Block(channels, stride, self.depth.bottleneck, shortcut, init, name=f"layer{stage}_{i}")
-        tap = block(x, layers)
-        x = tap.preactivation if self.survey else tap.feature
-      x = tap.feature
-      taps.append(tap)
-    return make_outputs(taps, x, self.num_classes, name="linear" if self.small_images else "fc")
+        layer = block(x, layers)
+        x = layer.preactivation if self.survey else layer.feature
+      x = layer.feature
+      feature_layers.append(layer)
+    return make_outputs(feature_layers, x, self.num_classes, name="linear" if self.small_images else "fc")
 
 
 def make(
@@ -138,8 +139,8 @@ def make(
   width: float = 1.0,
   dtype: str = "float32",
 ) -> ImageNetResNet:
-  """The ResNet of `depth` layers, for small or for large images, or the survey's, with `width` times the channels."""
-  options.check_num_classes("resnet", num_classes)
+  """ResNet of `depth` layers, for small or large images, or the survey's."""
+  errors.check_positive_integer("resnet", num_classes=num_classes)
   channels = options.scale_channels("resnet", CHANNELS, width)
   of = options.parse_dtype("resnet", dtype)
   return ImageNetResNet(DEPTHS[depth], channels, num_classes, small_images, survey, of)

@@ -17,6 +17,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -47,7 +48,7 @@ class Block(nn.Module):
 
 
 def _windows(x: jax.Array) -> jax.Array:
-  """The map [b, h, w, c] with its windows as channels: the mean over what is left of h and w is one of each window."""
+  """Stacks the pooling windows of a map [b, h, w, c] as channels."""
   b, h, w, c = x.shape
   size = min(_POOL_SIZE, h, w)
   rows, columns = h // size, w // size  # what is left over is cut off, as PyTorch's pooling does
@@ -61,40 +62,41 @@ class SurveyResNet(nn.Module):
   blocks: int  # in each stage; depth = 6 * blocks + 2
   channels: tuple[int, ...]  # of the stem and of the three stages
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels]; the number of weights depends on h and w.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends; the public code has no tap at the stem. The final_map map
-      is the last one with each window's places as one place and the windows as channels: its mean is `pooled`.
+      Outputs with four feature layers: the stem's and the stages' ends; the public code has no feature layer at the
+      stem. The final map is the last one with each window's places as one place and the windows as channels: its mean
+      is `pooled`.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     preactivation = norm(layers.conv(self.channels[0], 3, kernel_init=uniform, name="conv1")(image))
     x = nn.relu(preactivation)
-    taps = [FeatureLayer(x, preactivation, norm_params(norm))]
+    feature_layers = [FeatureLayer(x, preactivation, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(self.blocks):
         block = Block(channels, 2 if stage > 1 and i == 0 else 1, name=f"layer{stage}_{i}")
-        tap = block(x, layers)
-        x = tap.preactivation
-      x = tap.feature
-      taps.append(tap)
-    return make_outputs(taps, _windows(x), self.num_classes, name="linear")
+        layer = block(x, layers)
+        x = layer.preactivation
+      x = layer.feature
+      feature_layers.append(layer)
+    return make_outputs(feature_layers, _windows(x), self.num_classes, name="linear")
 
 
 def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> SurveyResNet:
   """A ResNet of `depth` = 6n + 2 layers, with `width` times the channels."""
   if depth < 8 or depth % 6 != 2:
     raise ValueError(f"survey_resnet: depth must be 6n + 2 with n >= 1, got {depth}")
-  options.check_num_classes("survey_resnet", num_classes)
+  errors.check_positive_integer("survey_resnet", num_classes=num_classes)
   channels = options.scale_channels("survey_resnet", CHANNELS, width)
   return SurveyResNet((depth - 2) // 6, channels, num_classes, options.parse_dtype("survey_resnet", dtype))

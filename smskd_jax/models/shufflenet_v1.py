@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, shuffle_channels, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -24,7 +25,7 @@ GROUPS = 3
 
 
 class Block(nn.Module):
-  """Grouped 1x1 convolution, shuffle, 3x3 convolution of each channel, and grouped 1x1 convolution, beside x."""
+  """Residual block: grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1 convolution."""
 
   channels: int  # of what is added to x, or, with stride 2, put beside it
   stride: int
@@ -32,7 +33,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
-    """[b, h / stride, w / stride, c] after its ReLU and before; c is `channels`, with stride 2 those of x more."""
+    """[b, h / stride, w / stride, c]; c is `channels`, with stride 2 plus those of x."""
     between = max(GROUPS, self.channels // 4 // GROUPS * GROUPS)
     y = layers.conv(between, 1, groups=self.groups, kernel_init=uniform, name="conv1")(x)
     y = shuffle_channels(nn.relu(layers.norm("bn1")(y)), self.groups)
@@ -53,38 +54,38 @@ class ShuffleNetV1(nn.Module):
 
   channels: tuple[int, ...]  # of the stem and of the stages
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends. The stem's preactivation is taken after its ReLU too, as
-      in the public code.
+      Outputs with four feature layers: the stem's and the stages' ends. The stem's preactivation is taken after its
+      ReLU too, as in the public code.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(self.channels[0], 1, kernel_init=uniform, name="conv1")(image)))
-    taps = [FeatureLayer(x, x, norm_params(norm))]
+    feature_layers = [FeatureLayer(x, x, norm_params(norm))]
     for stage, channels in enumerate(self.channels[1:], start=1):
       for i in range(BLOCKS[stage - 1]):
         added = channels - x.shape[-1] if i == 0 else channels
         groups = 1 if stage == 1 and i == 0 else GROUPS
-        tap = Block(added, 2 if i == 0 else 1, groups, name=f"layer{stage}_{i}")(x, layers)
-        x = tap.feature
-      taps.append(tap)
-    return make_outputs(taps, x, self.num_classes, name="linear")
+        layer = Block(added, 2 if i == 0 else 1, groups, name=f"layer{stage}_{i}")(x, layers)
+        x = layer.feature
+      feature_layers.append(layer)
+    return make_outputs(feature_layers, x, self.num_classes, name="linear")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV1:
-  """ShuffleNetV1 of three groups, with `width` times the channels, rounded to what groups and shortcuts allow."""
-  options.check_num_classes("shufflenet_v1", num_classes)
+  """ShuffleNetV1 of three groups, with about `width` times the channels."""
+  errors.check_positive_integer("shufflenet_v1", num_classes=num_classes)
   step = 4 * GROUPS
   channels = [
     step * max(1, round(c / step)) for c in options.scale_channels("shufflenet_v1", CHANNELS, width)

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, shuffle_channels, uniform
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -51,50 +52,53 @@ class Block(nn.Module):
     y = nn.relu(layers.norm("bn1")(layers.conv(half, 1, kernel_init=uniform, name="conv1")(y)))
     y = layers.norm("bn2")(layers.conv(half, 3, groups=half, kernel_init=uniform, name="conv2")(y))
     y = layers.norm("bn3")(layers.conv(half, 1, kernel_init=uniform, name="conv3")(y))
-    beside = lambda half: jnp.concatenate([kept, half], axis=-1)
+
+    def beside(half):
+      return jnp.concatenate([kept, half], axis=-1)
+
     return FeatureLayer(shuffle_channels(beside(nn.relu(y)), 2), beside(y))
 
 
 class ShuffleNetV2(nn.Module):
-  """A stem and three stages, of 1, 1/2, 1/4 and 1/8 of the image's height and width, and a 1x1 convolution."""
+  """Stem, three block groups down to 1/8 of the image's size, and a 1x1 convolution."""
 
   channels: tuple[int, ...]  # of the stem, of the stages, and before the classifier
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends. As in the public code the stem's preactivation is taken
-      after its ReLU too, and those of the stages before the last shuffle: their channels are in another order than the
-      taps', and half of them, which the last block leaves alone, are after a ReLU.
+      Outputs with four feature layers: the stem's and the stages' ends. As in the public code the stem's preactivation
+      is taken after its ReLU too, and those of the stages before the last shuffle: their channels are in another order
+      than the feature layers', and half of them, which the last block leaves alone, are after a ReLU.
     """
     layers = Layers(train, axis_name, self.dtype)
     stem, *stages, last = self.channels
     norm = layers.norm("bn1")
     x = nn.relu(norm(layers.conv(stem, 1, kernel_init=uniform, name="conv1")(image)))
-    taps = [FeatureLayer(x, x, norm_params(norm))]
+    feature_layers = [FeatureLayer(x, x, norm_params(norm))]
     for stage, (channels, blocks) in enumerate(zip(stages, BLOCKS, strict=True), start=1):
       x = DownBlock(channels, name=f"layer{stage}_0")(x, layers)
       for i in range(1, blocks + 1):
-        tap = Block(name=f"layer{stage}_{i}")(x, layers)
-        x = tap.feature
-      taps.append(tap)
+        layer = Block(name=f"layer{stage}_{i}")(x, layers)
+        x = layer.feature
+      feature_layers.append(layer)
     x = layers.conv(last, 1, kernel_init=uniform, name="conv2")(x)
     x = nn.relu(layers.norm("bn2")(x))
-    return make_outputs(taps, x, self.num_classes, name="linear")
+    return make_outputs(feature_layers, x, self.num_classes, name="linear")
 
 
 def make(*, num_classes: int, width: float = 1.0, dtype: str = "float32") -> ShuffleNetV2:
   """ShuffleNetV2 of factor 1, with `width` times the channels, even in the stages."""
-  options.check_num_classes("shufflenet_v2", num_classes)
+  errors.check_positive_integer("shufflenet_v2", num_classes=num_classes)
   stem, *stages, last = options.scale_channels("shufflenet_v2", CHANNELS, width)
   even = (max(2, 2 * round(c / 2)) for c in stages)
   return ShuffleNetV2((stem, *even, last), num_classes, options.parse_dtype("shufflenet_v2", dtype))

@@ -1,4 +1,4 @@
-"""The network that SimKD trains: a student's body, a projector, and the teacher's classifier, which is never trained.
+"""SimKD's student: a body, a projector and the teacher's classifier, never trained.
 
 Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
 https://arxiv.org/abs/2203.14001
@@ -11,20 +11,19 @@ made with, though nothing reads it.
 """
 
 from collections.abc import Callable, Mapping
-import math
-import numbers
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from smskd_jax import errors
 from smskd_jax.layers.projector import Projector
 from smskd_jax.models import introspection
 from smskd_jax.types import FrozenHead, Outputs
 
 
 class SimKDNet(nn.Module):
-  """A body, a projector, and a classifier in the collection `head`, which is not of the parameters."""
+  """Body, projector, and a classifier in the collection `head`, outside the parameters."""
 
   body: nn.Module
   channels: int  # d, of the teacher's map and classifier
@@ -33,15 +32,15 @@ class SimKDNet(nn.Module):
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, c], as the body takes it.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with the taps of the body. Its final_map map is the projected one, from which the classifier reads.
+      Outputs with the feature layers of the body. Its final map is the projected one, from which the classifier reads.
     """
     outputs = self.body(image, train=train, axis_name=axis_name)
     project = Projector(self.channels, self.factor, train=train, name="projector")
@@ -82,15 +81,14 @@ def make(
     factor: how many times fewer channels the projector has inside. The paper compares 8, 4 and 2.
     dtype: what the body computes in; projector and classifier stay in float32.
   """
-  for option, name in (("body", body), ("teacher", teacher)):
-    if name not in models:
-      raise ValueError(f"simkd: {option} must be one of {', '.join(models)}, got {name!r}")
-  if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not 0 < factor < math.inf:
-    raise ValueError(f"simkd: factor must be a positive number, got {factor!r}")
+  errors.check_choice("simkd", models, body=body, teacher=teacher)
+  errors.check_positive("simkd", factor=factor)
   student = models[body](num_classes=num_classes, width=width, dtype=dtype)
   try:
     # With one class, because their number is not asked for: configs are checked before it is known.
-    of_teacher = introspection.output_shapes(models[teacher](num_classes=1, width=teacher_width), (32, 32, 3))
+    teacher_outputs = introspection.output_shapes(
+      models[teacher](num_classes=1, width=teacher_width), (32, 32, 3)
+    )
   except ValueError as error:
     raise ValueError(f"simkd: teacher: {error}") from error
-  return SimKDNet(student, of_teacher.embedding.shape[-1], num_classes, factor)
+  return SimKDNet(student, teacher_outputs.embedding.shape[-1], num_classes, factor)

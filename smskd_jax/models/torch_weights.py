@@ -53,7 +53,10 @@ def torch_shapes(
 def _expected_tensors(network, image_shape):
   """Key in PyTorch -> (path of ours, shape in PyTorch)."""
   shapes = traverse_util.flatten_dict(introspection.variable_shapes(network, image_shape))
-  in_torch = lambda shape: tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+
+  def in_torch(shape):
+    return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+
   return {_torch_key(path): (path, in_torch(x.shape)) for path, x in shapes.items()}
 
 
@@ -84,7 +87,7 @@ def from_torch(
 
 
 def match_names(expected: Collection[str], state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """A checkpoint's tensors under the names that a network expects, as far as they are known under others.
+  """Renames a checkpoint's tensors to the names that a network expects, where known.
 
   The prefixes that DataParallel and torch.compile leave are dropped, and `num_batches_tracked`, which nothing reads.
   """
@@ -96,13 +99,13 @@ def match_names(expected: Collection[str], state_dict: Mapping[str, Any]) -> dic
 
 
 def _match_name(key: str, free: Collection[str]) -> str:
-  """The first of the names that stand for a checkpoint's, among those that it lacks; else its own."""
+  """First of a tensor's synonyms that the checkpoint lacks, or else its own name."""
   others = (pattern.sub(name, key) for pattern, names in _SYNONYMS for name in names)
   return next((other for other in others if other in free), key)
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """A network's variables as a PyTorch state_dict of NumPy arrays; the inverse of `from_torch`.
+  """PyTorch state_dict of a network's variables, in NumPy; the inverse of `from_torch`.
 
   `num_batches_tracked` is left out: PyTorch's `load_state_dict` puts it in where a plain dictionary lacks it.
   """

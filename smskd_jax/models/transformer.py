@@ -1,4 +1,4 @@
-"""Networks of tokens: a plain vision transformer and an MLP-Mixer, whose taps are maps like those of convolutions.
+"""Networks of tokens: a vision transformer and an MLP-Mixer, with maps of tokens.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021,
 https://arxiv.org/abs/2010.11929
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import normal
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs
@@ -27,7 +28,7 @@ NUM_FEATURE_LAYERS = 4  # beside that of the embedding, after each quarter of th
 
 
 def sinusoidal_positions(height: int, width: int, channels: int) -> np.ndarray:
-  """[1, h, w, c]: sines and cosines of row and column, a quarter of the channels each; c divisible by 4."""
+  """Sines and cosines of row and column, [1, h, w, c]; c is divisible by 4."""
   frequencies = 1e4 ** -np.linspace(0, 1, channels // 4)
   row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
   angles = [place[..., None] * frequencies for place in (column, row)]
@@ -77,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Tokens learn from each other, by attention or, without heads, by a perceptron over places; then each by itself."""
+  """Mixes tokens by attention or, without heads, an MLP over positions; then channels."""
 
   num_heads: int | None
   dtype: Any
@@ -85,7 +86,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[b, n, d]."""
-    norm = lambda name: nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
+    def norm(name):
+      return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
     channels = x.shape[-1]
     y = norm("norm1")(x)
     if self.num_heads is not None:
@@ -106,11 +110,11 @@ class PatchNetwork(nn.Module):
   num_heads: int | None  # None: a mixer
   patch_size: int  # height and width
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels]; h and w are multiples of the patch. A mixer's weights depend on both.
@@ -118,8 +122,9 @@ class PatchNetwork(nn.Module):
       axis_name: changes nothing either.
 
     Returns:
-      Outputs with five taps [b, h / patch, w / patch, d]: the embedding and the end of each quarter of the blocks. No
-      activation follows them, so that preactivations are the taps. The final_map map is the last after layer norm.
+      Outputs with five feature layers [b, h / patch, w / patch, d]: the embedding and the end of each quarter of the
+      blocks. No activation follows them, so that preactivations are the feature layers. The final map is the last after
+      layer norm.
 
     Raises:
       ValueError: the patches do not fit.
@@ -142,14 +147,16 @@ class PatchNetwork(nn.Module):
     if self.num_heads is not None:
       x = x + jnp.asarray(sinusoidal_positions(*x.shape[1:]), x.dtype)
     shape = x.shape
-    taps, x = [FeatureLayer(x, x)], x.reshape(b, -1, self.channels)
+    feature_layers, x = [FeatureLayer(x, x)], x.reshape(b, -1, self.channels)
     ends = {round(self.num_blocks * i / NUM_FEATURE_LAYERS) for i in range(1, NUM_FEATURE_LAYERS + 1)}
     for i in range(self.num_blocks):
       x = Block(self.num_heads, self.dtype, name=f"blocks_{i}")(x)
       if i + 1 in ends:
-        taps.append(FeatureLayer(x.reshape(shape), x.reshape(shape)))
+        feature_layers.append(FeatureLayer(x.reshape(shape), x.reshape(shape)))
     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-    return make_outputs(taps, x.reshape(shape), self.num_classes, name="head", kernel_init=normal(0.01))
+    return make_outputs(
+      feature_layers, x.reshape(shape), self.num_classes, name="head", kernel_init=normal(0.01)
+    )
 
 
 def make(
@@ -164,12 +171,12 @@ def make(
   patch_size: int = 4,
   dtype: str = "float32",
 ) -> PatchNetwork:
-  """A network of `blocks` blocks, with `width` times `channels`, and patches of `patch` x `patch` pixels.
+  """Network of `num_blocks` blocks, `width` times `channels`, and square patches.
 
   Patches of 4 are for images of 32x32, of 16 for 224x224. Channels are rounded to what heads and positions need.
   """
-  options.check_num_classes(name, num_classes)
-  options.check_positive_integer(name, "patch", patch_size)
+  errors.check_positive_integer(name, num_classes=num_classes)
+  errors.check_positive_integer(name, patch_size=patch_size)
   (channels,) = options.scale_channels(name, (channels,), width)
   step = 4 * (num_heads or 1)
   channels = step * max(1, round(channels / step))

@@ -1,4 +1,4 @@
-"""VGG networks with batch norm for small images, as the knowledge distillation literature uses them.
+"""VGG networks with batch norm for small images, as in the literature on distillation.
 
 Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
 https://arxiv.org/abs/1409.1556
@@ -13,6 +13,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers, normal
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs, norm_params
@@ -35,27 +36,27 @@ class VGG(nn.Module):
   convolutions: tuple[int, ...]  # in each block
   channels: tuple[int, ...]  # of each block
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], h and w at least 8. The last two blocks work on maps of one size, 1/8 of the
         image's (rounded down); for h = 64 alone, as in the public code, the last works on 1/16.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with five taps, the blocks' ends before their pooling. The first preactivation is taken after
+      Outputs with five feature layers, the blocks' ends before their pooling. The first preactivation is taken after
       its ReLU too, as in the public code: methods that want preactivations use the later ones.
     """
     if min(image.shape[1:3]) < 8:
       raise ValueError(f"vgg: images must be at least 8x8, got {image.shape[1]}x{image.shape[2]}")
     pooled_blocks = (0, 1, 2, 3) if image.shape[1] == 64 else (0, 1, 2)
     layers = Layers(train, axis_name, self.dtype)
-    x, taps = image, []
+    x, feature_layers = image, []
     for block, channels in enumerate(self.channels):
       for i in range(self.convolutions[block]):
         # PyTorch counts convolution, batch norm and ReLU: the i-th convolution is layer 3i of its block.
@@ -63,16 +64,15 @@ class VGG(nn.Module):
         norm = layers.norm(f"block{block}_{3 * i + 1}")
         preactivation = norm(x)
         x = nn.relu(preactivation)
-      taps.append(FeatureLayer(x, preactivation if block > 0 else x, norm_params(norm)))
+      feature_layers.append(FeatureLayer(x, preactivation if block > 0 else x, norm_params(norm)))
       if block in pooled_blocks:
         x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-    return make_outputs(taps, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
+    return make_outputs(feature_layers, x, self.num_classes, name="classifier", kernel_init=normal(0.01))
 
 
 def make(depth: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32") -> VGG:
   """The VGG of `depth` layers, with `width` times the channels."""
-  if depth not in CONVOLUTIONS:
-    raise ValueError(f"vgg: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
-  options.check_num_classes("vgg", num_classes)
+  errors.check_choice("vgg", CONVOLUTIONS, depth=depth)
+  errors.check_positive_integer("vgg", num_classes=num_classes)
   channels = options.scale_channels("vgg", CHANNELS, width)
   return VGG(CONVOLUTIONS[depth], channels, num_classes, options.parse_dtype("vgg", dtype))

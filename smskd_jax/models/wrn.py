@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from smskd_jax import errors
 from smskd_jax.layers.basic import Layers
 from smskd_jax.layers.batch_norm import BatchNorm
 from smskd_jax.models import options
@@ -28,7 +29,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> tuple[jax.Array, jax.Array, BatchNorm]:
-    """(sum of both branches [b, h / stride, w / stride, channels], x after the first batch norm, this batch norm)."""
+    """(sum of both branches, x after the first batch norm, this batch norm)."""
     first = layers.norm("bn1")
     normalized = first(x)
     active = nn.relu(normalized)
@@ -41,25 +42,26 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-  """A convolution and three stages of blocks, of 1, 1, 1/2 and 1/4 of the image's height and width."""
+  """Convolution and three block groups, of 1, 1, 1/2 and 1/4 of the image's size."""
 
   blocks: int  # in each stage; depth = 6 * blocks + 4
   channels: tuple[int, ...]  # of the stem and of the three stages
   num_classes: int
-  dtype: Any = None  # what is computed in
+  dtype: Any = None  # computation type; None: that of inputs and parameters
 
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool = False, axis_name: str | None = None) -> Outputs:
-    """What the network says about images.
+    """Computes the outputs for a batch of images.
 
     Args:
       image: [b, h, w, channels], of any size and number of channels.
-      train: whether batch norm uses, and remembers, the statistics of the batch (collection `batch_stats`).
+      train: True if batch norm uses and updates the statistics of the batch (collection `batch_stats`).
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four taps: the stem's and the stages' ends, which are sums that no activation follows. Their
-      preactivations are what the next batch norm makes of them, as in the public code; the stem's is the tap itself.
+      Outputs with four feature layers: the stem's and the stages' ends, which are sums that no activation follows.
+      Their preactivations are what the next batch norm makes of them, as in the public code; the stem's is the feature
+      layer itself.
     """
     layers = Layers(train, axis_name, self.dtype)
     x = layers.conv(self.channels[0], 3, name="conv1")(image)
@@ -76,17 +78,17 @@ class WideResNet(nn.Module):
     last = layers.norm("bn1")
     normalized.append(last(x))
     norms.append(norm_params(last))
-    taps = [FeatureLayer(*tap) for tap in zip(features, normalized, norms, strict=True)]
-    return make_outputs(taps, nn.relu(normalized[-1]), self.num_classes, name="fc")
+    feature_layers = [FeatureLayer(*layer) for layer in zip(features, normalized, norms, strict=True)]
+    return make_outputs(feature_layers, nn.relu(normalized[-1]), self.num_classes, name="fc")
 
 
 def make(
   depth: int, factor: int, /, *, num_classes: int, width: float = 1.0, dtype: str = "float32"
 ) -> WideResNet:
-  """The WRN of `depth` = 6n + 4 layers, its stages widened by `factor`, with `width` times the channels."""
+  """WRN of `depth` = 6n + 4 layers, widened by `factor`, with `width` times the channels."""
   if depth < 10 or depth % 6 != 4:
     raise ValueError(f"wrn: depth must be 6n + 4 with n >= 1, got {depth}")
-  options.check_num_classes("wrn", num_classes)
+  errors.check_positive_integer("wrn", num_classes=num_classes)
   stem, *stages = CHANNELS
   channels = options.scale_channels("wrn", (stem, *(factor * c for c in stages)), width)
   return WideResNet((depth - 4) // 6, channels, num_classes, options.parse_dtype("wrn", dtype))
@@ -96,6 +98,6 @@ def make_custom(
   *, num_classes: int, depth: int = 28, factor: int = 4, width: float = 1.0, dtype: str = "float32"
 ) -> WideResNet:
   """As `make`, with depth and factor as options of a config."""
-  options.check_positive_integer("wrn", "depth", depth)
-  options.check_positive_integer("wrn", "factor", factor)
+  errors.check_positive_integer("wrn", depth=depth)
+  errors.check_positive_integer("wrn", factor=factor)
   return make(depth, factor, num_classes=num_classes, width=width, dtype=dtype)

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from smskd_jax.config import network, stage
 from smskd_jax.errors import UserError, unknown_name_error
-from smskd_jax.losses.entries import make_method
+from smskd_jax.losses import build_method
 from smskd_jax.recipes import literature
 from smskd_jax.recipes.common import split_names
 
@@ -234,7 +234,7 @@ def student_stage(
   terms = [recipe.term for recipe in recipes]
   for term in terms:
     term.warmup_epochs *= args.epochs / args.get("nominal_epochs", PAPER_EPOCHS)
-  is_cacheable = bool(terms) and all(make_method(term).cacheable for term in terms)
+  is_cacheable = bool(terms) and all(build_method(term).cacheable for term in terms)
   optimizer, schedule = dict(fields["optimizer"]), dict(fields["schedule"])
   if span.restart:
     optimizer["learning_rate"] *= 0.1

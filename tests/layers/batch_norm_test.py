@@ -71,17 +71,18 @@ def test_over_devices_it_is_the_whole_batch(float64):
   expected = grads(BatchNorm(train=True), variables, x, weights)
 
   def on_device(x, weights):
-    of_device = grads(BatchNorm(train=True, axis_name="d"), variables, x, weights)
-    (_, (y, state)), (of_variables, of_x) = of_device
-    return y, state, jax.lax.pmean(of_variables["params"], "d"), of_x / 4
+    results = grads(BatchNorm(train=True, axis_name="d"), variables, x, weights)
+    (_, (y, state)), (variables_gradient, x_gradient) = results
+    return y, state, jax.lax.pmean(variables_gradient["params"], "d"), x_gradient / 4
 
   parts = [a.reshape(4, 2, *a.shape[1:]) for a in (x, weights)]
-  y, state, of_params, of_x = jax.pmap(on_device, axis_name="d")(*parts)
-  (_, (y0, state0)), (of_variables0, of_x0) = expected
-  assert_close((y.reshape(y0.shape), of_x.reshape(of_x0.shape)), (y0, of_x0))
+  y, state, params_gradient, x_gradient = jax.pmap(on_device, axis_name="d")(*parts)
+  (_, (y0, state0)), (variables_gradient0, x_gradient0) = expected
+  assert_close((y.reshape(y0.shape), x_gradient.reshape(x_gradient0.shape)), (y0, x_gradient0))
   for device in range(4):
     assert_close(
-      jax.tree.map(lambda a, d=device: a[d], (state, of_params)), (state0, of_variables0["params"])
+      jax.tree.map(lambda a, d=device: a[d], (state, params_gradient)),
+      (state0, variables_gradient0["params"]),
     )
 
 

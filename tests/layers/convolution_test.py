@@ -26,18 +26,21 @@ def example(b, h, w, i, o, stride=1):
 def test_winograds_filtering_is_the_convolution(shape, float64):
   x, kernel, gradient = example(*shape)
   y, pull_back = jax.vjp(plain, x, kernel)
-  of_x, of_kernel = pull_back(gradient)
+  x_gradient, kernel_gradient = pull_back(gradient)
   close = {"rtol": 1e-11, "atol": 1e-11}
   np.testing.assert_allclose(winograd.convolve(x, kernel), y, **close)
-  np.testing.assert_allclose(winograd.input_gradient(gradient, kernel), of_x, **close)
-  np.testing.assert_allclose(winograd.kernel_gradient(x, gradient), of_kernel, **close)
+  np.testing.assert_allclose(winograd.input_gradient(gradient, kernel), x_gradient, **close)
+  np.testing.assert_allclose(winograd.kernel_gradient(x, gradient), kernel_gradient, **close)
 
 
 def test_winograds_filtering_rounds_as_the_convolution_does():
   x, kernel, gradient = (np.asarray(a, np.float32) for a in example(8, 8, 8, 128, 128))
   with jax.enable_x64(True):
     exact = np.asarray(plain(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64)))
-  error = lambda y: np.sqrt(np.mean((np.asarray(y) - exact) ** 2))
+
+  def error(y):
+    return np.sqrt(np.mean((np.asarray(y) - exact) ** 2))
+
   assert error(winograd.convolve(x, kernel)) < 3 * error(plain(x, kernel))
 
 
@@ -80,15 +83,18 @@ def test_other_platforms_get_the_convolution_itself():
   x, kernel, _ = example(2, 4, 4, 128, 128)
   layer = basic.conv(128, 3)
   forward = jax.jit(lambda x, k: layer.apply({"params": {"kernel": k}}, x))
-  text = lambda platform: jax.export.export(forward, platforms=[platform])(x, kernel).mlir_module()
+
+  def text(platform):
+    return jax.export.export(forward, platforms=[platform])(x, kernel).mlir_module()
+
   assert "stablehlo.convolution" in text("cuda") and "stablehlo.dot_general" not in text("cuda")
   assert "stablehlo.dot_general" in text("cpu") and "stablehlo.convolution" not in text("cpu")
 
 
 def test_operations_are_counted_as_written(monkeypatch):
-  count = lambda: introspection.forward_flops.__wrapped__(
-    models.factory("resnet8x4")(num_classes=10), (32, 32, 3)
-  )
+  def count():
+    return introspection.forward_flops.__wrapped__(models.factory("resnet8x4")(num_classes=10), (32, 32, 3))
+
   found = count()
   monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 10_000)
   assert found == count()

@@ -35,8 +35,10 @@ def softmax(x):
 
 
 def outputs(first, *others):
-  of_one = lambda x: Outputs(jnp.asarray(x), None, (), ())
-  return of_one(first)._replace(peer_outputs=tuple(map(of_one, others)))
+  def one_network(x):
+    return Outputs(jnp.asarray(x), None, (), ())
+
+  return one_network(first)._replace(peer_outputs=tuple(map(one_network, others)))
 
 
 def test_worked_by_hand():
@@ -51,7 +53,10 @@ def test_worked_by_hand():
 def test_the_formula_in_numpy(members):
   given, temperature = logits(members, members), 2.0
   p = [softmax(x / temperature) for x in given]
-  divergence = lambda target, own: (target * np.log(target / own)).sum(-1)
+
+  def divergence(target, own):
+    return (target * np.log(target / own)).sum(-1)
+
   expected = sum(
     temperature**2 * divergence(p[n], p[m]) / (members - 1)
     for m in range(members)
@@ -92,13 +97,6 @@ def test_finite_at_extreme_logits():
   assert np.isfinite(gradient).all()
 
 
-def test_half_precision_is_computed_in_single():
-  given = [jnp.asarray(x, jnp.bfloat16) for x in logits(3, 3)]
-  rows = dml.loss(given)
-  assert rows.dtype == jnp.float32
-  np.testing.assert_allclose(rows, dml.loss([x.astype(float) for x in given]), rtol=1e-5)
-
-
 def test_refuses_a_learner_without_peers():
   with pytest.raises(ValueError, match=r"dml: the student has no peers; make it network\('cohort', .*\)"):
     dml.method().init(jax.random.key(0), outputs(logits(0)[0]), (), None)
@@ -109,12 +107,6 @@ def test_refuses_members_of_different_tasks():
     ValueError, match=r"dml: the members of the cohort must have the same classes, got \[5, 4\]"
   ):
     dml.method().init(jax.random.key(0), outputs(np.zeros((2, 5)), np.zeros((2, 4))), (), None)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), "4", True])
-def test_refuses_temperatures(temperature):
-  with pytest.raises(ValueError, match="dml: temperature must be a positive number, got "):
-    dml.method(temperature=temperature)
 
 
 def make_stage():
@@ -143,9 +135,12 @@ def trained():
 def test_the_objective_is_that_of_both_members(trained):
   (metrics, *_), _, first, _ = trained
   stage, batch = make_stage(), networks.batch_of(0, dtype=np.float64)
-  train = lambda variables: stage.student.apply(variables, batch.image, train=True, mutable=["batch_stats"])
-  said, _ = quick(train)(student_variables(first))
-  members = [said.logits, said.peer_outputs[0].logits]
+
+  def train(variables):
+    return stage.student.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+
+  predicted, _ = quick(train)(student_variables(first))
+  members = [predicted.logits, predicted.peer_outputs[0].logits]
   task = sum(optax.softmax_cross_entropy_with_integer_labels(x, batch.label).mean() for x in members)
   np.testing.assert_allclose(metrics["task"], task, rtol=1e-9)
   np.testing.assert_allclose(metrics["distill/dml"], dml.loss(members).mean(), rtol=1e-9)

@@ -1,4 +1,4 @@
-"""Tests of losses/docs.py and of `python -m smskd_jax.losses`."""
+"""Tests of the methods' documentation and of `python -m smskd_jax.losses`."""
 
 import inspect
 import pathlib
@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, docs
-from smskd_jax.losses.__main__ import main
+from smskd_jax.losses import FAMILIES, METHODS, PLUGINS
+from smskd_jax.losses import __main__ as docs
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = [*METHODS, *PLUGINS]
@@ -19,15 +19,15 @@ def test_every_method_is_in_one_family():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_card_says_everything(name):
-  card = docs.describe(name)
-  assert card.title.endswith(".") and "\n" not in card.title
-  assert '"' in card.paper and "https://" in card.paper
-  assert card.cite.split()[-1].isdigit(), card.cite
-  assert card.formula and card.reads
-  assert "Difference" in card.notes or "No difference" in card.notes
+def test_documentation_is_complete(name):
+  doc = docs.describe(name)
+  assert doc.title.endswith(".") and "\n" not in doc.title
+  assert '"' in doc.paper and "https://" in doc.paper
+  assert doc.cite.split()[-1].isdigit(), doc.cite
+  assert doc.formula and doc.reads
+  assert "Difference" in doc.notes or "No difference" in doc.notes
   factory = METHODS.get(name, PLUGINS.get(name))
-  assert set(card.defaults) <= set(inspect.signature(factory).parameters)
+  assert set(doc.defaults) <= set(inspect.signature(factory).parameters)
 
 
 def test_the_page_is_up_to_date():
@@ -36,9 +36,9 @@ def test_the_page_is_up_to_date():
 
 
 def test_the_list_has_a_line_for_each(capsys):
-  assert main([]) == 0
+  assert docs.main([]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines[1:]] == [c.name for c in docs.describe_all()]
+  assert [line.split()[0] for line in lines[1:]] == [doc.name for doc in docs.describe_all()]
   assert len(lines) == 1 + len(NAMES)
 
 
@@ -55,6 +55,6 @@ def test_one_is_explained_with_its_formula():
 
 
 def test_several_names_are_explained_one_after_another(capsys):
-  assert main(["kd", "fitnet"]) == 0
+  assert docs.main(["kd", "fitnet"]) == 0
   kd, fitnet = (docs.format_method(docs.describe(name)) for name in ("kd", "fitnet"))
   assert capsys.readouterr().out == f"{kd}\n\n{fitnet}\n"

@@ -11,8 +11,8 @@ from smskd_jax.types import Outputs
 
 def test_is_the_mean_squared_difference():
   student, teacher = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
-  of_torch = ((student - teacher) ** 2).mean()  # as torch.nn.MSELoss has it, over all numbers of the batch
-  np.testing.assert_allclose(jnp.mean(embedding_mse.loss(student, teacher)), of_torch, rtol=1e-6)
+  torch_mse = ((student - teacher) ** 2).mean()  # as torch.nn.MSELoss has it, over all numbers of the batch
+  np.testing.assert_allclose(jnp.mean(embedding_mse.loss(student, teacher)), torch_mse, rtol=1e-6)
   gradient = jax.grad(lambda s: embedding_mse.loss(s, teacher).mean())(jnp.asarray(student))
   np.testing.assert_allclose(gradient, 2 * (student - teacher) / student.size, rtol=1e-5, atol=1e-7)
 
@@ -23,7 +23,9 @@ def test_an_example_counts_for_itself():
 
 
 def test_embeddings_of_other_widths_are_projected():
-  outputs = lambda d: Outputs(jnp.zeros((2, 3)), jnp.ones((2, d)), (), ())
+  def outputs(d):
+    return Outputs(jnp.zeros((2, 3)), jnp.ones((2, d)), (), ())
+
   same, other = (
     embedding_mse.method().init(jax.random.key(0), outputs(d), (outputs(8),), None) for d in (8, 4)
   )

@@ -23,11 +23,11 @@ def outputs(*features):
 
 @jax.jit
 def run(student, teacher):
-  """Loss, MethodVariables at the start and state afterwards of one step, with the maps at tap 0."""
+  """Loss, MethodVariables at the start and state afterwards of one step, with the maps at layer 0."""
   method = fitnet.method(student_layer=0, teacher_layer=0)
-  learner, teachers = outputs(student), (outputs(teacher),)
-  aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (learner, teachers)), None)
-  loss, state = method.apply(*aux, learner, teachers, Context(None, jax.random.key(1)))
+  student_outputs, teachers = outputs(student), (outputs(teacher),)
+  aux = method.init(jax.random.key(0), *jax.eval_shape(lambda: (student_outputs, teachers)), None)
+  loss, state = method.apply(*aux, student_outputs, teachers, Context(None, jax.random.key(1)))
   return loss, aux, state
 
 
@@ -39,12 +39,6 @@ def test_worked_by_hand():
 def test_gradient():
   teacher = maps(0, 2, 3, 3, 2)
   check_grads(lambda s: fitnet.loss(s, teacher), (maps(1, 2, 3, 3, 2),), order=1)
-
-
-@pytest.mark.parametrize("teacher", [(2, 3, 3, 4), (2, 3, 6), (1, 3, 3, 2)])
-def test_loss_refuses_maps_of_different_shapes(teacher):
-  with pytest.raises(AssertionError):
-    fitnet.loss(np.zeros((2, 3, 3, 2)), np.zeros(teacher))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +125,9 @@ def test_the_regressor_and_the_student_learn():
 
   @jax.jit
   def gradients(params, student):
-    loss = lambda p, s: method.apply(p, aux.state, outputs(s), (outputs(teacher),), Context(None))[0].mean()
+    def loss(p, s):
+      return method.apply(p, aux.state, outputs(s), (outputs(teacher),), Context(None))[0].mean()
+
     return jax.value_and_grad(loss, argnums=(0, 1))(params, student)
 
   before, (by_params, by_student) = gradients(aux.params, student)
@@ -146,24 +142,3 @@ def test_initial_weights_follow_pytorch():
   kernel, bound = aux.params["conv"]["kernel"], 1 / np.sqrt(64 * 9)
   assert np.abs(kernel).max() <= bound
   np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.02)
-
-
-@pytest.mark.parametrize(
-  "tap, students, teachers, message",
-  [
-    (2, 2, 3, r"fitnet: tap 2 does not exist, the student has 2 feature maps \(0 to 1\)"),
-    (2, 3, 2, r"fitnet: tap 2 does not exist, the teacher has 2 feature maps \(0 to 1\)"),
-    (-3, 3, 2, r"fitnet: tap -3 does not exist, the teacher has 2 feature maps \(0 to 1\)"),
-  ],
-)
-def test_refuses_taps_that_do_not_exist(tap, students, teachers, message):
-  feature = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
-  learner, teacher = outputs(*[feature] * students), outputs(*[feature] * teachers)
-  with pytest.raises(ValueError, match=message):
-    fitnet.method(student_layer=tap, teacher_layer=tap).init(jax.random.key(0), learner, (teacher,), None)
-
-
-@pytest.mark.parametrize("tap", [1.0, "2", True, None])
-def test_refuses_taps_that_are_no_integers(tap):
-  with pytest.raises(ValueError, match="fitnet: student_layer must be an integer, got "):
-    fitnet.method(student_layer=tap)

@@ -22,21 +22,26 @@ def outputs(*features):
   return Outputs(None, None, features, features)
 
 
-LEARNER, TEACHER = ((3, 4, 4, 2), (3, 2, 2, 6))
+STUDENT, TEACHER = ((3, 4, 4, 2), (3, 2, 2, 6))
 
 
 def prepared(**hyper_parameters):
-  """(method, function that makes its MethodVariables, learner, teachers): a map of 4x4x2 and the teacher's of 2x2x6."""
-  learner, teachers = outputs(arrays(0, *LEARNER)), (outputs(arrays(1, *TEACHER)),)
+  """(method, function that makes its MethodVariables, student, teachers): a map of 4x4x2 and the teacher's of 2x2x6."""
+  student_outputs, teachers = outputs(arrays(0, *STUDENT)), (outputs(arrays(1, *TEACHER)),)
   method = ft.method(**hyper_parameters)
-  return method, lambda: method.init(jax.random.key(0), learner, teachers, None), learner, teachers
+  return (
+    method,
+    lambda: method.init(jax.random.key(0), student_outputs, teachers, None),
+    student_outputs,
+    teachers,
+  )
 
 
 @functools.cache
 def started():
-  """(MethodVariables, learner, teachers)."""
-  _, init, learner, teachers = prepared()
-  return jax.jit(init)(), learner, teachers
+  """(MethodVariables, student, teachers)."""
+  _, init, student_outputs, teachers = prepared()
+  return jax.jit(init)(), student_outputs, teachers
 
 
 @functools.cache
@@ -85,17 +90,17 @@ def test_the_larger_factor_is_averaged():
 
 
 def test_value_of_all_parts():
-  aux, learner, teachers = started()
+  aux, student_outputs, teachers = started()
   feature = np.asarray(teachers[0].features[-1])
   factor = coder(feature, aux.params["paraphraser"]["encoder"])
   assert factor.shape == (3, 2, 2, 3)
   error = np.mean((coder(factor, aux.params["paraphraser"]["decoder"]) - feature) ** 2)
-  student = coder(np.asarray(learner.features[-1]), aux.params["translator"], normalise=True)
-  (value, _), _ = compiled()(*aux, learner.features[-1])
+  student = coder(np.asarray(student_outputs.features[-1]), aux.params["translator"], normalise=True)
+  (value, _), _ = compiled()(*aux, student_outputs.features[-1])
   np.testing.assert_allclose(value, ft.loss(student, factor).mean() + 0.25 * error, rtol=1e-8)
 
 
-def of_paraphraser_first(params, aux):
+def first_stage_state(params, aux):
   """The state that a method with epochs of its paraphraser has."""
   return {**aux.state, "frozen": params["paraphraser"]}
 
@@ -104,35 +109,38 @@ def check_slope(f, x, gradient):
   """Compares a gradient with the difference of f along some direction."""
   rng = np.random.default_rng(2)
   direction = jax.tree.map(lambda x: rng.normal(size=x.shape), x)
-  moved = lambda step: f(jax.tree.map(lambda x, d: x + step * d, x, direction))
+
+  def moved(step):
+    return f(jax.tree.map(lambda x, d: x + step * d, x, direction))
+
   slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
   np.testing.assert_allclose((moved(1e-6) - moved(-1e-6)) / 2e-6, slope, rtol=1e-5)
 
 
 def test_each_part_learns_from_its_own_term():
-  aux, learner, _ = started()
-  (feature,) = learner.features
+  aux, student_outputs, _ = started()
+  (feature,) = student_outputs.features
   _, (by_params, by_feature) = compiled()(*aux, feature)
   assert all(np.any(g) for g in jax.tree.leaves((by_params, by_feature)))
 
-  def of_student(x):
+  def student_loss(x):
     return compiled()({**aux.params, "translator": x[0]}, aux.state, x[1])[0][0]
 
-  def of_paraphraser(x):
+  def paraphraser_loss(x):
     params = {**aux.params, "paraphraser": x}
-    return compiled(paraphraser_epochs=2.0)(params, of_paraphraser_first(params, aux), feature)[0][0]
+    return compiled(paraphraser_epochs=2.0)(params, first_stage_state(params, aux), feature)[0][0]
 
-  check_slope(of_student, (aux.params["translator"], feature), (by_params["translator"], by_feature))
-  check_slope(of_paraphraser, aux.params["paraphraser"], by_params["paraphraser"])
+  check_slope(student_loss, (aux.params["translator"], feature), (by_params["translator"], by_feature))
+  check_slope(paraphraser_loss, aux.params["paraphraser"], by_params["paraphraser"])
 
 
 def test_paraphraser_first_and_then_frozen():
-  aux, learner, _ = started()
-  (feature,) = learner.features
+  aux, student_outputs, _ = started()
+  (feature,) = student_outputs.features
   step = compiled(paraphraser_epochs=2.0)
   start = jax.eval_shape(prepared(paraphraser_epochs=2.0)[1]).state
   learned = jax.tree.map(lambda x: 1.1 * x, aux.params)
-  before = step(learned, of_paraphraser_first(aux.params, aux), feature, 1.99)
+  before = step(learned, first_stage_state(aux.params, aux), feature, 1.99)
   (reconstruction, state), (by_params, by_feature) = before
   assert jax.tree.structure(state) == jax.tree.structure(start)
   assert not any(np.any(g) for g in jax.tree.leaves((by_params["translator"], by_feature)))
@@ -140,13 +148,13 @@ def test_paraphraser_first_and_then_frozen():
 
   # From epoch 2 on, whatever becomes of the parameters, the paraphraser is that of the last step before.
   decayed = {**learned, "paraphraser": jax.tree.map(lambda x: 0.5 * x, learned["paraphraser"])}
-  (of_factors, state), (by_params, by_feature) = step(decayed, state, feature, 2.0)
+  (factor_loss, state), (by_params, by_feature) = step(decayed, state, feature, 2.0)
   jax.tree.map(np.testing.assert_array_equal, state["frozen"], learned["paraphraser"])
   assert not any(np.any(g) for g in jax.tree.leaves(by_params["paraphraser"]))
   assert all(np.any(g) for g in jax.tree.leaves((by_params["translator"], by_feature)))
-  (both, _), (_, of_both) = compiled()(learned, aux.state, feature)
-  np.testing.assert_allclose(reconstruction + of_factors, both)
-  np.testing.assert_allclose(by_feature, of_both)
+  (both, _), (_, joint_gradient) = compiled()(learned, aux.state, feature)
+  np.testing.assert_allclose(reconstruction + factor_loss, both)
+  np.testing.assert_allclose(by_feature, joint_gradient)
 
 
 @pytest.mark.parametrize("rate, channels", [(0.5, 3), (0.01, 1), (2.0, 12)])
@@ -161,12 +169,12 @@ def test_rate(rate, channels):
   "hyper_parameters, message",
   [
     ({"rate": 0.0}, "ft: rate must be a positive number, got 0.0"),
-    ({"p1": 0}, "ft: p1 must be at least 1, got 0"),
-    ({"p2": 1.5}, "ft: p2 must be an integer, got 1.5"),
+    ({"p1": 0}, "ft: p1 must be a positive integer, got 0"),
+    ({"p2": 1.5}, "ft: p2 must be a positive integer, got 1.5"),
     ({"reconstruction_weight": 0.0}, "ft: reconstruction_weight must be a positive number"),
     ({"paraphraser_epochs": -1.0}, "ft: paraphraser_epochs must be a number >= 0, got -1.0"),
     ({"student_layer": 0.5}, "ft: student_layer must be an integer, got 0.5"),
-    ({"teacher_layer": 4}, "ft: tap 4 does not exist, the teacher has 1 feature maps"),
+    ({"teacher_layer": 4}, "ft: layer 4 does not exist, the teacher has 1 feature maps"),
   ],
 )
 def test_refuses(hyper_parameters, message):

@@ -22,7 +22,10 @@ def module(name):
 
 def kd_logit_standardization(student_logits, teacher_logits, *, temperature, standardize, ddof, eps):
   assert standardize
-  z_score = lambda z: module("logit_standardization").standardize(z, ddof=ddof, eps=eps)
+
+  def z_score(z):
+    return module("logit_standardization").standardize(z, ddof=ddof, eps=eps)
+
   return module("kd").loss(z_score(student_logits), z_score(teacher_logits), temperature=temperature)
 
 
@@ -52,7 +55,7 @@ LOSSES = {
   "kd_logit_standardization": kd_logit_standardization,
   "mlkd_batch": lambda **inputs: module("mlkd").batch_loss(**inputs),
   "mlkd_class": lambda **inputs: module("mlkd").class_loss(**inputs),
-  "multi_teacher_kd": lambda student_logits, teacher_logits, **hparams: module("multi_teacher").mean(
+  "multi_teacher_kd": lambda student_logits, teacher_logits, **hparams: module("multi_teacher").weighted_mean(
     [module("kd").loss(student_logits, teacher, **hparams) for teacher in teacher_logits]
   ),
   "ofd": ofd,
@@ -65,7 +68,10 @@ def collect(arrays, prefix):
   """{name: array, or tuple of the arrays name.0, name.1, ...} of the keys that start with the prefix."""
   found = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
   names = dict.fromkeys(key.partition(".")[0] for key in found)
-  count = lambda name: sum(key.startswith(f"{name}.") for key in found)
+
+  def count(name):
+    return sum(key.startswith(f"{name}.") for key in found)
+
   return {
     name: found[name] if name in found else tuple(found[f"{name}.{i}"] for i in range(count(name)))
     for name in names
@@ -129,7 +135,7 @@ def test_banks_after_the_update(case):
   inputs, _, hparams, arrays = case_of(case)
   with jax.enable_x64(True):
     for who in ("student", "teacher"):
-      bank = module("crd").update(
+      bank = module("crd").update_bank(
         inputs[f"memory_{who}"],
         inputs["positive_index"],
         inputs[f"{who}_embedding"],

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import hard_label
-from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -44,15 +43,3 @@ def test_gradient_is_the_difference_from_the_decision():
   by_student, by_teacher = jax.grad(lambda s, t: hard_label.loss(s, t).sum(), (0, 1))(student, teacher)
   np.testing.assert_allclose(by_student, softmax(student) - np.eye(5)[teacher.argmax(axis=1)], atol=1e-12)
   assert (by_teacher == 0).all()
-
-
-def test_refuses_networks_of_different_tasks():
-  student, teacher = (Outputs(jax.ShapeDtypeStruct((4, k), float), None, (), ()) for k in (10, 100))
-  with pytest.raises(ValueError, match="hard_label: the student has 10 classes, the teacher 100"):
-    hard_label.method().init(jax.random.key(0), student, (teacher,), None)
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (3, 5), (5,)])
-def test_refuses_logits_of_different_shapes(shape):
-  with pytest.raises(AssertionError):
-    hard_label.loss(np.zeros((4, 5)), np.zeros(shape))

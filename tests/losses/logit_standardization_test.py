@@ -30,11 +30,11 @@ def spec(tree):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="axis_name")
-def run(wrapped, learner, *teachers, axis_name=None):
+def run(wrapped, student_outputs, *teachers, axis_name=None):
   """(loss, new state) of the method in the plug-in."""
   method = logit_standardization.method(wrapped)
-  aux = method.init(jax.random.key(0), spec(learner), spec(teachers), None)
-  return method.apply(*aux, learner, teachers, Context(None, jax.random.key(1), 0.5, axis_name))
+  aux = method.init(jax.random.key(0), spec(student_outputs), spec(teachers), None)
+  return method.apply(*aux, student_outputs, teachers, Context(None, jax.random.key(1), 0.5, axis_name))
 
 
 def z_score(x):
@@ -62,41 +62,48 @@ def test_equal_logits_have_no_scores_and_no_gradient(value, dtype):
 
 
 def test_the_wrapped_method_sees_the_scores():
-  learner, teacher = outputs(0), outputs(1)
-  loss, _ = run(KD, learner, teacher)
-  expected = kd.loss(z_score(learner.logits), z_score(teacher.logits), temperature=2.0)
+  student_outputs, teacher = outputs(0), outputs(1)
+  loss, _ = run(KD, student_outputs, teacher)
+  expected = kd.loss(z_score(student_outputs.logits), z_score(teacher.logits), temperature=2.0)
   np.testing.assert_allclose(loss, expected)
 
 
 @pytest.mark.parametrize("move", [lambda x: 3 * x, lambda x: 0.1 * x, lambda x: x + 5])
 def test_ignores_scale_and_offset_of_either_network(move):
-  learner, teacher = outputs(0), outputs(1)
-  moved = lambda x: x._replace(logits=move(x.logits))
-  loss, _ = run(KD, learner, teacher)
-  np.testing.assert_allclose(run(KD, moved(learner), teacher)[0], loss, rtol=1e-5)
-  np.testing.assert_allclose(run(KD, learner, moved(teacher))[0], loss, rtol=1e-5)
+  student_outputs, teacher = outputs(0), outputs(1)
+
+  def moved(x):
+    return x._replace(logits=move(x.logits))
+
+  loss, _ = run(KD, student_outputs, teacher)
+  np.testing.assert_allclose(run(KD, moved(student_outputs), teacher)[0], loss, rtol=1e-5)
+  np.testing.assert_allclose(run(KD, student_outputs, moved(teacher))[0], loss, rtol=1e-5)
 
 
 def test_what_is_learned_and_remembered_is_the_wrapped_methods():
-  learner, teacher = outputs(0), outputs(1)
+  student_outputs, teacher = outputs(0), outputs(1)
   wrapped = fitnet.method(student_layer=0, teacher_layer=0)
-  aux = jax.jit(lambda key: wrapped.init(key, spec(learner), (spec(teacher),), None))(jax.random.key(0))
-  expected = jax.jit(wrapped.apply)(*aux, learner, (teacher,), Context(None, jax.random.key(1), 0.5))
-  jax.tree.map(np.testing.assert_allclose, run(wrapped, learner, teacher), expected)
+  aux = jax.jit(lambda key: wrapped.init(key, spec(student_outputs), (spec(teacher),), None))(
+    jax.random.key(0)
+  )
+  expected = jax.jit(wrapped.apply)(*aux, student_outputs, (teacher,), Context(None, jax.random.key(1), 0.5))
+  jax.tree.map(np.testing.assert_allclose, run(wrapped, student_outputs, teacher), expected)
 
 
 def test_adoption_is_the_wrapped_methods():
-  init_student = lambda variables, teachers: variables
+  def init_student(variables, teachers):
+    return variables
+
   assert logit_standardization.method(KD._replace(init_student=init_student)).init_student is init_student
   assert logit_standardization.method(KD).init_student is None
 
 
 @jax.jit
 def value_and_gradient(student, teacher):
-  of_student = lambda s: run(
-    KD, outputs(0, 2, 3)._replace(logits=s), outputs(1, 2, 3)._replace(logits=teacher)
-  )
-  return jax.value_and_grad(lambda s: of_student(s)[0].mean())(student)
+  def wrapped_loss(s):
+    return run(KD, outputs(0, 2, 3)._replace(logits=s), outputs(1, 2, 3)._replace(logits=teacher))
+
+  return jax.value_and_grad(lambda s: wrapped_loss(s)[0].mean())(student)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -114,12 +121,6 @@ def test_one_device_equals_four():
   split = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), networks)
   on_four = jax.pmap(lambda x: run(MLKD, *x, axis_name="batch")[0], "batch", devices=jax.devices()[:4])
   np.testing.assert_allclose(on_four(split).reshape(8), run(MLKD, *networks)[0], rtol=1e-10)
-
-
-@pytest.mark.parametrize("field, value", [("ddof", -1), ("ddof", 1.0), ("eps", -1e-7), ("eps", float("nan"))])
-def test_refuses_hyper_parameters(field, value):
-  with pytest.raises(ValueError, match=f"logit_standardization: {field} must be .*, got {value}"):
-    logit_standardization.method(KD, **{field: value})
 
 
 def test_refuses_fewer_classes_than_the_deviation_needs():

@@ -24,22 +24,22 @@ def spec(tree):
   return jax.eval_shape(lambda: tree)
 
 
-def start(method, learner, teachers):
-  return jax.jit(lambda key: method.init(key, spec(learner), spec(teachers), None))(jax.random.key(0))
+def start(method, student_outputs, teachers):
+  return jax.jit(lambda key: method.init(key, spec(student_outputs), spec(teachers), None))(jax.random.key(0))
 
 
-def loss_and_gradients(aux, learner, teachers, axis_name=None):
+def loss_and_gradients(aux, student_outputs, teachers, axis_name=None):
   """(loss, new state) of hints from every teacher; gradients by what they learn and by the student's map."""
 
-  def mean_loss(params, learner):
+  def mean_loss(params, student_outputs):
     method = multi_teacher.method(HINT)
     loss, state = method.apply(
-      params, aux.state, learner, teachers, Context(None, jax.random.key(1), 0.0, axis_name)
+      params, aux.state, student_outputs, teachers, Context(None, jax.random.key(1), 0.0, axis_name)
     )
     return loss.mean(), (loss, state)
 
   (_, results), (by_params, by_learner) = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(
-    aux.params, learner
+    aux.params, student_outputs
   )
   return results, (by_params, by_learner.features[0])
 
@@ -50,33 +50,34 @@ def test_the_mean_worked_by_hand():
 
 
 def test_kd_from_several_teachers_has_the_gradient_of_kd_from_their_mean():
-  learner, teachers = outputs(0), (outputs(1), outputs(2), outputs(3))
+  student_outputs, teachers = outputs(0), (outputs(1), outputs(2), outputs(3))
   method = multi_teacher.method(kd.method(temperature=4.0))
-  aux = start(method, learner, teachers)
+  aux = start(method, student_outputs, teachers)
   assert aux == MethodVariables(((), (), ()), ((), (), ()))
 
   def total(logits):
-    return method.apply(*aux, learner._replace(logits=logits), teachers, Context(None, jax.random.key(1)))[
-      0
-    ].sum()
+    return method.apply(
+      *aux, student_outputs._replace(logits=logits), teachers, Context(None, jax.random.key(1))
+    )[0].sum()
 
   mean = np.mean([jax.nn.softmax(t.logits / 4.0) for t in teachers], axis=0)
-  expected = 4.0 * (jax.nn.softmax(learner.logits / 4.0) - mean)
-  np.testing.assert_allclose(jax.jit(jax.grad(total))(learner.logits), expected, atol=1e-12)
+  expected = 4.0 * (jax.nn.softmax(student_outputs.logits / 4.0) - mean)
+  np.testing.assert_allclose(jax.jit(jax.grad(total))(student_outputs.logits), expected, atol=1e-12)
 
 
 def test_multi_teacher_has_parts_of_its_own():
-  learner, teachers = (
+  student_outputs, teachers = (
     outputs(0),
     (outputs(1, channels=5), outputs(2, channels=7, size=2), outputs(3, channels=5)),
   )
-  aux = start(multi_teacher.method(HINT), learner, teachers)
+  aux = start(multi_teacher.method(HINT), student_outputs, teachers)
   first, _, last = (params["conv"]["kernel"] for params in aux.params)
   assert first.shape == last.shape and not np.any(first == last)
 
-  (loss, state), (by_params, by_map) = jax.jit(loss_and_gradients)(aux, learner, teachers)
+  (loss, state), (by_params, by_map) = jax.jit(loss_and_gradients)(aux, student_outputs, teachers)
   alone = [
-    jax.jit(HINT.apply)(p, s, learner, (t,), Context(None)) for p, s, t in zip(*aux, teachers, strict=True)
+    jax.jit(HINT.apply)(p, s, student_outputs, (t,), Context(None))
+    for p, s, t in zip(*aux, teachers, strict=True)
   ]
   np.testing.assert_allclose(loss, np.mean([row for row, _ in alone], axis=0))
   jax.tree.map(np.testing.assert_allclose, state, tuple(s for _, s in alone))
@@ -86,7 +87,10 @@ def test_multi_teacher_has_parts_of_its_own():
 
 def drawing(init_student=None):
   """A method whose loss is a random number."""
-  apply = lambda params, state, student, teachers, context: (jax.random.uniform(context.key, (8,)), state)
+
+  def apply(params, state, student, teachers, context):
+    return (jax.random.uniform(context.key, (8,)), state)
+
   return contract.make(lambda *args: MethodVariables(), apply, reads=("logits",), init_student=init_student)
 
 
@@ -100,24 +104,28 @@ def test_multi_teacher_draws_with_a_key_of_its_own():
 
 
 def test_around_another_plug_in():
-  learner, teachers = outputs(0), (outputs(1), outputs(2))
+  student_outputs, teachers = outputs(0), (outputs(1), outputs(2))
   method = multi_teacher.method(ctkd.method(kd.method(temperature=1.0)))
-  aux = start(method, learner, teachers)
-  loss, _ = jax.jit(method.apply)(*aux, learner, teachers, Context(None, jax.random.key(1)))
+  aux = start(method, student_outputs, teachers)
+  loss, _ = jax.jit(method.apply)(*aux, student_outputs, teachers, Context(None, jax.random.key(1)))
   t = ctkd.temperature(1.0)
-  expected = np.mean([kd.loss(learner.logits, x.logits, temperature=t) for x in teachers], axis=0)
+  expected = np.mean([kd.loss(student_outputs.logits, x.logits, temperature=t) for x in teachers], axis=0)
   np.testing.assert_allclose(loss, expected)
 
 
 def test_finite_at_extremes():
-  learner, teacher = outputs(0), outputs(1)
+  student_outputs, teacher = outputs(0), outputs(1)
   extremes = [teacher._replace(logits=x) for x in (np.zeros((8, 5)), 1e4 * np.sign(teacher.logits))]
   method = multi_teacher.method(kd.method())
 
   @jax.jit
   def total(logits):
     return method.apply(
-      ((), ()), ((), ()), learner._replace(logits=logits), tuple(extremes), Context(None, jax.random.key(1))
+      ((), ()),
+      ((), ()),
+      student_outputs._replace(logits=logits),
+      tuple(extremes),
+      Context(None, jax.random.key(1)),
     )[0].sum()
 
   for logits in (np.zeros((8, 5)), -1e4 * np.sign(teacher.logits), jnp.ones((8, 5), jnp.bfloat16)):
@@ -126,25 +134,32 @@ def test_finite_at_extremes():
 
 
 def test_one_device_equals_four():
-  learner, teachers = outputs(0), (outputs(1, channels=5), outputs(2, channels=7))
-  aux = start(multi_teacher.method(HINT), learner, teachers)
-  (loss, state), (by_params, by_map) = jax.jit(loss_and_gradients)(aux, learner, teachers)
+  student_outputs, teachers = outputs(0), (outputs(1, channels=5), outputs(2, channels=7))
+  aux = start(multi_teacher.method(HINT), student_outputs, teachers)
+  (loss, state), (by_params, by_map) = jax.jit(loss_and_gradients)(aux, student_outputs, teachers)
 
-  def on_one(aux, learner, teachers):
-    (loss, state), (by_params, by_map) = loss_and_gradients(aux, learner, teachers, "batch")
+  def on_one(aux, student_outputs, teachers):
+    (loss, state), (by_params, by_map) = loss_and_gradients(aux, student_outputs, teachers, "batch")
     return loss, by_map, contract.pmean((state, by_params), "batch")
 
-  split = lambda tree: jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
+  def split(tree):
+    return jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
+
   on_four = jax.pmap(on_one, "batch", in_axes=(None, 0, 0), devices=jax.devices()[:4])
-  rows, gradient, replicas = on_four(aux, split(learner), split(teachers))
+  rows, gradient, replicas = on_four(aux, split(student_outputs), split(teachers))
   np.testing.assert_allclose(rows.reshape(8), loss, rtol=1e-10)
   np.testing.assert_allclose(gradient.reshape(by_map.shape), 4 * by_map, rtol=1e-9, atol=1e-12)
-  compare = lambda actual, expected: np.testing.assert_allclose(actual[3], expected, rtol=1e-9, atol=1e-12)
+
+  def compare(actual, expected):
+    return np.testing.assert_allclose(actual[3], expected, rtol=1e-9, atol=1e-12)
+
   jax.tree.map(compare, replicas, (state, by_params))
 
 
 def test_adoption_needs_a_single_teacher():
-  init_student = lambda variables, teachers: teachers
+  def init_student(variables, teachers):
+    return teachers
+
   method = multi_teacher.method(drawing(init_student))
   assert method.init_student is init_student
   assert start(method, outputs(0), (outputs(1),)) == MethodVariables(((),), ((),))
@@ -210,56 +225,71 @@ def test_no_probability_is_too_small_to_be_shared_out():
   ],
 )
 def test_weighted_kd_in_numpy(options, weights):
-  learner = outputs(0, b=3, k=2)
+  student_outputs = outputs(0, b=3, k=2)
   teachers = tuple(outputs(1, b=3, k=2)._replace(logits=logits) for logits in TEACHERS)
   method = multi_teacher.method(kd.method(temperature=4.0), **options)
   batch = Batch(None, LABELS, np.arange(3))
-  run = lambda logits: method.apply(
-    *start(method, learner, teachers),
-    learner._replace(logits=logits),
-    teachers,
-    Context(batch, jax.random.key(1)),
-  )[0]
-  of_each = [kd.loss(learner.logits, logits, temperature=4.0) for logits in TEACHERS]
-  np.testing.assert_allclose(jax.jit(run)(learner.logits), (weights * of_each).sum(0))
+
+  def run(logits):
+    return method.apply(
+      *start(method, student_outputs, teachers),
+      student_outputs._replace(logits=logits),
+      teachers,
+      Context(batch, jax.random.key(1)),
+    )[0]
+
+  losses = [kd.loss(student_outputs.logits, logits, temperature=4.0) for logits in TEACHERS]
+  np.testing.assert_allclose(jax.jit(run)(student_outputs.logits), (weights * losses).sum(0))
   mixed = (weights[..., None] * [jax.nn.softmax(logits / 4.0) for logits in TEACHERS]).sum(0)
-  gradient = jax.jit(jax.grad(lambda logits: run(logits).sum()))(learner.logits)
-  np.testing.assert_allclose(gradient, 4.0 * (jax.nn.softmax(learner.logits / 4.0) - mixed), atol=1e-12)
+  gradient = jax.jit(jax.grad(lambda logits: run(logits).sum()))(student_outputs.logits)
+  np.testing.assert_allclose(
+    gradient, 4.0 * (jax.nn.softmax(student_outputs.logits / 4.0) - mixed), atol=1e-12
+  )
 
 
 @pytest.mark.parametrize("weighting", ["accuracy", "tcp"])
 def test_weights_span_devices(weighting):
-  learner, teachers = outputs(0), (outputs(1), outputs(2), outputs(3))
+  student_outputs, teachers = outputs(0), (outputs(1), outputs(2), outputs(3))
   method = multi_teacher.method(kd.method(), weighting=weighting)
   batch = Batch(None, np.array([0, 1, 2, -1, 4, 0, -1, 1]), np.arange(8))
   right = [(t.logits.argmax(1) == batch.label).reshape(4, 2).sum(1) for t in teachers]
   assert any(len(set(counts)) > 1 for counts in right), "every device would say the same"
 
-  def loss(learner, teachers, batch, axis_name=None):
+  def loss(student_outputs, teachers, batch, axis_name=None):
     empty = ((),) * 3
-    return method.apply(empty, empty, learner, teachers, Context(batch, jax.random.key(1), 0.0, axis_name))[0]
+    return method.apply(
+      empty, empty, student_outputs, teachers, Context(batch, jax.random.key(1), 0.0, axis_name)
+    )[0]
 
-  split = lambda tree: jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
+  def split(tree):
+    return jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), tree)
+
   on_four = jax.pmap(lambda *share: loss(*share, "batch"), "batch", devices=jax.devices()[:4])
-  rows = on_four(*split((learner, teachers, batch)))
-  np.testing.assert_allclose(rows.reshape(8), jax.jit(loss)(learner, teachers, batch), rtol=1e-10)
+  rows = on_four(*split((student_outputs, teachers, batch)))
+  np.testing.assert_allclose(rows.reshape(8), jax.jit(loss)(student_outputs, teachers, batch), rtol=1e-10)
 
 
 def test_no_gradient_flows_through_the_weights():
   """Inside ctkd what the teachers say is divided by a temperature that learns, and the weights change with it."""
-  learner, teachers = outputs(0), (outputs(1), outputs(2))
+  student_outputs, teachers = outputs(0), (outputs(1), outputs(2))
   batch = Batch(None, np.array([0, 1, 2, 3, 4, 0, -1, 1]), np.arange(8))
 
-  def slope(of_weights, of_losses):
-    weights = multi_teacher.tcp_weights([t.logits / of_weights for t in teachers], batch.label)
-    losses = [kd.loss(learner.logits / of_losses, t.logits / of_losses, temperature=1.0) for t in teachers]
-    return (of_losses**2 * multi_teacher.weighted_mean(losses, weights)).mean()
+  def slope(weight_temperature, loss_temperature):
+    weights = multi_teacher.tcp_weights([t.logits / weight_temperature for t in teachers], batch.label)
+    losses = [
+      kd.loss(student_outputs.logits / loss_temperature, t.logits / loss_temperature, temperature=1.0)
+      for t in teachers
+    ]
+    return (loss_temperature**2 * multi_teacher.weighted_mean(losses, weights)).mean()
 
   method = ctkd.method(multi_teacher.method(kd.method(temperature=1.0), weighting="tcp"))
-  aux = start(method, learner, teachers)
-  loss = lambda params: method.apply(
-    params, aux.state, learner, teachers, Context(batch, jax.random.key(1), 1e3)
-  )[0].mean()
+  aux = start(method, student_outputs, teachers)
+
+  def loss(params):
+    return method.apply(params, aux.state, student_outputs, teachers, Context(batch, jax.random.key(1), 1e3))[
+      0
+    ].mean()
+
   value, gradient = jax.jit(jax.value_and_grad(loss))(aux.params)
   t, by_theta = jax.value_and_grad(ctkd.temperature)(aux.params["theta"])
   expected, by_t = jax.value_and_grad(slope, argnums=1)(t, t)
@@ -268,15 +298,20 @@ def test_no_gradient_flows_through_the_weights():
 
 
 def test_a_method_of_all_views_is_weighted_by_the_first():
-  views = lambda seed: outputs(seed)._replace(view_outputs=(outputs(10 + seed),))
-  learner, teachers = views(0), (views(1), views(2))
+  def views(seed):
+    return outputs(seed)._replace(view_outputs=(outputs(10 + seed),))
+
+  student_outputs, teachers = views(0), (views(1), views(2))
   batch = Batch(None, np.arange(8) % 5, np.arange(8))
   wrapped = mlkd.method(temperatures=(4.0,))
   method = multi_teacher.method(wrapped, weighting="tcp")
   assert method.multi_view
-  run = lambda method, teachers: jax.jit(method.apply)(
-    *start(method, learner, teachers), learner, teachers, Context(batch, jax.random.key(1))
-  )[0]
+
+  def run(method, teachers):
+    return jax.jit(method.apply)(
+      *start(method, student_outputs, teachers), student_outputs, teachers, Context(batch, jax.random.key(1))
+    )[0]
+
   weights = multi_teacher.tcp_weights([t.logits for t in teachers], batch.label)
   expected = sum(w * run(wrapped, (t,)) for w, t in zip(weights, teachers, strict=True))
   np.testing.assert_allclose(run(method, teachers), expected)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import nkd
-from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(nkd.loss)
@@ -60,20 +59,10 @@ def test_of_two_classes_only_the_label_counts():
 
 def test_right_at_extreme_logits():
   student, teacher = np.array([[-1e4, 1e4, 0.0]]), np.array([[1e4, -1e4, 0.0]])
-  total = lambda s: loss(s, teacher, np.array([0]), gamma=2.0, temperature=1.0).sum()
+
+  def total(s):
+    return loss(s, teacher, np.array([0]), gamma=2.0, temperature=1.0).sum()
+
   value, gradient = jax.value_and_grad(total)(student)
   np.testing.assert_allclose(value, 2e4 + 2 * 1e4)  # among the others the teacher is certain of class 2
   np.testing.assert_allclose(gradient, [[-1.0, 1.0 + 2.0, -2.0]], atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["gamma", "temperature"])
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", True])
-def test_refuses_hyper_parameters(name, value):
-  with pytest.raises(ValueError, match=f"nkd: {name} must be a "):
-    nkd.method(**{name: value})
-
-
-def test_refuses_networks_of_different_tasks():
-  student, teacher = (Outputs(jax.ShapeDtypeStruct((4, k), float), None, (), ()) for k in (10, 100))
-  with pytest.raises(ValueError, match="nkd: the student has 10 classes, the teacher 100"):
-    nkd.method().init(jax.random.key(0), student, (teacher,), None)

@@ -19,7 +19,7 @@ def outputs(*features):
   return Outputs(None, None, (None, *features), (None, *features))
 
 
-LEARNER = outputs(maps(0, 3, 4, 4, 5), maps(1, 3, 2, 2, 4))
+STUDENT = outputs(maps(0, 3, 4, 4, 5), maps(1, 3, 2, 2, 4))
 TEACHER = outputs(maps(2, 3, 2, 2, 5), maps(3, 3, 2, 2, 6))
 
 
@@ -31,19 +31,13 @@ def test_worked_by_hand():
   np.testing.assert_allclose(pkd.loss(student, [np.zeros_like(x) for x in student]), 10 * rows)
 
 
-@pytest.mark.parametrize("teacher", [(2, 3, 3, 4), (2, 3, 6), (1, 3, 3, 2)])
-def test_loss_refuses_maps_of_different_shapes(teacher):
-  with pytest.raises(AssertionError):
-    pkd.loss([np.zeros((2, 3, 3, 2))], [np.zeros(teacher)])
-
-
 def test_method_in_numpy_and_projections_only_where_channels_differ():
   method = pkd.method(beta=2.0)
-  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
+  aux = method.init(jax.random.key(0), STUDENT, (TEACHER,), None)
   assert list(aux.params) == ["tap1"]
-  loss, _ = jax.jit(method.apply)(*aux, LEARNER, (TEACHER,), Context(None))
-  first = np.asarray(LEARNER.features[1]).reshape(3, 2, 2, 2, 2, 5).mean((2, 4)) - TEACHER.features[1]
-  second = LEARNER.features[2] @ aux.params["tap1"]["kernel"][0, 0] - TEACHER.features[2]
+  loss, _ = jax.jit(method.apply)(*aux, STUDENT, (TEACHER,), Context(None))
+  first = np.asarray(STUDENT.features[1]).reshape(3, 2, 2, 2, 2, 5).mean((2, 4)) - TEACHER.features[1]
+  second = STUDENT.features[2] @ aux.params["tap1"]["kernel"][0, 0] - TEACHER.features[2]
   expected = 2 * ((first**2).sum((1, 2, 3)) + (second**2).sum((1, 2, 3))) / (4 * 5 + 4 * 6)
   np.testing.assert_allclose(loss, expected)
 
@@ -53,7 +47,10 @@ def test_the_mean_is_that_of_the_survey():
   shapes = (8, 8, 7), (8, 8, 2), (4, 4, 3), (2, 2, 5)
   student, teacher = ([maps(10 * who + i, 3, *shape) for i, shape in enumerate(shapes)] for who in range(2))
   laid_out = [np.concatenate([x.reshape(3, -1) for x in each[1:]], axis=1) for each in (student, teacher)]
-  of = lambda features: Outputs(None, None, tuple(features), (None,) * 4)
+
+  def of(features):
+    return Outputs(None, None, tuple(features), (None,) * 4)
+
   method = pkd.method()
   aux = method.init(jax.random.key(0), of(student), (of(teacher),), None)
   assert not jax.tree.leaves(aux)
@@ -63,19 +60,16 @@ def test_the_mean_is_that_of_the_survey():
 
 def test_nothing_is_learned_between_maps_of_equal_channels():
   method = pkd.method(student_layers=(1,), teacher_layers=(-2,))
-  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
+  aux = method.init(jax.random.key(0), STUDENT, (TEACHER,), None)
   assert not jax.tree.leaves(aux)
-  assert method.apply(*aux, LEARNER, (LEARNER,), Context(None))[0].max() == 0
+  assert method.apply(*aux, STUDENT, (STUDENT,), Context(None))[0].max() == 0
 
 
 def test_the_projection_learns():
   method = pkd.method()
-  aux = method.init(jax.random.key(0), LEARNER, (TEACHER,), None)
-  loss = lambda params: method.apply(params, aux.state, LEARNER, (TEACHER,), Context(None))[0].mean()
+  aux = method.init(jax.random.key(0), STUDENT, (TEACHER,), None)
+
+  def loss(params):
+    return method.apply(params, aux.state, STUDENT, (TEACHER,), Context(None))[0].mean()
+
   assert (jax.jit(jax.grad(loss))(aux.params)["tap1"]["kernel"] != 0).all()
-
-
-@pytest.mark.parametrize("beta", [-1.0, float("nan"), "10", True])
-def test_refuses_betas(beta):
-  with pytest.raises(ValueError, match="pkd: beta must be a number >= 0, got "):
-    pkd.method(beta=beta)

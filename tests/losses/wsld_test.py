@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from smskd_jax.losses import wsld
-from smskd_jax.types import Outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 loss = jax.jit(wsld.loss)
@@ -31,7 +30,10 @@ def test_worked_by_hand():
 @pytest.mark.parametrize("seed, b, k, temperature", [(0, 4, 5, 1.0), (1, 3, 7, 4.0), (2, 2, 3, 2.0)])
 def test_equals_the_formula(seed, b, k, temperature):
   student, teacher, labels = networks(seed, b, k)
-  cross_entropy = lambda z: -np.log(softmax(z)[np.arange(b), labels])
+
+  def cross_entropy(z):
+    return -np.log(softmax(z)[np.arange(b), labels])
+
   weight = 1 - np.exp(-cross_entropy(student) / (cross_entropy(teacher) + 1e-7))
   soft = -np.sum(softmax(teacher / temperature) * np.log(softmax(student / temperature)), axis=1)
   rows = loss(student, teacher, labels, temperature=temperature)
@@ -64,15 +66,3 @@ def test_teachers_that_are_certain_and_right(dtype):
   value, gradient = jax.value_and_grad(lambda s: loss(s, teacher, labels).sum())(student)
   np.testing.assert_allclose(value, 16 * np.log(2), rtol=1e-6)
   np.testing.assert_allclose(gradient, [[0, 0], [-2, 2]], atol=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "4", True])
-def test_refuses_temperatures(temperature):
-  with pytest.raises(ValueError, match="wsld: temperature must be a positive number, got "):
-    wsld.method(temperature=temperature)
-
-
-def test_refuses_networks_of_different_tasks():
-  student, teacher = (Outputs(jax.ShapeDtypeStruct((4, k), float), None, (), ()) for k in (10, 100))
-  with pytest.raises(ValueError, match="wsld: the student has 10 classes, the teacher 100"):
-    wsld.method().init(jax.random.key(0), student, (teacher,), None)

@@ -47,7 +47,7 @@ def load(name):
 
 
 def image_shape(network, entry):
-  """[h, w, c]: c is that of the first weight; h and w are the first tap's, times what our network divides them by."""
+  """[h, w, c]: c is that of the first weight; h and w are the first layer's, times what our network divides them by."""
   height, width, _ = entry["taps"][0]
   channels = next(iter(entry["state_dict"].values()))[1]
   image = jnp.zeros((1, 64, 64, channels))

@@ -18,7 +18,10 @@ def test_parameters_are_torchvisions(depth, parameters):
 
 def names(blocks, convolutions, first_has_shortcut):
   """The keys of torchvision's ResNets, from how its classes are built."""
-  norm = lambda prefix: [f"{prefix}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+
+  def norm(prefix):
+    return [f"{prefix}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+
   yield from ("conv1.weight", "fc.weight", "fc.bias", *norm("bn1"))
   for stage, count in enumerate(blocks, start=1):
     for block in range(count):

@@ -111,7 +111,10 @@ def test_statistics_span_the_devices(example, float64):
   *one, state = quick(train)(images(8))
   on_each = jax.pmap(lambda x: train(x, "batch"), axis_name="batch", devices=jax.devices()[:4])
   *many, states = on_each(images(8).reshape(4, 2, 8, 8, 3))
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+  def close(a, b):
+    return np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
   jax.tree.map(lambda a, b: close(b.reshape(a.shape), a), one, many)
   jax.tree.map(lambda a, b: close(b, np.broadcast_to(a, b.shape)), state, states)
 

@@ -42,8 +42,8 @@ def test_no_relu_between_the_blocks_of_a_stage():
       introspection.variable_shapes(network, (8, 8, 3)),
     )
     variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
-    of_second = variables["params"]["layer1_1"]["bn2"]
-    variables["params"]["layer1_1"]["bn2"] = jax.tree.map(np.zeros_like, of_second)
+    second_norm = variables["params"]["layer1_1"]["bn2"]
+    variables["params"]["layer1_1"]["bn2"] = jax.tree.map(np.zeros_like, second_norm)
     outputs = network.apply(variables, image)
     least[name] = outputs.preactivations[1].min()
     np.testing.assert_array_equal(outputs.features[1], jax.nn.relu(outputs.preactivations[1]))

@@ -9,7 +9,10 @@ from smskd_jax.models import MODELS, introspection, transformer
 
 def numbers(network, shape, seed=0):
   rng = np.random.default_rng(seed)
-  draw = lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32)
+
+  def draw(x):
+    return rng.normal(0, 0.2, x.shape).astype(np.float32)
+
   return jax.tree.map(draw, introspection.variable_shapes(network, shape))
 
 
@@ -70,7 +73,10 @@ def test_only_positions_know_places(monkeypatch):
   swapped = image.copy()
   swapped[:, :4, :4], swapped[:, 4:, 4:] = image[:, 4:, 4:], image[:, :4, :4]
   variables = numbers(network, (8, 8, 3))
-  logits = lambda: [jax.jit(lambda x: network.apply(variables, x).logits)(x) for x in (image, swapped)]
+
+  def logits():
+    return [jax.jit(lambda x: network.apply(variables, x).logits)(x) for x in (image, swapped)]
+
   one, other = logits()
   assert np.abs(one - other).max() > 1e-3
   monkeypatch.setattr(transformer, "sinusoidal_positions", lambda h, w, c: np.zeros((1, h, w, c)))
@@ -80,5 +86,5 @@ def test_only_positions_know_places(monkeypatch):
 
 @pytest.mark.parametrize("patch", [0, -4, 2.5, True])
 def test_refuses_bad_patches(patch):
-  with pytest.raises(ValueError, match="vit_tiny: patch must be a positive integer"):
+  with pytest.raises(ValueError, match="vit_tiny: patch_size must be a positive integer"):
     MODELS["vit_tiny"](num_classes=5, patch_size=patch)

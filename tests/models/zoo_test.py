@@ -10,7 +10,7 @@ from smskd_jax.models import MODELS
 from smskd_jax.types import Outputs
 
 SMALL = ["resnet8", "vgg8"]  # where running the network is needed
-# All the code of all families, and what the height of the first tap is of the image's.
+# All the code of all families, and what the height of the first layer is of the image's.
 STRIDES = {
   "resnet14": 1,
   "resnet8x4": 1,
@@ -164,7 +164,10 @@ def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
   network, variables = network_and_variables(name)
   with jax.enable_x64(True):
     image = jax.ShapeDtypeStruct((2, 12, 12, 3), dtype)
-    train = lambda x: network.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    def train(x):
+      return network.apply(variables, x, train=True, mutable=["batch_stats"])
+
     results = jax.eval_shape(train, image), jax.eval_shape(network.init, jax.random.key(0), image)
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(results))
 
