@@ -5,7 +5,7 @@ Reports and comparisons read these files and need no network. The arrays of eval
   'SET/logits' [n, k], for each held-out set;
   'index' [m], indices in the test set of the images with stored features;
   'test/tap_0', 'test/tap_1', ... [m, c], feature maps averaged over positions, the stem's first;
-  'test/pooled' [m, d], the input of the classifier.
+  'test/embedding' [m, d], the input of the classifier.
 
 The last three are absent where no features are stored. The arrays of predictions.npz are 'step' [evaluations] and, by
 name of a held-out set, the predicted classes [evaluations, n].
@@ -45,7 +45,7 @@ def logits(outputs: EvalOutputs) -> dict[str, np.ndarray]:
 def features(outputs: EvalOutputs) -> dict[str, np.ndarray]:
   """The features [m, c] of test images by name, in the order of the network; {} where none are stored."""
   taps = [f"tap_{i}" for i in range(len(outputs)) if f"test/tap_{i}" in outputs]
-  names = [*taps, "pooled"] if "test/pooled" in outputs else []
+  names = [*taps, "embedding"] if "test/embedding" in outputs else []
   return {name: outputs[f"test/{name}"] for name in names}
 
 
