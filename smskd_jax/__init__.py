@@ -43,7 +43,8 @@ _HOMES = {
   "types": ("Batch", "Frozen", "Outputs", "TrainState"),
   "training.initialization": ("init_state", "init_variables"),
   "training.reference": ("Reference",),
-  "training.stage": ("Stage", "Term", "student_variables", "make_train_step"),
+  "training.stage": ("Stage", "Term", "student_variables"),
+  "training.train_step": ("make_train_step",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -52,10 +53,10 @@ if sys.argv[:1] == ["-m"]:  # a program of this package is starting: its first i
 
   signals.install_handlers()
 
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+if not TYPE_CHECKING:  # a type checker would accept every name
 
   def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
+    """Imports a public name when it is first used."""
     if name not in __all__:
       raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _HOME_OF:
