@@ -1,10 +1,10 @@
-"""What the views cost: each alone, beside the train step that they are part of.
+"""Milliseconds of each view, and of the train step that contains one.
 
   python benchmarks/augment.py [--views=autoaugment,randaugment] [--batch_size=128] [--out=FILE]
 
-Views and step (KD, batch 128, of the survey's pair) run on the same devices: on a CPU, as in a run,
-on one virtual device per core. They are taken in turns, one call each, several times; medians count. Compiling is
-timed apart, the views' with tracing.
+Views and step (KD, batch 128, the survey's pair) run on the same devices: on a CPU one virtual device per core, as in a
+run. Calls alternate; the result is the median over --repeats rounds. The first call of each is timed separately: it
+includes compilation, of views also tracing.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CHAINS = ("crop_flip+randaugment+cutout", "crop_flip+fixmatch")
 
 
 def make_step(teacher, student, dataset, batch, devices):
-  """A function that takes one train step with a plain crop and flip, on its own state."""
+  """Returns a function that takes one train step with crop and flip, on its own state."""
   size = len(batch.label)
   common = {"batch_size": size}
   config = experiment(
@@ -64,7 +64,7 @@ def make_step(teacher, student, dataset, batch, devices):
 
 
 def make_call(name, batch, devices):
-  """A function that makes one batch of a view."""
+  """Returns a function that computes one batch of a view."""
   view = make_view(name)
   compiled = parallel.compile_predict(lambda key, part: view(key, part.image, part.index), devices)
   split, key = jax.device_put((parallel.shard(batch, devices), jax.random.key(0)))
@@ -106,7 +106,7 @@ def main():
     "views": {
       name: {
         "milliseconds": round(1e3 * median[name], 3),
-        "share_of_the_step": round(median[name] / median["step"], 4),
+        "fraction_of_step": round(median[name] / median["step"], 4),
         "first_call_seconds": round(first[name], 2),
       }
       for name in calls

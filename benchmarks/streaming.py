@@ -1,19 +1,19 @@
-"""Photographs decoded and cut a second, by what feeds a step: ours, and PyTorch's DataLoader where it is installed.
+"""Images per second that are decoded and cropped for training, by this package and by PyTorch's DataLoader.
 
   python benchmarks/streaming.py --workdir=runs/streaming --out=benchmarks/results/streaming.json
 
-The images are pieces of the two photographs that come with scikit-learn, about as large as ImageNet's are (500x375
-pixels, JPEG of quality 92), in a folder with its layout. A random part of each is resized to 224x224, and batches of
-uint8 come out: nothing trains. Sides:
+The images are pieces of scikit-learn's two photographs, about as large as those of ImageNet (500x375 pixels, JPEG of
+quality 92), in a folder with ImageNet's layout. A random crop of each is resized to 224x224, and batched as uint8;
+nothing is trained. Loaders:
 
-  threads     ours as it is by default: a thread for each core
-  processes   ours with as many workers as cores
-  decode      Pillow alone in one thread, decoding and nothing else: what a core can do at most
+  threads     this package's default: one thread per core
+  processes   this package with as many workers as cores
+  decode      Pillow in one thread, decoding alone: the upper bound for a core
   torch       torch.utils.data.DataLoader with as many workers as cores, and torchvision's RandomResizedCrop
-  torch_0     the same without workers
+  torch_0     torch without workers
 
-They take turns, --rounds times; the first batches of each, in which workers start, are not counted. `*_of_torch` are
-ratios of one turn.
+Loaders alternate for --rounds rounds; the first batches of each, in which workers start, are not counted.
+`*_of_torch` are ratios within a round. The loaders of PyTorch are left out if torchvision is not installed.
 """
 
 import argparse
@@ -38,14 +38,14 @@ IMAGE_SIZE, WARMUP_BATCHES = 224, 3
 
 
 def write_folder(root, count):
-  """A folder of so many photographs of each class."""
+  """Writes a folder with `count` training images per class."""
   rng = np.random.RandomState(0)
   for name in ("china.jpg", "flower.jpg"):
     photograph = Image.fromarray(load_sample_image(name))
-    for part, of_class in (("train", count), ("val", 4)):
+    for part, num_images in (("train", count), ("val", 4)):
       folder = root / part / name.removesuffix(".jpg")
       folder.mkdir(parents=True, exist_ok=True)
-      for i in range(of_class):
+      for i in range(num_images):
         width, height = rng.randint(400, 600), rng.randint(300, 420)
         left, top = rng.randint(0, 641 - width), rng.randint(0, 428 - height)
         piece = photograph.crop((left, top, left + width, top + height))
@@ -54,30 +54,28 @@ def write_folder(root, count):
 
 
 def smskd_batches(folder, args, workers):
-  """Batches of ours."""
+  """Batches of this package."""
   train = data.load(f"folder:{folder}", streamed=True, image_size=IMAGE_SIZE).train
   steps = len(train.label) // args.batch_size
-  drawing = batches.InputSpec(
-    batches.labeled_subset(train), args.batch_size, 1000, steps, num_workers=workers
-  )
-  return (batch.image for batch in batches.iterate_batches(drawing, jax.random.key(0), 0))
+  spec = batches.InputSpec(batches.labeled_subset(train), args.batch_size, 1000, steps, num_workers=workers)
+  return (batch.image for batch in batches.iterate_batches(spec, jax.random.key(0), 0))
 
 
 def torch_batches(folder, args, workers):
-  """Batches of PyTorch's."""
+  """Batches of PyTorch's DataLoader."""
   import torch
   from torchvision import datasets, transforms
 
   torch.set_num_threads(1)
   cut = transforms.Compose([transforms.RandomResizedCrop(IMAGE_SIZE), transforms.PILToTensor()])
-  found = datasets.ImageFolder(str(folder / "train"), cut)
+  images = datasets.ImageFolder(str(folder / "train"), cut)
   options = {"num_workers": workers, "persistent_workers": bool(workers), "drop_last": True}
-  loader = torch.utils.data.DataLoader(found, args.batch_size, shuffle=True, **options)
+  loader = torch.utils.data.DataLoader(images, args.batch_size, shuffle=True, **options)
   return (image for _ in itertools.count() for image, _ in loader)
 
 
 def decode_batches(folder, args):
-  """Batches that are decoded, and thrown away."""
+  """Decodes batches and discards them."""
   files = itertools.cycle(sorted((folder / "train").rglob("*.JPEG")))
   while True:
     for file in itertools.islice(files, args.batch_size):
@@ -86,16 +84,16 @@ def decode_batches(folder, args):
     yield None
 
 
-def images_per_second(made, args):
-  """Images a second."""
-  made = iter(made)
-  for _ in itertools.islice(made, WARMUP_BATCHES):
+def images_per_second(loader, args):
+  """Images per second of a loader."""
+  iterator = iter(loader)
+  for _ in itertools.islice(iterator, WARMUP_BATCHES):
     pass
   began = time.monotonic()
-  for _ in itertools.islice(made, args.batches):
+  for _ in itertools.islice(iterator, args.batches):
     pass
   seconds = time.monotonic() - began
-  made.close()
+  iterator.close()
   return args.batches * args.batch_size / seconds
 
 
@@ -112,7 +110,7 @@ def main():
   folder = args.workdir / "photographs"
   if not folder.exists():
     write_folder(folder, args.images)
-  sides = {
+  loaders = {
     "threads": functools.partial(smskd_batches, folder, args, 0),
     "processes": functools.partial(smskd_batches, folder, args, cores),
     "decode": functools.partial(decode_batches, folder, args),
@@ -121,31 +119,33 @@ def main():
     import torchvision
 
     versions = {"torchvision": torchvision.__version__}
-    sides |= {
+    loaders |= {
       "torch": functools.partial(torch_batches, folder, args, cores),
       "torch_0": functools.partial(torch_batches, folder, args, 0),
     }
   except ImportError:
     versions = {}
-  found = {name: [] for name in sides}
+  rates = {name: [] for name in loaders}
   for _ in range(args.rounds):
-    for name, make in sides.items():
-      found[name].append(images_per_second(make(), args))
+    for name, make in loaders.items():
+      rates[name].append(images_per_second(make(), args))
   files = list((folder / "train").rglob("*.JPEG"))
   result = {
     "cores": cores,
     "batch_size": args.batch_size,
-    "bytes_an_image": statistics.mean(file.stat().st_size for file in files),
+    "bytes_per_image": statistics.mean(file.stat().st_size for file in files),
     "versions": versions | {"jax": jax.__version__, "pillow": Image.__version__},
-    "images_a_second": {name: {"median": statistics.median(of), "all": of} for name, of in found.items()},
-    "a_core": {
-      name: statistics.median(of) / (1 if name in ("decode", "torch_0") else cores)
-      for name, of in found.items()
+    "images_per_second": {
+      name: {"median": statistics.median(values), "all": values} for name, values in rates.items()
+    },
+    "per_core": {
+      name: statistics.median(values) / (1 if name in ("decode", "torch_0") else cores)
+      for name, values in rates.items()
     },
   }
-  if "torch" in found:
+  if "torch" in rates:
     for name in ("threads", "processes"):
-      pairs = [a / b for a, b in zip(found[name], found["torch"], strict=True)]
+      pairs = [a / b for a, b in zip(rates[name], rates["torch"], strict=True)]
       result[f"{name}_of_torch"] = {"median": statistics.median(pairs), "all": pairs}
   print(json.dumps(result, indent=2))
   if args.out:

@@ -1,4 +1,4 @@
-"""Real images for tests of augmentation and of folders of photographs."""
+"""Real images for tests of augmentation and of image folders."""
 
 import functools
 
@@ -11,7 +11,7 @@ from smskd_jax import data
 
 @functools.cache
 def rgb(n=24, size=32):
-  """Pieces of the two photographs that come with scikit-learn, half of them coarse: [n, size, size, 3]."""
+  """Pieces of scikit-learn's two photographs, half of them subsampled: [n, size, size, 3]."""
   pieces = []
   for name in ("china.jpg", "flower.jpg"):
     photograph = load_sample_image(name)
@@ -26,26 +26,26 @@ def rgb(n=24, size=32):
 
 @functools.cache
 def grey(n=24):
-  """Clothes: [n, 28, 28, 1]."""
+  """Images of Fashion-MNIST: [n, 28, 28, 1]."""
   return np.asarray(data.load("fashion_mnist_small").test.image[:n])
 
 
 def write_folder(root, count, *, square=0, part="val"):
-  """Pieces of scikit-learn's two photographs, a class each, as ImageNet lays them out.
+  """Writes pieces of scikit-learn's two photographs in the layout of ImageNet, one class for each photograph.
 
   Args:
-    root: the folder.
-    count: of each class to train on; a quarter of it is to test on.
-    square: the side of all pieces, which are then lossless; 0: JPEG of all sizes, and one grey and one CMYK in them.
-    part: the folder of those to test on.
+    root: the folder to write.
+    count: training images per class; a quarter as many are test images.
+    square: side of all pieces, which are then PNG; 0: JPEG of many sizes, one of them grey and one CMYK.
+    part: name of the folder of test images.
   """
   rng = np.random.RandomState(0)
   for name, wnid in (("china.jpg", "n03877845"), ("flower.jpg", "n11939491")):
     photograph = Image.fromarray(load_sample_image(name))
-    for where, of_class in (("train", count), (part, count // 4)):
-      folder = root / where / wnid
+    for split, num_images in (("train", count), (part, count // 4)):
+      folder = root / split / wnid
       folder.mkdir(parents=True)
-      for i in range(of_class):
+      for i in range(num_images):
         width, height = (square, square) if square else rng.randint(40, 200, 2)
         left, top = rng.randint(0, photograph.width - width), rng.randint(0, photograph.height - height)
         piece = photograph.crop((left, top, left + width, top + height))
