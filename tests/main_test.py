@@ -114,5 +114,5 @@ def test_sigterm_saves_first(uninterrupted, tmp_path):
   assert any(tmp_path.glob("store/*/checkpoints/*"))
   status, out, err = runs.main(tmp_path, *runs.SMOKE)
   assert status == 0, err
-  assert "goes on from step" in out
+  assert "continues from step" in out
   assert runs.left_by(tmp_path) == uninterrupted

@@ -138,9 +138,9 @@ def kill(workdir, who):
 
 def test_stopped_killed_and_ended_by_one_process_it_is_the_same_run(finished, tmp_path):
   sigterm(tmp_path, who=1)
-  assert "goes on from step" in kill(tmp_path, who=1)
+  assert "continues from step" in kill(tmp_path, who=1)
   status, out, err = runs.main(tmp_path, *CONFIG, "--cpu_devices=4")
-  assert status == 0 and "goes on from step" in out, err
+  assert status == 0 and "continues from step" in out, err
   for ours, theirs in zip(result(tmp_path)["stages"], result(finished[0] / "two")["stages"], strict=True):
     nll = [of["metrics"]["last"]["test/nll"] for of in (ours, theirs)]
     assert nll[0] == pytest.approx(nll[1], rel=1e-3)

@@ -1,4 +1,4 @@
-"""What networks say of the sets that nobody trains on, beside their teachers, their reference and their own past."""
+"""Evaluation on validation and test sets, with comparisons to teachers, reference and earlier stages."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -18,26 +18,26 @@ from smskd_jax.runtime.eval_outputs import EvalOutputs
 from smskd_jax.runtime.store import StageEntry
 from smskd_jax.training import cka, evaluate, metrics
 
-LogitsBySplit = dict[str, np.ndarray]  # logits [n, k], by the name of the set
+LogitsBySplit = dict[str, np.ndarray]  # name of the set -> logits [n, k]
 
 
 class EvalResult(NamedTuple):
-  """An evaluation."""
+  """Metrics and logits of an evaluation."""
 
-  values: dict[str, float]  # by 'SET/METRIC'
+  values: dict[str, float]  # 'SET/METRIC' -> value
   logits: LogitsBySplit
 
   @property
   def predictions(self) -> LogitsBySplit:
-    """What the network takes each image for, [n]."""
-    return {name: np.argmax(of_set, axis=-1) for name, of_set in self.logits.items()}
+    """Predicted class of each image, [n], by the name of the set."""
+    return {name: np.argmax(logits, axis=-1) for name, logits in self.logits.items()}
 
 
 class Evaluator:
-  """Evaluates networks; keeps their compiled programs, and the answers of those that are frozen."""
+  """Evaluates networks; keeps compiled functions, and the outputs of frozen networks."""
 
   def __init__(self, dataset: Dataset, devices: parallel.Devices, settings: Mapping[str, Any], store: Path):
-    """Takes the config's section `evaluate`; computes nothing yet."""
+    """Computes nothing; `settings` is the section `evaluate` of the config."""
     self._devices, self._settings, self._store = devices, settings, store
     self._normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
     self.splits = {"test": dataset.test}
@@ -49,14 +49,14 @@ class Evaluator:
     self._outputs_cache: dict[tuple[str, nn.Module], EvalOutputs] = {}
 
   def evaluate_frozen(self, key: str, network: nn.Module) -> tuple[EvalResult, EvalOutputs]:
-    """An evaluation of what lies under a key, beside nothing, and what is kept of it."""
+    """Metrics and outputs of the network under a key, without comparisons."""
     return self._metrics(self._frozen_logits(key, network), {}), self._frozen_outputs(key, network)
 
   def evaluate_stage(self, plan: StagePlan, variables: Any) -> EvalResult:
-    """An evaluation of a stage's learner: beside its teachers, its reference, and what its earlier stages left.
+    """Evaluates a stage's network and compares it with its teachers, its reference and its earlier stages.
 
-    The first of these is 'earlier_1': 'earlier_1_lost' is the share of the images that it got right and the learner
-    gets wrong, 'earlier_1_iou' the IoU of the sets of images that both get right.
+    'earlier_1' is the first earlier stage: 'earlier_1_lost' is the fraction of images that the earlier stage classifies
+    correctly and the network does not, 'earlier_1_iou' the IoU of their sets of correctly classified images.
     """
     said = self._metrics(self._predict(plan.stage.student, variables), self._compared_logits(plan))
     return said._replace(values=said.values | self._earlier_losses.evaluate(plan, variables))
@@ -64,10 +64,16 @@ class Evaluator:
   def final_outputs(
     self, plan: StagePlan, variables: Any, logits: LogitsBySplit | None = None
   ) -> tuple[EvalOutputs, dict[str, Any]]:
-    """Final outputs of a stage's learner, and its metrics by class, its forgetting and the similarity of its features.
+    """Outputs of a stage's final network, and its metrics by class, forgetting and similarity of features.
 
-    The last by the role of the network compared with: 'teacher', 'teacher_2', ..., 'reference'. The logits of these
-    variables need not be given.
+    Args:
+      plan: of the stage.
+      variables: replicated on the devices.
+      logits: of these variables, if they are known.
+
+    Returns:
+      (outputs, {'by_class', 'forgetting', 'similarity'}); similarity by the role of the compared network: 'teacher',
+      'teacher_2', ..., 'reference'.
     """
     kept = self._compute_outputs(plan.stage.student, variables, logits)
     others, by_class = self._compared_logits(plan), {}
@@ -90,7 +96,7 @@ class Evaluator:
   def evaluate_extra_sets(
     self, plans: Sequence[StagePlan], sets: Mapping[str, Callable[[], Split]]
   ) -> list[dict[str, float]]:
-    """The accuracy of each stage's network on each further test set, by its name."""
+    """Accuracy of each stage's network on each extra test set, by the name of the set."""
     values: list[dict[str, float]] = [{} for _ in plans]
     for name, make in sets.items():
       split = make()
@@ -102,9 +108,9 @@ class Evaluator:
     return values
 
   def _forgetting(self, plan: StagePlan, kept: EvalOutputs) -> dict[str, list[dict[str, Any]]]:
-    """By set, what a stage's network has kept, forgotten and gained since each stage that it goes on from.
+    """By set, the correct predictions kept, forgotten and gained since each earlier stage of the network.
 
-    Earlier stages are told by their keys: their names are not part of what a store's entry depends on.
+    Records name earlier stages by their keys, because a store entry does not depend on names.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name, of_set in eval_outputs.logits(kept).items():
@@ -125,7 +131,7 @@ class Evaluator:
     return EvalResult(values, logits)
 
   def _compared_logits(self, plan: StagePlan) -> dict[str, LogitsBySplit]:
-    """The answers that a stage's learner is compared with, by their role; of several teachers those of all as one."""
+    """Logits that a stage's network is compared with, by role; several teachers are one ensemble."""
     others = {}
     if plan.inputs.teachers:
       each = [
@@ -141,11 +147,11 @@ class Evaluator:
     return others
 
   def _frozen_logits(self, key: str, network: nn.Module) -> LogitsBySplit:
-    """The logits of a frozen network."""
+    """Logits of a frozen network."""
     return eval_outputs.logits(self._frozen_outputs(key, network))
 
   def _frozen_outputs(self, key: str, network: nn.Module) -> EvalOutputs:
-    """What is kept of a frozen network: read where its stage has left it, else computed, once for all that ask."""
+    """Outputs of a frozen network, read from its store entry or computed once."""
     if (key, network) not in self._outputs_cache:
       entry = StageEntry(self._store, key)
       whole = entry.eval_outputs.is_file() and not entry.problems(entry.eval_outputs.name)
@@ -160,7 +166,7 @@ class Evaluator:
   def _compute_outputs(
     self, network: nn.Module, variables: Any, logits: LogitsBySplit | None = None
   ) -> EvalOutputs:
-    """What is kept of a network; see runtime/eval_outputs.py."""
+    """Outputs of a network that eval_outputs.npz stores; see runtime/eval_outputs.py."""
     kept = {f"{name}/logits": of for name, of in (logits or self._predict(network, variables)).items()}
     if not len(self._index):
       return kept
@@ -173,14 +179,14 @@ class Evaluator:
     return parallel.replicate(checkpoint.load_variables(entry.verified(entry.final)), self._devices)
 
   def _predict(self, network: nn.Module, variables: Any) -> LogitsBySplit:
-    """The logits of a network on each held-out set."""
+    """Logits of a network on each validation and test set."""
     say = functools.partial(self._apply, evaluate.make_predict, network, variables)
     return {name: say(split.image) for name, split in self.splits.items()}
 
   def _apply(
     self, make: Callable[..., evaluate.PredictFn], network: nn.Module, variables: Any, image: ImageArray
   ) -> Any:
-    """What a network of replicated variables says of a set of images: a tree of [n, ...]."""
+    """Outputs of a network with replicated variables for a set of images: a tree of [n, ...]."""
     if (make, network) not in self._compiled:
       self._compiled[make, network] = parallel.compile_predict(make(network, self._normalize), self._devices)
     compiled, count = self._compiled[make, network], len(self._devices)

@@ -1,6 +1,10 @@
-"""The losses of a learner's earlier stages on held-out images: what a later stage keeps of them and what it loses."""
+"""Losses of earlier stages, computed again for the current student on test images.
 
-from collections.abc import Callable, Mapping
+A value relative to the value at the end of the earlier stage shows how much of that stage's objective a later stage
+keeps.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,41 +16,95 @@ import numpy as np
 from smskd_jax.data import augment
 from smskd_jax.data.dataset import Dataset
 from smskd_jax.engine.plan import StagePlan, abstract_state
+from smskd_jax.losses.contract import Context, pmean
 from smskd_jax.runtime import checkpoint, integrity, parallel, store
-from smskd_jax.training import evaluate, stage_losses
-from smskd_jax.training.stage_losses import StageLossInputs
+from smskd_jax.training import evaluate
+from smskd_jax.training.stage import Stage, frozen_outputs, teacher_forward
 from smskd_jax.types import Batch, TrainState
 
 
-class EarlierStage(NamedTuple):
-  """An earlier stage, ready to be asked."""
+class StageLossInputs(NamedTuple):
+  """All that a stage's distillation losses read besides the student and the batch."""
 
-  losses: Callable[..., dict[str, jax.Array]]  # compiled: (learner's variables, lesson, batch)
+  params: tuple[Any, ...]  # of the methods, one entry per term
+  state: tuple[Any, ...]  # of the methods, one entry per term
+  teachers: tuple[Any, ...]  # variables
+
+
+def make_stage_losses(
+  stage: Stage,
+  terms: Collection[int],
+  normalize: Callable[[jax.Array], jax.Array],
+  axis_name: str | None = None,
+) -> Callable[[Any, StageLossInputs, Batch], dict[str, jax.Array]]:
+  """Pure function (student's variables, inputs, batch) -> mean loss of each term, by the term's name.
+
+  Images are not augmented. The student uses running batch-norm statistics, the teachers those that the stage uses.
+  Parameters and states of the methods do not change. Weights of terms are left out; relational losses are those of a
+  batch of this size.
+
+  Args:
+    stage: the earlier stage.
+    terms: indices of the terms. A method that compares several views gets one view.
+    normalize: uint8 images -> inputs of the networks.
+    axis_name: axis of devices over which the batch is split.
+  """
+
+  forward = teacher_forward(stage, axis_name)
+
+  def losses(variables: Any, inputs: StageLossInputs, batch: Batch) -> dict[str, jax.Array]:
+    image = normalize(batch.image)
+    pairs = zip(stage.teachers, inputs.teachers, strict=True)
+    teachers = tuple(forward(network, variables, image) for network, variables in pairs)
+    student = frozen_outputs(stage.student, variables, image)
+    values = {}
+    for i in terms:
+      context = Context(batch, jax.random.key(i), jnp.zeros(()), axis_name)
+      apply = stage.terms[i].method.apply
+      per_example, _ = apply(inputs.params[i], inputs.state[i], student, teachers, context)
+      values[stage.terms[i].name] = jnp.mean(per_example)
+    return pmean(values, axis_name)
+
+  return losses
+
+
+class EarlierStage(NamedTuple):
+  """Compiled losses of an earlier stage and their inputs."""
+
+  losses: Callable[..., dict[str, jax.Array]]  # (student's variables, inputs, batch) -> losses
   inputs: StageLossInputs  # on the devices
   batches: list[Batch]  # split over the devices
 
 
 def save_method_state(entry: store.StageEntry, state: TrainState) -> None:
-  """Writes what the methods of a stage have learned, for its losses to be computed again in later stages.
-
-  Where a stage ends with the state best by validation, this is of its last all the same.
-  """
+  """Writes parameters and states of a stage's methods, after the stage's last step, into method_state.npz."""
   leaves = jax.tree.leaves(_method_variables(state))
   store.write_arrays(entry.method_state, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
 
 
 def load_method_state(entry: store.StageEntry, plan: StagePlan, dataset: Dataset) -> tuple[Any, Any]:
-  """Parameters and state of a finished stage's methods, as `keep` wrote them."""
+  """Parameters and states of a finished stage's methods, as `save_method_state` wrote them.
+
+  Raises:
+    DamagedFileError: the file is damaged.
+  """
   structure = jax.tree.structure(_method_variables(abstract_state(plan, dataset)))
-  kept = integrity.read_arrays(entry.verified(entry.method_state))
-  return jax.tree.unflatten(structure, [kept[str(i)] for i in range(len(kept))])
+  arrays = integrity.read_arrays(entry.verified(entry.method_state))
+  return jax.tree.unflatten(structure, [arrays[str(i)] for i in range(len(arrays))])
 
 
 class EarlierStageLosses:
-  """Computes earlier stages' losses; keeps their compiled programs and what they read."""
+  """Computes the losses of earlier stages; keeps compiled functions and their inputs between evaluations."""
 
   def __init__(self, dataset: Dataset, devices: parallel.Devices, settings: Mapping[str, Any], folder: Path):
-    """Takes the config's section `evaluate` and the store's folder; computes nothing yet."""
+    """Computes nothing.
+
+    Args:
+      dataset: its test set is used.
+      devices: to compute on.
+      settings: section `evaluate` of the config.
+      folder: the store.
+    """
     self._dataset, self._devices, self._store = dataset, devices, folder
     self._index = evaluate.evenly_spaced(settings["num_forgetting_images"], len(dataset.test.label))
     self._normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
@@ -54,38 +112,38 @@ class EarlierStageLosses:
     self._teachers: dict[str, Any] = {}
 
   def evaluate(self, plan: StagePlan, variables: Any) -> dict[str, float]:
-    """By 'test/earlier_I_loss/TERM', the mean losses of what a stage goes on from; the first of these is 1.
+    """Mean losses of the ancestors of a stage, by 'test/earlier_I_loss/TERM' with I from 1.
 
-    Left out are methods that know the training images alone or need several views, stages of which the store does
-    not have what their methods learned, and the last images, fewer than a batch of that stage.
+    Left out are methods with a memory of the training images or that need several views, stages whose method
+    variables are not in the store, and the last images that do not fill a batch.
     """
     found: dict[str, float] = {}
-    for i, earlier in enumerate(plan.ancestors, start=1):
-      if earlier.key not in self._stages:
-        self._stages[earlier.key] = self._make(earlier)
-      asked = self._stages[earlier.key]
-      if asked is not None:
-        values = [jax.device_get(asked.losses(variables, asked.inputs, batch)) for batch in asked.batches]
-        mean = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
-        found |= {f"test/earlier_{i}_loss/{name}": value for name, value in mean.items()}
+    for i, ancestor in enumerate(plan.ancestors, start=1):
+      if ancestor.key not in self._stages:
+        self._stages[ancestor.key] = self._make(ancestor)
+      stage = self._stages[ancestor.key]
+      if stage is not None:
+        values = [jax.device_get(stage.losses(variables, stage.inputs, batch)) for batch in stage.batches]
+        means = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+        found |= {f"test/earlier_{i}_loss/{name}": value for name, value in means.items()}
     return found
 
   def _make(self, plan: StagePlan) -> EarlierStage | None:
     entry = store.StageEntry(self._store, plan.key)
     methods = [term.method for term in plan.stage.terms]
-    terms = [i for i, of in enumerate(methods) if not of.per_example_memory and of.min_views == 1]
+    terms = [i for i, one in enumerate(methods) if not one.per_example_memory and one.min_views == 1]
     batches = self._batches(plan.config["batch_size"])
     if not terms or not batches or not entry.method_state.is_file():
       return None
     params, state = parallel.replicate(load_method_state(entry, plan, self._dataset), self._devices)
-    pure = stage_losses.make_stage_losses(plan.stage, terms, self._normalize, parallel.AXIS)
-    compiled = parallel.compile_probe(pure, self._devices)
+    losses = make_stage_losses(plan.stage, terms, self._normalize, parallel.AXIS)
+    compiled = parallel.compile_probe(losses, self._devices)
     return EarlierStage(compiled, StageLossInputs(params, state, self._load_teachers(plan)), batches)
 
-  def _batches(self, size: int) -> list[Batch]:
-    """The images asked about, in batches as a stage had them."""
+  def _batches(self, batch_size: int) -> list[Batch]:
+    """Test images in batches of the stage's size, split over the devices."""
     count, test = len(self._devices), self._dataset.test
-    size = min(size, len(self._index) // count * count)
+    size = min(batch_size, len(self._index) // count * count)
     if not size:
       return []
     pieces = np.split(self._index[: len(self._index) // size * size], len(self._index) // size)
@@ -104,5 +162,4 @@ class EarlierStageLosses:
 
 
 def _method_variables(state: TrainState) -> tuple[Any, Any]:
-  """What of a state belongs to the methods."""
   return state.params["methods"], state.method_state

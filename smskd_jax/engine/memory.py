@@ -1,4 +1,4 @@
-"""Refusal of stages that need more memory than there is, before anything is allocated."""
+"""Check, before anything is allocated, that the devices have memory for every stage."""
 
 from collections.abc import Iterable
 import functools
@@ -15,10 +15,10 @@ from smskd_jax.runtime import console, parallel
 
 
 def check(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Devices) -> None:
-  """Checks that the devices have memory for what every stage needs at least.
+  """Checks that the devices have memory for the least that every stage needs.
 
   Raises:
-    UserError: the first stage that does not fit, with what it needs and what is free.
+    UserError: the first stage that does not fit, with the bytes that it needs and that are free.
   """
   free = parallel.free_bytes(devices)
   if free is None:
@@ -26,7 +26,9 @@ def check(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Device
   for plan in plans:
     needed = needed_bytes(plan, dataset, len(devices))
     if sum(needed.values()) > free:
-      parts = ", ".join(f"{console.format_si(size)}B for {what}" for what, size in needed.items() if size)
+      parts = ", ".join(
+        f"{console.format_si(size)}B for {purpose}" for purpose, size in needed.items() if size
+      )
       total = console.format_si(sum(needed.values()))
       raise UserError(
         f"config.stages[{plan.stage_index}] ({plan.name}): needs {total}B of memory on a device or more ({parts}), but "
@@ -35,18 +37,18 @@ def check(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Device
 
 
 def needed_bytes(plan: StagePlan, dataset: Dataset, num_devices: int) -> dict[str, int]:
-  """The bytes that a training step holds on a device at least, by what they are for.
+  """Least bytes that a training step holds on a device, by purpose.
 
-  Activations, on which compilers decide, are left out.
+  Activations are left out, because the compiler decides how many are kept.
   """
   state, shape = abstract_state(plan, dataset), dataset.image_shape
   variables = functools.partial(introspection.num_bytes, shape=shape)
-  learner, teachers = plan.stage.student, () if plan.stage.view_index_fn else plan.stage.teachers
-  frozen = sum(map(variables, teachers)) + (variables(learner) if plan.stage.reference is not None else 0)
+  student, teachers = plan.stage.student, () if plan.stage.view_index_fn else plan.stage.teachers
+  frozen = sum(map(variables, teachers)) + (variables(student) if plan.stage.reference is not None else 0)
   images = -(-plan.loop_config.batch_size // num_devices) * len(plan.stage.views)
   return {
     "the network, its optimizer and its methods": _bytes(state),
-    "gradients": 4 * introspection.num_parameters(learner, shape),
+    "gradients": 4 * introspection.num_parameters(student, shape),
     "teachers and reference": frozen,
     "images": 4 * images * math.prod(shape),
   }

@@ -1,6 +1,6 @@
-"""What a stage's step costs and where its time goes: a trace, and a table beside what the machine can do.
+"""Profiler of a stage's training step: a trace, and a table of FLOPs and bytes relative to measured hardware peaks.
 
-Steps are taken from the stage's first state and then thrown away: a profiled run trains as any other.
+Profiled steps start from the stage's initial state and are discarded, so that profiling does not change a run.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,31 +17,31 @@ from smskd_jax.runtime import console, parallel, store
 from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen, TrainState
 
-WARMUP_STEPS = 3  # steps before those that are traced
-MATRIX_SIZE = 2048  # of the matrices whose product shows what the devices can compute
-ARRAY_SIZE = 1 << 25  # that are read to show what their memory can give
+WARMUP_STEPS = 3  # before the traced steps
+MATRIX_SIZE = 2048  # side of the matrices whose product measures peak FLOP/s
+ARRAY_SIZE = 1 << 25  # elements of the array whose sum measures peak memory bandwidth
 
 
 class HardwarePeaks(NamedTuple):
-  """What all devices together reach in a second, measured."""
+  """Measured peak performance of all devices together."""
 
-  flops: float  # of a product of large matrices in float32
-  bytes: float  # read from memory by sums over a large array
+  flops: float  # per second, of a product of large float32 matrices
+  bytes: float  # per second, read by sums over a large array
 
 
 class Profile(NamedTuple):
-  """A step, of all devices together, as XLA has compiled it."""
+  """Cost of a compiled training step, on all devices together."""
 
-  seconds: float  # a step
-  images: int  # a step
-  flops: float  # a step; by XLA's count, in which zeros of a convolution's padding cost nothing
-  bytes: float  # that its operations read and write; what stays in a cache is counted all the same
-  memory: int  # of a device: arguments, results and temporaries
+  seconds: float  # per step
+  images: int  # per step
+  flops: float  # per step, as XLA counts: padding of convolutions is free
+  bytes: float  # per step, read and written by operations; bytes in caches are counted too
+  memory: int  # bytes on a device: arguments, results and temporaries
   peaks: HardwarePeaks
 
 
 def measure_peaks(devices: parallel.Devices, repeats: int = 5) -> HardwarePeaks:
-  """Measures what the devices can do."""
+  """Measures the peak performance of the devices."""
   count = len(devices)
   matrix, numbers = (
     jnp.ones((count, MATRIX_SIZE, MATRIX_SIZE)),
@@ -52,7 +52,7 @@ def measure_peaks(devices: parallel.Devices, repeats: int = 5) -> HardwarePeaks:
   total = parallel.compile_predict(lambda scale, x: scale * x.sum(0), devices)
 
   def fastest(run, x):
-    x = scaled(1.0, x)  # lies on the devices now, as what a step reads
+    x = scaled(1.0, x)  # on the devices, as the inputs of a step
     return min(_seconds(lambda: run(1.0, x)) for _ in range(repeats + 1))
 
   return HardwarePeaks(
@@ -61,29 +61,29 @@ def measure_peaks(devices: parallel.Devices, repeats: int = 5) -> HardwarePeaks:
 
 
 class Profiler:
-  """Looks at the stages of a run before they train; what the devices can do is measured once."""
+  """Profiles the stages of a run before they train; measures the hardware peaks once."""
 
   def __init__(self, devices: parallel.Devices, folder: Path, steps: int):
-    """Takes where traces go and how many steps to trace of each stage; 0: none, and nothing is done at all."""
+    """Stores the folder of traces and the number of steps to trace of each stage (0: profile nothing)."""
     self._devices, self._folder, self._steps = devices, folder, steps
     self._peaks: HardwarePeaks | None = None
 
   def profile(self, plan: StagePlan, state: TrainState, frozen: Frozen, batches: Iterable[Batch]) -> None:
-    """Traces steps of a stage, writes FOLDER/STAGE/profile.json beside the trace and prints what it says.
+    """Traces steps of a stage, writes FOLDER/STAGE/profile.json beside the trace and prints a table.
 
     Args:
       plan: the stage.
-      state: its first state, on the devices.
-      frozen: what it reads.
-      batches: of the host, from its first step on.
+      state: initial state, on the devices.
+      frozen: inputs of the stage.
+      batches: in host memory, from the first step on.
     """
     if not self._steps:
       return
     frozen = parallel.replicate(frozen, self._devices)
     self._peaks = self._peaks or measure_peaks(self._devices)
     folder = self._folder / plan.name
-    found = profile_stage(plan, state, frozen, batches, self._devices, folder, self._steps, self._peaks)
-    console.log(f"{table({plan.name: found})}\n  trace: {folder}")
+    profile = profile_stage(plan, state, frozen, batches, self._devices, folder, self._steps, self._peaks)
+    console.log(f"{table({plan.name: profile})}\n  trace: {folder}")
 
 
 def profile_stage(
@@ -141,7 +141,7 @@ def _profile(compiled: Any, seconds: float, images: int, count: int, ceilings: H
 
 
 def table(profiles: dict[str, Profile]) -> str:
-  """The profiles of stages by their names, for a console."""
+  """Table of the profiles of stages, by their names, for the console."""
   header = (
     "stage",
     "ms a step",

@@ -1,4 +1,4 @@
-"""Console lines of a stage in training: compilation, one line per evaluation, a bar for the current epoch."""
+"""Console output of a stage in training: compilation, one line per evaluation, a bar for the current epoch."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -13,18 +13,18 @@ ESTIMATE_SECONDS = (
 
 
 class StageProgress:
-  """Prints the events of the training loop. Rates and times left are measured without compilation."""
+  """Prints the events of the training loop. Rates and remaining times exclude compilation."""
 
   def __init__(
     self, plan: StagePlan, seeds: int, timer: clock.Clock, estimate: RunEstimate, overhead: float = 0.0
   ):
-    """Prints nothing yet.
+    """Prints nothing.
 
     Args:
       plan: of the stage, with any of its seeds.
-      seeds: how many are trained at once; lines show their mean.
-      timer: the one that counts the seconds of the loop.
-      estimate: of the run.
+      seeds: number of seeds that are trained at once; lines show their mean.
+      timer: measures the phases of the loop.
+      estimate: remaining time of the run.
       overhead: seconds of the stage before the loop.
     """
     self._plan, self._seeds, self._timer, self._estimate = plan, seeds, timer, estimate
@@ -35,15 +35,15 @@ class StageProgress:
     self._steps, self._began, self._evaluating = 0, 0.0, 0.0  # since the last evaluation; see `_restart`
 
   def compiling(self) -> None:
-    """Prints a line, once a stage."""
+    """Prints one line per stage."""
     if not self._compiling:
       console.log(f"{self._name}  compiling")
       self._compiling = True
 
   def trained(self, step: int, steps: int, *, compiled: bool) -> None:
-    """Moves the bar of the epoch."""
+    """Advances the bar of the epoch."""
     if compiled and not self._steps:
-      self._restart()  # the first images, too, have been waited for
+      self._restart()  # the first call also waited for the first images
     elif not compiled:
       self._steps += steps
     self._move_bar(step, steps)
@@ -52,7 +52,7 @@ class StageProgress:
       self._show_estimate(step, seconds / self._steps, None)
 
   def evaluated(self, step: int, lines: Sequence[Mapping[str, float]]) -> None:
-    """Prints a line with the means of the seeds' metrics."""
+    """Prints a line with the mean metrics of the seeds."""
     means = {name: math.fsum(line[name] for line in lines) / len(lines) for name in lines[0]}
     rate = left = None
     if self._steps:
@@ -72,7 +72,7 @@ class StageProgress:
       self._bar = None
 
   def _restart(self) -> None:
-    """Begins to measure steps: those that compile nothing, from now on."""
+    """Restarts the measurement of steps; steps that compile are not counted."""
     self._steps = 0
     self._began, self._evaluating = (
       self._timer.seconds_in(clock.TRAIN),
@@ -89,7 +89,7 @@ class StageProgress:
     if self._bar is None:
       text = f"{self._name}  {_epoch(epoch + 1, self._plan.loop_config.epochs)}"
       self._bar = console.ProgressBar(text, self._plan.loop_config.steps_per_epoch * size)
-      self._bar.update(within * size)  # of an epoch that goes on from a checkpoint
+      self._bar.update(within * size)  # steps of the epoch before a restored checkpoint
     self._bar.update(steps * size)
     if step % self._plan.loop_config.steps_per_epoch == 0:
       self.close()
@@ -98,14 +98,14 @@ class StageProgress:
 def evaluation_line(
   name: str, epochs: int, metrics: Mapping[str, float], rate: float | None = None, left: float | None = None
 ) -> str:
-  """The numbers of an evaluation in one line.
+  """Metrics of an evaluation in one line.
 
   Args:
     name: of the stage.
     epochs: of the stage.
-    metrics: as in metrics.jsonl; those of training are of the last steps, as many as `log_every_steps` says or fewer.
-    rate: images a second; None where nothing was measured.
-    left: seconds of the stage; None likewise.
+    metrics: as in metrics.jsonl; training metrics are means over at most the last `log_every_steps` steps.
+    rate: images per second; None: not measured.
+    left: remaining seconds of the stage; None: not measured.
   """
   parts = [name, _epoch(round(metrics["epoch"]), epochs)]
   if "train/loss" in metrics:

@@ -29,36 +29,34 @@ from smskd_jax.training import batches, evaluate, train_step
 from smskd_jax.types import CachedOutputs
 
 SAVE_INTERVAL_SECONDS = (
-  60.0  # seconds between marks of what has been computed: what an end without warning costs
+  60.0  # between two saves of the computed outputs: a killed process loses at most these
 )
 OUTPUT_NAMES = ("logits", "embedding")
 
 
 class CacheResult(NamedTuple):
-  """What is kept, and what it cost to have it."""
+  """Cached outputs of the teachers of a stage."""
 
-  teachers: tuple[
-    CachedOutputs, ...
-  ]  # on the host, as files in memory: what others ask for later will be there too
+  teachers: tuple[CachedOutputs, ...]  # memory-mapped files in host memory
   folders: tuple[Path, ...]  # of these files
-  forward_passes: int  # 0 where all was in the store
+  forward_passes: int  # computed now; 0 if all outputs were in the store
 
 
 class CacheSpec(NamedTuple):
-  """What is asked of each teacher."""
+  """Outputs that a stage needs from each teacher."""
 
   views: EnumerableView
   image: np.ndarray  # [n, h, w, c], the whole training set
-  indices: np.ndarray  # [m], of the images that the stage trains on
-  embedding: bool  # whether embeddings are asked for too
+  indices: np.ndarray  # [m], in the training set, of the images that the stage trains on
+  embedding: bool  # True: embeddings besides logits
   dtype: np.dtype
 
   @property
   def row_index(self) -> np.ndarray:
-    """Where an image of the training set is in what is kept, [n], int32; 0 where it is not."""
-    place = np.zeros(len(self.image), np.int32)
-    place[self.indices] = np.arange(len(self.indices), dtype=np.int32)
-    return place
+    """Row of each image of the training set in the cache, [n], int32; 0 for images that are not cached."""
+    rows = np.zeros(len(self.image), np.int32)
+    rows[self.indices] = np.arange(len(self.indices), dtype=np.int32)
+    return rows
 
 
 def load_or_compute(
@@ -72,110 +70,123 @@ def load_or_compute(
   stages: Iterable[Mapping[str, Any]] = (),
   stop: signals.StopRequest,
 ) -> CacheResult:
-  """The answers of all teachers of a stage, to what it will see at least; the others are zero.
+  """Outputs of all teachers of a stage for the sampled views; missing ones are computed, others are zero.
 
-  They lie with the teacher in the store, and serve all stages, seeds and runs with the same images and views.
+  The cache lies beside the teacher in the store, and serves all stages, seeds and runs with the same images and views.
 
   Args:
     plan: the stage.
-    dataset: its data.
+    dataset: the data set.
     devices: to compute on.
-    folder: the store's.
+    folder: of the store.
     batch_size: of the computation.
-    drawn: as `drawn` gives it.
-    stages: of the whole run, filled: where one of them will ask for embeddings, they are computed at once.
+    sampled: as `sampled_views` returns it.
+    stages: resolved entries of all stages of the run; embeddings are computed now if a later stage needs them.
     stop: becomes true when the run is asked to end.
 
   Raises:
-    Interrupted: the run was asked to stop. What was computed is kept.
+    Interrupted: the run was asked to end; computed outputs are saved.
   """
-  question, passes = _cache_spec(plan), 0
-  embeddings = question.embedding or any(_shares_embeddings(plan, one) for one in stages)
+  spec, passes = _cache_spec(plan), 0
+  embeddings = spec.embedding or any(_shares_embeddings(plan, one) for one in stages)
   teachers: list[CachedOutputs] = []
   folders: list[Path] = []
   for key, network in zip(plan.inputs.teachers, plan.stage.teachers, strict=True):
     entry = store.StageEntry(folder, key)
     with entry.lock(waiting=console.log):
-      tables = _caches(plan, dataset, key, entry.folder)
-      for table in tables.values():
-        table.verify()
-        if table.damage:
-          console.log(f"{plan.name}: {table.damage}")
-      missing = {pooled: sampled & ~table.present for pooled, table in tables.items()}
-      pooled = min(tables, key=lambda pooled: (missing[pooled].sum(), pooled != embeddings))
-      if missing[pooled].any():
+      caches = _caches(plan, dataset, key, entry.folder)
+      for cache in caches.values():
+        cache.verify()
+        if cache.damage:
+          console.log(f"{plan.name}: {cache.damage}")
+      missing = {with_embedding: sampled & ~cache.present for with_embedding, cache in caches.items()}
+      with_embedding = min(
+        caches, key=lambda with_embedding: (missing[with_embedding].sum(), with_embedding != embeddings)
+      )
+      if missing[with_embedding].any():
         variables = parallel.replicate(checkpoint.load_variables(entry.verified(entry.final)), devices)
-        say = make_forward(question._replace(embedding=pooled), network, variables, dataset, devices)
-        where = missing[pooled], tables[pooled]
-        passes += _compute(plan.name, question, say, *where, batch_size, len(devices), stop)
-    read = tables[pooled].read(OUTPUT_NAMES[: 1 + question.embedding])
-    teachers.append(CachedOutputs(*map(functools.partial(cast, jax.Array), (question.row_index, *read))))
-    folders.append(tables[pooled].folder)
+        forward = make_forward(spec._replace(embedding=with_embedding), network, variables, dataset, devices)
+        passes += _compute(
+          plan.name,
+          spec,
+          forward,
+          missing[with_embedding],
+          caches[with_embedding],
+          batch_size,
+          len(devices),
+          stop,
+        )
+    arrays = caches[with_embedding].read(OUTPUT_NAMES[: 1 + spec.embedding])
+    teachers.append(CachedOutputs(*map(functools.partial(cast, jax.Array), (spec.row_index, *arrays))))
+    folders.append(caches[with_embedding].folder)
   return CacheResult(tuple(teachers), tuple(folders), passes)
 
 
 def sampled_views(plan: StagePlan, key: jax.Array, order: jax.Array) -> np.ndarray:
-  """Which views of which images a stage will see: [m, v], bool, of the images that it trains on.
+  """Views that a stage samples: [m, v], bool, for the m images that it trains on and their v views.
 
   Args:
-    plan: the stage, of which views have numbers.
-    key: of its steps, as in `Frozen`.
-    order: the key that its batches are drawn from.
+    plan: the stage, whose views are enumerable.
+    key: of the steps, as in `Frozen`.
+    order: key of the batches.
   """
-  question, stage = _cache_spec(plan), plan.stage
-  numbers = jax.jit(jax.vmap(lambda step, index: train_step.sampled_view_indices(stage, key, step, index)))
-  place, seen = question.row_index, np.zeros((len(question.indices), question.views.num_views), bool)
+  spec, stage = _cache_spec(plan), plan.stage
+  view_indices = jax.jit(
+    jax.vmap(lambda step, index: train_step.sampled_view_indices(stage, key, step, index))
+  )
+  row_index, sampled = spec.row_index, np.zeros((len(spec.indices), spec.views.num_views), bool)
   steps = plan.loop_config.steps_per_epoch
-  begin = plan.loop_config.first_step
-  rows = batches.iterate_indices(plan.input_spec, order, begin)
-  for first in range(begin, begin + plan.loop_config.num_steps, steps):
-    index = np.stack(list(itertools.islice(rows, steps)))
-    number = np.asarray(numbers(first + np.arange(steps, dtype=np.int32), index))  # [steps, views, b]
-    seen[place[index][:, None], number] = True
-  return seen
+  first_step = plan.loop_config.first_step
+  indices = batches.iterate_indices(plan.input_spec, order, first_step)
+  for step in range(first_step, first_step + plan.loop_config.num_steps, steps):
+    index = np.stack(list(itertools.islice(indices, steps)))
+    view_index = np.asarray(view_indices(step + np.arange(steps, dtype=np.int32), index))  # [steps, views, b]
+    sampled[row_index[index][:, None], view_index] = True
+  return sampled
 
 
 def check(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Devices) -> None:
-  """Checks, before anything is trained, that the devices have memory for what stages keep.
+  """Checks, before training, that the devices have memory for the caches of all stages.
 
   Raises:
-    UserError: the first stage whose teachers' answers are more than is free now.
+    UserError: the first stage whose cache is larger than the free memory.
   """
   free = parallel.free_bytes(devices)
   for plan in plans:
     if free is None or not plan.stage.view_index_fn:
       continue
-    question = _cache_spec(plan)
-    numbers = sum(_num_values(network, question, dataset) for network in plan.stage.teachers)
-    shown = f"{question.views.num_views} views of {len(question.indices):,} images"
-    needed = numbers * question.dtype.itemsize
-    if needed > free:
+    spec = _cache_spec(plan)
+    num_values = sum(_num_values(network, spec, dataset) for network in plan.stage.teachers)
+    size = f"{spec.views.num_views} views of {len(spec.indices):,} images"
+    num_bytes = num_values * spec.dtype.itemsize
+    if num_bytes > free:
       raise UserError(
-        f"config.stages[{plan.stage_index}].teacher_cache: {shown} need {needed / 2**30:.1f} GiB, but "
+        f"config.stages[{plan.stage_index}].teacher_cache: {size} need {num_bytes / 2**30:.1f} GiB, but "
         f"{free / 2**30:.1f} GiB are free on a device; use fewer views of each image by "
         "augment={'crop_flip': {'num_views': ...}}, 'float16', or 'off'"
       )
 
 
 def _num_values(network: nn.Module, cache_spec: CacheSpec, dataset: Dataset) -> int:
-  """How many numbers a teacher's answers are."""
-  pooled = (
+  """Number of values in the cache of a teacher."""
+  embedding = (
     introspection.output_shapes(network, dataset.image_shape).embedding.shape[-1]
     if cache_spec.embedding
     else 0
   )
-  return len(cache_spec.indices) * cache_spec.views.num_views * (len(dataset.class_names) + pooled)
+  return len(cache_spec.indices) * cache_spec.views.num_views * (len(dataset.class_names) + embedding)
 
 
 def _cache_spec(plan: StagePlan) -> CacheSpec:
   entry, images = plan.config, plan.input_spec.images
-  pooled = _needs_embeddings(entry)
   views = enumerable_view(f"config.stages[{plan.stage_index}]", entry)
-  return CacheSpec(views, images.image[:], images.indices, pooled, np.dtype(entry["teacher_cache"]))
+  return CacheSpec(
+    views, images.image[:], images.indices, _needs_embeddings(entry), np.dtype(entry["teacher_cache"])
+  )
 
 
 def _shares_embeddings(plan: StagePlan, entry: Mapping[str, Any]) -> bool:
-  """Whether a stage will ask the teachers of another for embeddings."""
+  """True if a stage entry needs embeddings of a teacher of `plan`."""
   shared = set(entry["teachers"]) & set(plan.config["teachers"])
   return bool(shared) and entry["teacher_cache"] != "off" and _needs_embeddings(entry)
 
@@ -185,25 +196,26 @@ def _needs_embeddings(entry: Mapping[str, Any]) -> bool:
 
 
 def _caches(plan: StagePlan, dataset: Dataset, key: str, folder: Path) -> dict[bool, MemmapCache]:
-  """What may hold what a teacher says: with embeddings, and where none are asked for, without.
+  """Caches that may hold the outputs of a teacher, by whether they have embeddings.
 
-  Their name says what the teacher's key does not: the views and, of variables that were given, what computes with them.
+  The folder name is a hash of all that the outputs depend on besides the teacher's key: images, views, type and, for
+  pretrained variables, the network.
   """
-  question, name = _cache_spec(plan), plan.config["views"][0]
-  asked = (
+  spec, name = _cache_spec(plan), plan.config["views"][0]
+  content = (
     store.FORMAT,
     dataset.fingerprint,
-    hashlib.sha256(question.indices.tobytes()).hexdigest(),
+    hashlib.sha256(spec.indices.tobytes()).hexdigest(),
     name,
     sorted(plan.config["augment"].get(name, {}).items()),
-    question.dtype.name,
+    spec.dtype.name,
     plan.description.get("given", {}).get(key),
   )
-  digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
-  shape = len(question.indices), question.views.num_views
-  # Answers with embeddings serve who asks for none.
-  names = {True: f"views-{digest}-embedding"} | ({} if question.embedding else {False: f"views-{digest}"})
-  return {pooled: MemmapCache(folder / name, shape) for pooled, name in names.items()}
+  digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+  shape = len(spec.indices), spec.views.num_views
+  # A cache with embeddings also serves stages that need none.
+  names = {True: f"views-{digest}-embedding"} | ({} if spec.embedding else {False: f"views-{digest}"})
+  return {with_embedding: MemmapCache(folder / name, shape) for with_embedding, name in names.items()}
 
 
 Forward = Callable[..., dict[str, np.ndarray]]
@@ -212,7 +224,7 @@ Forward = Callable[..., dict[str, np.ndarray]]
 def make_forward(
   cache_spec: CacheSpec, network: nn.Module, variables: Any, dataset: Dataset, devices: parallel.Devices
 ) -> Forward:
-  """(images, their indices, numbers of views) -> the network's answers by name, [b, ...], on the host."""
+  """Function (images, their indices, view indices) -> outputs by name, [b, ...], in host memory."""
   normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
   compiled = parallel.compile_predict(
     evaluate.make_cached_forward(network, cache_spec.views, normalize, cache_spec.dtype), devices
@@ -236,14 +248,16 @@ def _compute(
   num_devices: int,
   stop: signals.StopRequest,
 ) -> int:
-  """Computes the missing answers; returns how many."""
+  """Computes missing outputs; returns their number."""
   images, views = np.nonzero(missing)
   size = -(-min(batch_size, len(images)) // num_devices) * num_devices
   console.log(f"{stage}  caching teacher outputs of {len(images):,} views")
   bar, saved = console.ProgressBar(f"{stage}  caching teacher outputs", len(images)), time.monotonic()
   try:
     for start in range(0, len(images), size):
-      of_batch = np.arange(start, start + size) % len(images)  # the last is filled up with the first views
+      of_batch = np.arange(start, start + size) % len(
+        images
+      )  # the last batch is filled up with the first views
       rows, where = cache_spec.indices[images[of_batch]], of_batch[: len(images) - start]
       said = forward(cache_spec.image[rows], rows, views[of_batch].astype(np.int32))
       cache.write(images[where], views[where], {name: x[: len(where)] for name, x in said.items()})

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from smskd_jax import data
 from smskd_jax.config import study_schema
 from smskd_jax.config.merge import drop_keys
-from smskd_jax.engine import estimates, experiment, memory
+from smskd_jax.engine import experiment, memory, summary
 from smskd_jax.errors import UserError
 from smskd_jax.exchange import variables
 from smskd_jax.runtime import distributed, integrity, parallel
@@ -170,10 +170,10 @@ def _print_plan(study: Study, *, is_remote: bool) -> None:
     plans = stage_graph.variant_plans(variant, load(variant), pretrained)
     memory.check(plans, load(variant), study.devices)
   works = {key: node.work for key, node in graph.items()}
-  speed = estimates.stored_speed(works, study.store, study.devices)
+  speed = summary.stored_speed(works, study.store, study.devices)
   if speed is None and not is_remote:
     dataset = load(next(iter(study.config["variants"].values())))
-    speed = estimates.timed_speed([node.plan for node in graph.values()], dataset, study.devices)
+    speed = summary.timed_speed([node.plan for node in graph.values()], dataset, study.devices)
   count = len(study_units(study.config))
   log(f"{stage_graph.describe(graph, study.config, speed)}\n{count} units: --unit=0 to --unit={count - 1}")
 

@@ -8,7 +8,7 @@ from smskd_jax.config import build
 from smskd_jax.config.merge import drop_keys
 from smskd_jax.config.study_schema import FROM_STUDY
 from smskd_jax.data.dataset import Dataset
-from smskd_jax.engine import estimates, plan
+from smskd_jax.engine import plan, summary
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Pretrained
 from smskd_jax.models import introspection
@@ -22,7 +22,7 @@ class StageNode(NamedTuple):
   """A stage and the variants that contain it."""
 
   plan: plan.StagePlan
-  work: estimates.Work
+  work: summary.Work
   used_by: tuple[str, ...]  # names of variants, or 'teachers'
   is_finished: bool  # True if the store has its result
 
@@ -73,7 +73,7 @@ def build_graph(
       key = stage_plan.key
       used_by = (*graph[key].used_by, user) if key in graph else (user,)
       is_finished = StageEntry(store, key).state() == "in the store"
-      work = estimates.stage_work(stage_plan, dataset)
+      work = summary.stage_work(stage_plan, dataset)
       graph[key] = StageNode(stage_plan, work, tuple(dict.fromkeys(used_by)), is_finished)
 
   if study["teachers"]:
@@ -84,7 +84,7 @@ def build_graph(
   return graph
 
 
-def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: estimates.Speed | None) -> str:
+def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: summary.Speed | None) -> str:
   """Table of the first seed's stages, and the number of stages and the estimated time of all seeds.
 
   Args:
@@ -98,14 +98,14 @@ def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: es
   header = ("stage", "steps", "estimated time", "in the store", "variants")
   requested = num_seeds * sum(_num_requested_stages(study, one) for one in study["variants"].values())
   remaining = [node for node in graph.values() if not node.is_finished]
-  summary = (
+  text = (
     f"{len(study['variants'])} variants, {num_seeds} seeds: {len(graph)} stages to train once each, "
     f"which the variants would call for {requested} times; {len(graph) - len(remaining)} are in the store"
   )
   if remaining:
     seconds = sum(speed.seconds(node.work) for node in remaining) if speed else None
-    summary += f"; the others, one after another: {estimates.format_estimate(seconds)}"
-  return f"seed {seed}:\n\n{console.format_table(header, rows)}\n\n{summary}\n"
+    text += f"; the others, one after another: {summary.format_estimate(seconds)}"
+  return f"seed {seed}:\n\n{console.format_table(header, rows)}\n\n{text}\n"
 
 
 def _num_requested_stages(study: Mapping[str, Any], variant: Mapping[str, Any]) -> int:
@@ -115,7 +115,7 @@ def _num_requested_stages(study: Mapping[str, Any], variant: Mapping[str, Any]) 
 
 
 def _table_row(
-  node: StageNode, nodes: Mapping[str, StageNode], speed: estimates.Speed | None
+  node: StageNode, nodes: Mapping[str, StageNode], speed: summary.Speed | None
 ) -> tuple[object, ...]:
   depth, parent = 0, node.plan.inputs.init
   while parent is not None and parent in nodes:

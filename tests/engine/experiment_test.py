@@ -12,9 +12,9 @@ from smskd_jax import data, losses
 from smskd_jax.config import method, network, resolve, stage
 from smskd_jax.data import corruptions
 from smskd_jax.data.augment import normalize
-from smskd_jax.engine import estimates, evaluator, experiment, summary
-from smskd_jax.engine.learner import StageTraining
+from smskd_jax.engine import evaluator, experiment, summary
 from smskd_jax.engine.plan import make_plans
+from smskd_jax.engine.stage_runner import StageTraining
 from smskd_jax.errors import UserError
 from smskd_jax.losses import Context
 from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel
@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, m
   largest.write_bytes(largest.read_bytes()[:100])
   experiment.run(runs.tiny(), tmp_path, cpu_devices=2)
   told = capsys.readouterr().out
-  assert "checkpoints/12 is damaged" in told and "goes on from step 8 of 22" in told
+  assert "checkpoints/12 is damaged" in told and "continues from step 8 of 22" in told
   assert runs.left_by(tmp_path) == runs.left_by(finished[0])
   gc.collect()
 
@@ -492,12 +492,12 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 def test_the_cost_of_training_counts_steps_evaluations_and_compilation(finished, tmp_path, monkeypatch):
   digits, devices = data.load("digits"), jax.devices()[:2]
   plans = make_plans(resolve(runs.tiny()), digits)
-  monkeypatch.setattr(estimates, "_time_forward", lambda network, shape: (0.5, 0.01))
-  forward = [estimates.introspection.forward_flops(plan.stage.student, digits.image_shape) for plan in plans]
+  monkeypatch.setattr(summary, "_time_forward", lambda network, shape: (0.5, 0.01))
+  forward = [summary.introspection.forward_flops(plan.stage.student, digits.image_shape) for plan in plans]
   rate = 64 * forward[0] / 0.01  # the teacher is the largest
   evaluated = sum(f * 359 * (1 + epochs) for f, epochs in zip(forward, (2, 1, 2), strict=True))
-  flops = sum(estimates.step_flops(plan, digits) * plan.loop_config.num_steps for plan in plans) + evaluated
-  seconds = console.format_duration(flops / rate + 3 * estimates.COMPILE_FACTOR * 0.5)
+  flops = sum(summary.step_flops(plan, digits) * plan.loop_config.num_steps for plan in plans) + evaluated
+  seconds = console.format_duration(flops / rate + 3 * summary.COMPILE_FACTOR * 0.5)
   told = summary.estimate_cost(plans, digits, devices, tmp_path / "empty")
   assert told == f"to train: {console.format_si(flops)}FLOP; estimated time: {seconds} on 2 x cpu"
   assert "nothing" in summary.estimate_cost(plans, digits, devices, finished[0] / "store")
@@ -511,13 +511,13 @@ def test_the_speed_of_stages_in_the_store_counts_all_their_seconds(finished, mon
   workdir, result = finished
   digits, devices, store = data.load("digits"), jax.devices(), workdir / "store"
   plans = make_plans(resolve(runs.tiny()), digits)
-  works = {plan.key: estimates.stage_work(plan, digits) for plan in plans}
-  speed = estimates.stored_speed(works, store, devices[:2])
+  works = {plan.key: summary.stage_work(plan, digits) for plan in plans}
+  speed = summary.stored_speed(works, store, devices[:2])
   assert sum(map(speed.seconds, works.values())) == pytest.approx(sum(s["seconds"] for s in result["stages"]))
-  assert estimates.stored_speed(works, store, devices[:1]) is None, "those were other devices"
-  monkeypatch.setattr(estimates.distributed, "process_count", lambda: 2)
-  assert estimates.timed_speed(plans, digits, devices[:2]) is None
-  assert estimates.format_estimate(None) == "estimated time: unknown until the first steps have run"
+  assert summary.stored_speed(works, store, devices[:1]) is None, "those were other devices"
+  monkeypatch.setattr(summary.distributed, "process_count", lambda: 2)
+  assert summary.timed_speed(plans, digits, devices[:2]) is None
+  assert summary.format_estimate(None) == "estimated time: unknown until the first steps have run"
 
 
 def test_the_seconds_of_a_stage_are_those_of_its_phases(finished):

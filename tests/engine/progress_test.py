@@ -9,7 +9,7 @@ import pytest
 import runs
 from smskd_jax.config import resolve
 from smskd_jax.data import load
-from smskd_jax.engine import estimates, experiment
+from smskd_jax.engine import experiment, summary
 from smskd_jax.engine import progress as progress_lib
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.engine.progress import StageProgress, evaluation_line
@@ -91,12 +91,12 @@ def test_rates_and_times_left_leave_compilation_out_and_count_evaluations(
   time, plans, digits, tmp_path, capsys
 ):
   timer, plan = clock.Clock(), plans[0]
-  estimate = estimates.RunEstimate(plans, digits, tmp_path, seeds=2)
+  estimate = summary.RunEstimate(plans, digits, tmp_path, seeds=2)
   progress = StageProgress(plan, 2, timer, estimate, overhead=7.0)
   train_an_epoch(time, plan, timer, progress, seconds=0.5, compiling=100.0, evaluating=4.0)
   # 11 steps of 0.5 s and an evaluation of 4 s are left of the stage; 2 x 128 images in 0.5 s.
-  step, evaluation = estimates.step_flops(plan, digits) / 0.5, estimates.evaluation_flops(plan, digits) / 4
-  rest = [estimates.stage_work(one, digits) for one in plans[1:]]
+  step, evaluation = summary.step_flops(plan, digits) / 0.5, summary.evaluation_flops(plan, digits) / 4
+  rest = [summary.stage_work(one, digits) for one in plans[1:]]
   seconds = 9.5 + sum(work.train / step + work.evaluate / evaluation + 107 for work in rest)
   expected = [
     "teacher (mean of 2 seeds)  compiling",
@@ -114,7 +114,7 @@ def test_rates_and_times_left_leave_compilation_out_and_count_evaluations(
 
 def test_an_estimate_does_not_wait_for_the_end_of_a_long_epoch(time, plans, digits, tmp_path, capsys):
   timer = clock.Clock()
-  progress = StageProgress(plans[0], 1, timer, estimates.RunEstimate(plans, digits, tmp_path))
+  progress = StageProgress(plans[0], 1, timer, summary.RunEstimate(plans, digits, tmp_path))
   with timer.phase(clock.TRAIN):
     for step in range(1, 9):
       time.now += 20.0
@@ -128,7 +128,7 @@ def test_the_lead_alone_prints(time, plans, digits, tmp_path, monkeypatch, capfd
   monkeypatch.setattr(distributed, "is_primary", lambda: False)
   monkeypatch.setattr(console.sys, "stderr", Terminal())
   timer = clock.Clock()
-  progress = StageProgress(plans[0], 2, timer, estimates.RunEstimate(plans, digits, tmp_path))
+  progress = StageProgress(plans[0], 2, timer, summary.RunEstimate(plans, digits, tmp_path))
   train_an_epoch(time, plans[0], timer, progress, seconds=0.5, compiling=1.0, evaluating=1.0)
   assert capfd.readouterr() == ("", "") and console.sys.stderr.getvalue() == ""
 
@@ -144,7 +144,7 @@ def test_a_terminal_has_a_bar_of_the_epoch_and_the_same_lines(
   out, terminal, timer = io.StringIO(), Terminal(), clock.Clock()
   monkeypatch.setattr(console.sys, "stdout", out)
   monkeypatch.setattr(console.sys, "stderr", terminal)
-  progress = StageProgress(plans[0], 2, timer, estimates.RunEstimate(plans, digits, tmp_path))
+  progress = StageProgress(plans[0], 2, timer, summary.RunEstimate(plans, digits, tmp_path))
   for first in (0, 11):
     compiling = 0.0 if first else 1.0
     train_an_epoch(

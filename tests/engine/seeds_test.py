@@ -57,7 +57,7 @@ def test_they_are_the_runs_one_after_another(finished, one_by_one):
 
 
 def test_two_devices_take_two_at_once_and_the_third_alone(finished, one_by_one):
-  counts = [[one["learners_at_once"] for one in result["stages"]] for result in finished[1]]
+  counts = [[one["num_parallel_seeds"] for one in result["stages"]] for result in finished[1]]
   assert counts == [[2, 2, 2], [2, 2, 2], [1, 1, 1]]
   alone = [[one["key"] for one in results[1][2]["stages"]] for results in (finished, one_by_one)]
   assert digests(finished[0], alone[0]) == digests(one_by_one[0], alone[1]), "bit for bit"
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_at_once(finished, tmp_path, monkeypatch)
     stop_at(5, patch)
     at_once(tmp_path, seeds=(0, 1))
   again = at_once(tmp_path, seeds=(0, 1))
-  assert [result["stages"][-1]["learners_at_once"] for result in again] == [2, 2]
+  assert [result["stages"][-1]["num_parallel_seeds"] for result in again] == [2, 2]
   for ours, theirs in zip(again, finished[1], strict=False):
     keys = [one["key"] for one in ours["stages"]]
     assert digests(tmp_path, keys) == digests(finished[0], keys)
@@ -129,7 +129,7 @@ def test_those_that_were_stopped_at_different_steps_go_on_one_by_one(finished, t
     if path.is_file():
       path.write_bytes(b"")
   again = at_once(tmp_path, seeds=(0, 1))
-  assert [result["stages"][-1]["learners_at_once"] for result in again] == [1, 1]
+  assert [result["stages"][-1]["num_parallel_seeds"] for result in again] == [1, 1]
   for ours, theirs in zip(again, finished[1], strict=False):
     last = [one["stages"][-1]["metrics"]["last"]["test/nll"] for one in (ours, theirs)]
     assert last[0] == pytest.approx(last[1], rel=1e-2)
@@ -170,7 +170,7 @@ def test_teachers_that_are_kept_are_asked_by_each_and_read_by_all(tmp_path, one_
   passes = [result["stages"][0]["forward_passes"]["teachers"] for result in both]
   assert 0 < passes[1] < passes[0] <= 11 * 128, "what the first has asked the second need not"
   for ours, theirs in zip(both, each, strict=True):
-    assert ours["stages"][0]["learners_at_once"] == 2
+    assert ours["stages"][0]["num_parallel_seeds"] == 2
     own, other = (
       [line["train/loss"] for line in lines(tmp_path / folder, one["stages"][0]) if "train/loss" in line]
       for folder, one in (("kept", ours), ("alone", theirs))

@@ -11,7 +11,7 @@ import pytest
 import runs
 from smskd_jax import data
 from smskd_jax.config import build, method, network, resolve, stage
-from smskd_jax.engine import experiment, learner, teacher_cache
+from smskd_jax.engine import experiment, stage_runner, teacher_cache
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.errors import UserError
 from smskd_jax.exchange.variables import Pretrained
@@ -65,7 +65,9 @@ def asked(of_stage):
   plans = make_plans(resolve(config("float32")), data.load(source="digits"))
   (plan,) = (plan for plan in plans if plan.key == of_stage["key"])
   key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.stage_index)
-  steps, order = (jax.random.fold_in(key, stream) for stream in (learner.STEPS, learner.ORDER))
+  steps, order = (
+    jax.random.fold_in(key, stream) for stream in (stage_runner.RNG_STEPS, stage_runner.RNG_ORDER)
+  )
   seen = set()
   for step, batch in enumerate(batches.iterate_batches(plan.input_spec, order, 0)):
     view = jax.random.split(jax.random.fold_in(steps, step))[0]

@@ -9,8 +9,8 @@ import runs
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.config.study_schema import resolve, study, with_changes
-from smskd_jax.engine import estimates, stage_runner
 from smskd_jax.engine import experiment as experiment_lib
+from smskd_jax.engine import stage_runner, summary
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint
 from smskd_jax.studies import executors, runner, stage_graph
@@ -181,7 +181,7 @@ def test_parallel_seeds_are_the_same_study(finished, tmp_path, capsys):
   for seed, outcome in numbers.items():
     assert outcome["accuracy"] == pytest.approx(separate[seed]["accuracy"], abs=3)
     stages = read_result(tmp_path, "free", f"seed{seed}")["stages"]
-    assert [one["learners_at_once"] for one in stages] == [2, 2]
+    assert [one["num_parallel_seeds"] for one in stages] == [2, 2]
 
 
 def test_the_teachers_are_a_unit_of_their_own(tmp_path, trained):
@@ -201,12 +201,12 @@ def test_the_graph_of_several_orders_has_each_common_beginning_once(tmp_path):
   graph = stage_graph.build_graph(resolved, data.load, tmp_path, {})
   assert len(graph) == 1 + 2 + 3 + 3
   assert [len(node.used_by) for node in graph.values() if node.plan.name == "student_kd"] == [2, 1]
-  text = stage_graph.describe(graph, resolved, estimates.Speed(1e9, 1e9, 600.0))
+  text = stage_graph.describe(graph, resolved, summary.Speed(1e9, 1e9, 600.0))
   assert "9 stages to train once each, which the variants would call for 12 times; 0 are in the store" in text
   assert "the others, one after another: estimated time: 1 h 30 min" in text, (
     "10 minutes for each of 9 stages"
   )
-  assert estimates.UNKNOWN in stage_graph.describe(graph, resolved, None)
+  assert summary.UNKNOWN in stage_graph.describe(graph, resolved, None)
 
 
 @pytest.mark.slow
