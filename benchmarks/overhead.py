@@ -17,7 +17,7 @@ import tempfile
 import time
 
 import jax
-from smskd_jax.engine.estimates import RunEstimate
+from smskd_jax.engine.summary import RunEstimate
 
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
