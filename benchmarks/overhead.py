@@ -17,12 +17,12 @@ import tempfile
 import time
 
 import jax
-from smskd_jax.engine.summary import RunEstimate
 
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
 from smskd_jax.engine.plan import make_plans
 from smskd_jax.engine.progress import StageProgress
+from smskd_jax.engine.summary import RunEstimate
 from smskd_jax.models import introspection
 from smskd_jax.runtime import checkpoint, clock, parallel, signals
 from smskd_jax.runtime.workdir import environment

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 import math
 
-from smskd_jax.engine.summary import RunEstimate
 from smskd_jax.engine.plan import StagePlan
+from smskd_jax.engine.summary import RunEstimate
 from smskd_jax.runtime import clock, console
 
 ESTIMATE_SECONDS = (
