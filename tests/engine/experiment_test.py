@@ -197,11 +197,10 @@ def test_keys_follow_what_a_stage_reads(finished, tmp_path):
   """Another weight in the second stage is another second and third stage, and the same teacher."""
   keys = [s["key"] for s in finished[1]["stages"]]
   from smskd_jax import data
-  from smskd_jax.config import schema
   from smskd_jax.engine import plan
 
   dataset = data.load("digits")
-  planned = lambda c: [p.key for p in plan.make_plans(schema.resolve(c), dataset)]
+  planned = lambda c: [p.key for p in plan.make_plans(resolve(c), dataset)]
   assert planned(runs.tiny()) == keys
   changed = runs.tiny()
   changed.stages[1].methods[0].weight = 2.0
@@ -409,14 +408,13 @@ def test_images_without_labels_parts_of_the_images_and_further_test_sets(tmp_pat
 
 def test_keys_know_the_images_without_labels_where_they_are_seen(finished):
   from smskd_jax import data
-  from smskd_jax.config import schema
   from smskd_jax.engine import plan
 
   def keys(unlabeled, size):
     made = runs.tiny(data={"source": "digits", "unlabeled": unlabeled})
     made.stages[2].unlabeled_batch_size = size
     of_data = {"source": "digits", "unlabeled": unlabeled}
-    return [p.key for p in plan.make_plans(schema.resolve(made), data.load(**of_data))]
+    return [p.key for p in plan.make_plans(resolve(made), data.load(**of_data))]
 
   known = [s["key"] for s in finished[1]["stages"]]
   assert keys("fashion_mnist_small", 0) == known
