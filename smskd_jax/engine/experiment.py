@@ -228,7 +228,7 @@ def _write(prepared: _Prepared, i: int, results: Mapping[str, Any]) -> dict[str,
   }
   store_lib.write_json_with_checksum(workdir / "result.json", result)
   if distributed.is_primary():
-    run_report.write(workdir, prepared.store)
+    run_report.write_summary(workdir, prepared.store)
   return result
 
 
