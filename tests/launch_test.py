@@ -1,4 +1,4 @@
-"""Tests of launch/: each script against stand-ins for the programs that it calls, which write down how they were."""
+"""Tests of launch/: each script with stand-ins for the programs that it calls, which record their arguments."""
 
 import os
 from pathlib import Path
@@ -23,6 +23,9 @@ SCRIPTS = (
 EXPERIMENT = ("--config=configs/smoke.py", "--workdir=/mnt/shared/a run")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_finds_nothing(script):
   shellcheck = shutil.which("shellcheck", path=sysconfig.get_path("scripts"))
@@ -33,7 +36,7 @@ def test_shellcheck_finds_nothing(script):
 
 @pytest.fixture
 def stand_in(tmp_path):
-  """Makes a program of a name: it appends its arguments, one call a line, to calls.txt, and then runs some bash."""
+  """Creates a program that appends its arguments, one call a line, to calls.txt, and then runs some bash."""
   folder = tmp_path / "bin"
   folder.mkdir()
 
@@ -77,7 +80,7 @@ WHOLE = [
 
 
 def kinds(calls):
-  """What each call of gcloud is about, but for questions about the state."""
+  """Subcommand of each call of gcloud, without queries of the state."""
   return [call.split()[4] for call in calls if "describe" not in call]
 
 

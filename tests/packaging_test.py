@@ -56,6 +56,7 @@ def test_the_extras_ask_for_the_same_jax(setup_cfg):
     assert lines(setup_cfg["options.extras_require"][extra]) == [jax.replace("jax", f"jax[{extra}]")]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   with zipfile.ZipFile(wheel) as file:
     names = set(file.namelist())
@@ -68,6 +69,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   assert sorted(licences) == ["LICENSE", "fashion_mnist_small.LICENSE"]
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_reads_its_own_data(wheel, tmp_path):
   with zipfile.ZipFile(wheel) as file:
     file.extractall(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of runs of several processes: the numbers are those of one, one writes, and all end when one does."""
+"""Tests of runs of several processes: results of a single process, one writer, and a common end."""
 
 import json
 import os
@@ -13,11 +13,13 @@ import pytest
 
 import process_steps
 import runs
+import smoke
+from smskd_jax.engine import experiment
 from smskd_jax.errors import UserError
 from smskd_jax.runtime import checkpoint, distributed
 from smskd_jax.runtime.writer import read_metrics
 
-# The last two stages look up what their teacher says.
+# The last two stages read cached teacher outputs.
 CONFIG = (
   f"--config={runs.ROOT / 'tests' / 'smoke.py'}",
   "--config.stages[2].teacher_cache=float32",
@@ -37,11 +39,14 @@ def start(workdir, *flags, count=2, of_each=()):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """The folders of a run of one process and of one of two, with as many devices."""
+  """Workdirs of a run of one process (this one) and of two processes, with four devices each."""
   folder = tmp_path_factory.mktemp("processes")
-  status, _, err = runs.main(folder / "one", *CONFIG, "--cpu_devices=4")
-  assert status == 0, err
-  return folder, runs.end(start(folder / "two"))
+  processes = start(folder / "two")
+  config = smoke.get_config()
+  for stage in config.stages[2:]:
+    stage.teacher_cache = "float32"
+  experiment.run(config, folder / "one", cpu_devices=4)
+  return folder, runs.end(processes)
 
 
 def result(workdir):
@@ -72,10 +77,10 @@ def test_two_processes_give_the_run_of_one(finished):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
 
 
-def test_the_lead_alone_speaks_and_writes(finished):
-  folder, ((_, lead, _), (_, other, _)) = finished
-  of_ours = [line for line in other.splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
-  assert "report.md" in lead and "test accuracy" in lead and not of_ours
+def test_only_process_0_logs_and_writes(finished):
+  folder, ((_, primary, _), (_, other, _)) = finished
+  unexpected = [line for line in other.splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
+  assert "report.md" in primary and "test accuracy" in primary and not unexpected
   assert {path.name for path in (folder / "two").iterdir()} == {
     path.name for path in (folder / "one").iterdir()
   }
@@ -103,7 +108,7 @@ def test_losses_of_three_stages_are_those_of_one_process(float64, count):
 
 
 def start_and_wait(workdir):
-  """Two processes that train: they have saved a checkpoint."""
+  """Starts two processes, and waits for their first checkpoint."""
   saved = lambda: {path for path in workdir.glob("store/*/checkpoints/[0-9]*") if path.name.isdigit()}
   before, started, until = saved(), start(workdir), time.monotonic() + 120
   while time.monotonic() < until:
@@ -115,7 +120,7 @@ def start_and_wait(workdir):
 
 
 def sigterm(workdir, who):
-  """Two processes, of which one is asked to stop: both do, at one step."""
+  """Sends SIGTERM to one of two processes; both stop at the same step."""
   started = start_and_wait(workdir)
   started[who].send_signal(signal.SIGTERM)
   ends = runs.end(started, timeout=90)
@@ -124,7 +129,7 @@ def sigterm(workdir, who):
 
 
 def kill(workdir, who):
-  """Two processes, of which one is killed: the other ends, and says why. Returns what the lead has said."""
+  """Kills one of two processes; the other ends with an error. Returns the output of process 0."""
   started = start_and_wait(workdir)
   started[who].kill()
   began = time.monotonic()
@@ -136,6 +141,7 @@ def kill(workdir, who):
   return ends[0][1]
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_ended_by_one_process_it_is_the_same_run(finished, tmp_path):
   sigterm(tmp_path, who=1)
   assert "continues from step" in kill(tmp_path, who=1)
@@ -166,14 +172,14 @@ def test_a_process_with_another_config_is_refused_and_named(tmp_path):
 @pytest.mark.parametrize(
   "how", ["sometimes", "localhost,2,0", "localhost:1234,2,2", "localhost:1234,2", "localhost:0,2,1"]
 )
-def test_what_cannot_be_joined_is_refused(how):
+def test_invalid_modes_are_refused(how):
   with pytest.raises(
     UserError, match="--distributed: .* is none of 'off', 'auto' and HOST:PORT,PROCESSES,PROCESS"
   ):
     distributed.initialize(how)
 
 
-def test_one_process_agrees_with_itself():
+def test_collectives_of_a_single_process():
   assert (
     distributed.all_gather_json({"a": 1}) == [{"a": 1}]
     and distributed.broadcast(7) == 7

@@ -93,6 +93,7 @@ def assert_all_end(workdir, seconds=5):
   assert not alive(f"workdir={workdir}")
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_study_end_with_it_when_it_is_killed(tmp_path):
   process = study(tmp_path)
   time.sleep(1)

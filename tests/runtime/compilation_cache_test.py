@@ -1,6 +1,8 @@
-"""Tests of runtime/compilation_cache.py: where compiled programs go."""
+"""Tests of runtime/compilation_cache.py: the folder of the cache, and programs that are read from it."""
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+import jax.numpy as jnp
 import pytest
 
 import runs
@@ -17,7 +19,7 @@ def own_settings():
     jax.config.update(name, value)
 
 
-def test_by_default_they_go_to_the_user_s_cache(tmp_path, monkeypatch):
+def test_the_default_folder_is_in_the_users_cache(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   jax.config.update("jax_compilation_cache_dir", None)
   found = compilation_cache.enable()
@@ -25,7 +27,7 @@ def test_by_default_they_go_to_the_user_s_cache(tmp_path, monkeypatch):
   assert jax.config.jax_compilation_cache_dir == str(found)
 
 
-def test_what_jax_was_told_stays_unless_a_folder_is_named(tmp_path):
+def test_the_setting_of_jax_stays_unless_a_folder_is_named(tmp_path):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "told"))
   assert compilation_cache.enable() == tmp_path / "told"
   assert compilation_cache.enable(str(tmp_path / "named")) == tmp_path / "named"
@@ -42,11 +44,38 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
   assert compilation_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
 
 
+def test_a_program_that_is_in_the_cache_is_not_compiled_again(tmp_path, monkeypatch):
+  settings = ("jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
+  before = {name: getattr(jax.config, name) for name in settings}
+  hits = []
+  jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event == "/jax/compilation_cache/cache_hits" else None
+  )
+  try:
+    for name in settings:
+      jax.config.update(name, 0)
+    jax_cache.reset_cache()  # the folder is read at the first compilation
+    compilation_cache.enable(str(tmp_path))
+    files = []
+    for hit in (False, True):
+      jax.jit(lambda x: jnp.sin(x) * 3)(
+        jnp.arange(5.0)
+      )  # a new function each time: JAX's own cache has no entry
+      assert bool(hits) == hit
+      files.append({path.name for path in tmp_path.iterdir() if "atime" not in path.name})
+    assert files[0] == files[1] != set()
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    jax_cache.reset_cache()
+
+
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_again(tmp_path, monkeypatch):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   monkeypatch.setenv(
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"
-  )  # else the machine's mood says what is kept
+  )  # otherwise the speed of the machine decides
   flags = (*runs.SMOKE, f"--compilation_cache={tmp_path / 'programs'}")
   kept = []
   for name in ("first", "second"):

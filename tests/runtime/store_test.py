@@ -5,10 +5,12 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import store, workdir
+from smskd_jax.runtime import distributed, store, workdir, writer
+from smskd_jax.runtime.memmap_cache import MemmapCache
 from smskd_jax.runtime.store import StageEntry, key_of
 
 
@@ -100,3 +102,17 @@ def test_workdir_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="--workdir: .* cannot be written to"):
     workdir.check_workdir(tmp_path / "new" / "run", {})
   assert not (tmp_path / "new").exists()
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, "process_index", lambda: 1)
+  store.write_json(tmp_path / "a.json", {})
+  store.write_json_with_checksum(tmp_path / "b.json", {})
+  store.write_arrays(tmp_path / "c.npz", {"x": np.zeros(2)})
+  metrics = writer.MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "events", last_step=-1)
+  metrics.write({"step": 0, "epoch": 0, "loss": 1.0})
+  metrics.close()
+  cache = MemmapCache(tmp_path / "views", (2, 1))
+  cache.write(np.array([0]), np.array([0]), {"logits": np.ones((1, 3), np.float32)})
+  cache.save()
+  assert not list(tmp_path.iterdir())
