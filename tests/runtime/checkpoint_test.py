@@ -112,3 +112,10 @@ def test_variables_alone(tmp_path):
   checkpoint.save_variables(tmp_path / "final", {"params": {"old": jnp.zeros(1)}})
   checkpoint.save_variables(tmp_path / "final", variables)  # as a run does that died between the two
   jax.tree.map(np.testing.assert_array_equal, checkpoint.load_variables(tmp_path / "final"), variables)
+
+
+def test_a_readable_checkpoint_with_other_bytes_is_damaged(saved, monkeypatch):
+  monkeypatch.setattr(checkpoint, "tree_digest", lambda tree: "another digest")
+  restored, steps, warnings = reopened(saved)
+  assert restored is None and not steps
+  assert len(warnings) == 2 and all("its bytes differ from the saved ones" in line for line in warnings)
