@@ -11,7 +11,8 @@ safetensors file of smskd_jax.export. Prints one metric a line:
   ece, ace, brier       calibration: expected and adaptive calibration error, Brier score
   teacher_agreement     fraction of images for which both networks predict the same class
   teacher_kl            mean of KL(teacher || network), in nats
-  teacher_lost, _won    fraction of images that only the teacher, only the network classifies correctly
+  teacher_regressions   fraction of images that only the teacher classifies correctly
+  teacher_improvements  fraction of images that only the network classifies correctly
   teacher_iou           IoU of the sets of correctly classified images
 
 Images are normalised as in the network's training if PATH stores the normalisation, else by the mean and deviation of

@@ -116,7 +116,9 @@ def test_beside_a_teacher(ran, capsys):
   )["test"]
   label = data.load(source="digits").test.label
   right = np.mean(np.argmax(teacher, -1) == label)
-  lost, won = (float(lines[f"teacher_{name}"].removesuffix(" %")) / 100 for name in ("lost", "won"))
+  lost, won = (
+    float(lines[f"teacher_{name}"].removesuffix(" %")) / 100 for name in ("regressions", "improvements")
+  )
   assert last["test/accuracy"] == pytest.approx(right + won - lost, abs=2e-4)
 
 

@@ -214,7 +214,7 @@ OVERRIDE_CASES = [
   ("stages[1].teachers=5", "config.stages[1]"),
   ("stages[1].methods[0].name=kdd", "config.stages[1].methods[0].name: unknown 'kdd'; did you mean 'kd'?"),
   ("stages[1].methods[0].student_layer=x", "--config.stages[1].methods[0].student_layer=x"),
-  ("stages[1].methods[0].student_layer=9", "fitnet: tap 9 does not exist"),
+  ("stages[1].methods[0].student_layer=9", "fitnet: layer 9 does not exist"),
   (
     "stages[1].methods[3].weight=1",
     "--config.stages[1].methods[3].weight: there is no config.stages[1].methods[3]",
@@ -348,7 +348,7 @@ FOLDER_CASES = [
   ("report nowhere", "there is no folder nowhere"),
   ("report \udce9", "'\\udce9' is not text in this process's encoding, utf-8; set PYTHONUTF8=1"),
   ("report text.npz", "text.npz"),
-  ("report files", "files is of no run and no study"),
+  ("report files", "files is neither a run nor a study"),
   ("report unfinished", "the run in unfinished is not finished"),
   ("report damaged", "damaged/result.json is damaged"),
   ("report no_study", "the files of the study in no_study are damaged"),
@@ -367,7 +367,7 @@ FOLDER_CASES = [
     "B: unstudied is a study and finished is not; compare two runs, or two studies",
   ),
   ("compare unstudied finished", "A: unstudied is a study and finished is not"),
-  ("compare finished files", "B: files is of no run and no study"),
+  ("compare finished files", "B: files is neither a run nor a study"),
   ("evaluate", "path, --data; see --help"),
   ("evaluate finished --data=digits --image_size=x", "--image_size: invalid int value: 'x'"),
   ("evaluate finished --data=digits --splt=test", "unrecognized arguments: --splt=test"),
@@ -395,18 +395,18 @@ FOLDER_CASES = [
   ("export finished", "--format; see --help"),
   ("export finished --format=tflite", "--format: unknown 'tflite'"),
   ("export finished --format=", "--format: unknown ''"),
-  ("export finished --format=torch,", "--format: unknown ''"),
-  ("export nowhere --format=torch", "nowhere"),
-  ("export files --format=torch", "files is no workdir of a run"),
-  ("export damaged --format=torch", "damaged/result.json is damaged"),
+  ("export finished --format=torch_safetensors,", "--format: unknown ''"),
+  ("export nowhere --format=torch_safetensors", "nowhere"),
+  ("export files --format=torch_safetensors", "files is no workdir of a run"),
+  ("export damaged --format=torch_safetensors", "damaged/result.json is damaged"),
   ("evaluate damaged --data=digits", "damaged/result.json is damaged"),
-  ("export unfinished --format=torch", "the run in unfinished is not finished"),
+  ("export unfinished --format=torch_safetensors", "the run in unfinished is not finished"),
   (
-    "export finished --format=torch --network=studnet",
+    "export finished --format=torch_safetensors --network=studnet",
     "--network: unknown 'studnet'; did you mean 'student'?",
   ),
-  ("export finished --format=torch --out=text.npz", "--out: text.npz cannot be written to"),
-  ("export finished --format=torch --overwite", "unrecognized arguments: --overwite"),
+  ("export finished --format=torch_safetensors --out=text.npz", "--out: text.npz cannot be written to"),
+  ("export finished --format=torch_safetensors --overwite", "unrecognized arguments: --overwite"),
   ("import_torch", "FILE: missing"),
   ("import_torch model.pth", "--network: missing"),
   ("import_torch model.pth --network=resnet8:width=0.125", "--out: missing"),
@@ -480,7 +480,8 @@ def ground(tmp_path_factory):
   (folder / "files").mkdir()
   (folder / "files" / "readme.txt").write_text("precious")
   write_data(folder)
-  import_torch.run(folder / "model.pth", "resnet8:width=0.125", folder / "imported")
+  arguments = [str(folder / "model.pth"), "--network=resnet8:width=0.125", f"--out={folder / 'imported'}"]
+  assert import_torch.main(arguments) == 0
   fake_runs.run(folder / "finished", seed=3)
   for name, broken in (("unfinished", None), ("damaged", "{")):
     shutil.copytree(folder / "finished", folder / name)

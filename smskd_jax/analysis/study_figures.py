@@ -83,7 +83,7 @@ def training_curves(runs: Runs, network: str) -> bytes | None:
   """Draws accuracy and forgetting along the training of the variants, with standard deviations over seeds."""
   labels = {
     "test/accuracy": "test accuracy [%]",
-    "test/earlier_1_lost": "forgotten since\nstage 1 [% of images]",
+    "test/earlier_1_regressions": "forgotten since\nstage 1 [% of images]",
     "test/reference_agreement": "same prediction as\nthe reference [%]",
   }
   curves = {

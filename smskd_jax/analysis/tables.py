@@ -122,7 +122,7 @@ def agreement(stages: Sequence[Stage]) -> Table | None:
       if earlier["key"] != stage["inputs"]["reference"]  # the reference has its own row
     }
     for role, name in names.items():
-      values = [last.get(f"test/{role}_{metric}") for metric in ("agreement", "lost", "won")]
+      values = [last.get(f"test/{role}_{metric}") for metric in ("agreement", "regressions", "improvements")]
       kl = last.get(f"test/{role}_kl")
       if values[0] is not None:
         rows.append([stage["name"], name, *map(percent, values), "-" if kl is None else decimals(kl)])
@@ -131,7 +131,11 @@ def agreement(stages: Sequence[Stage]) -> Table | None:
     "predictions. Lost: the other network is correct and this one is wrong. Won: the reverse. All in percent of the "
     "test images. KL: mean divergence from the other network, in nats."
   )
-  return Table(["stage", "compared with", "agreement", "lost", "won", "KL"], rows, caption) if rows else None
+  return (
+    Table(["stage", "compared with", "agreement", "regressions", "improvements", "KL"], rows, caption)
+    if rows
+    else None
+  )
 
 
 def forgotten(pairs: Sequence[forgetting.StagePair]) -> Table | None:

@@ -9,8 +9,8 @@ from smskd_jax.analysis import figures, forgetting, stages
 from smskd_jax.analysis.stages import Lines, Stage
 
 NUM_BINS = 10  # of the reference weights between 0 and 1, as training logs them
-WEIGHT_FRACTIONS = tuple(f"train/reference_weight_share/{i}" for i in range(NUM_BINS))
-WEIGHT_MEANS = ("train/accuracy", "train/reference_weight", "train/reference_weight_of_right")
+WEIGHT_FRACTIONS = tuple(f"train/reference_weight_fraction/{i}" for i in range(NUM_BINS))
+WEIGHT_MEANS = ("train/accuracy", "train/reference_weight", "train/reference_weight_if_correct")
 MAX_EVENTS = 8  # the last bar counts images with this many events or more
 COUNT_COLORS = {"kept": "#0b62a8", "forgotten": "#d1495b", "gained": "#b8860b"}
 MAX_BAR_NAME = 44  # characters
@@ -142,7 +142,7 @@ def forgetting_curves(
       network_stages, curves, lambda name: name.startswith("test/earlier_") and suffix in name
     )
 
-  lost, ious, losses = select("_lost"), select("_iou"), select("_loss/")
+  lost, ious, losses = select("_regressions"), select("_iou"), select("_loss/")
   candidates = (
     ("test/reference_agreement", "same prediction as\nthe reference [%]", 100.0),
     ("test/reference_kl", "KL from the\nreference [nats]", 1.0),

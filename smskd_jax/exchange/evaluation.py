@@ -19,7 +19,7 @@ from smskd_jax.runtime import parallel
 from smskd_jax.training import evaluate
 
 SPLITS = ("test", "train")
-_PERCENT_SUFFIXES = ("accuracy", "agreement", "lost", "won")  # of metrics shown in per cent
+_PERCENT_SUFFIXES = ("accuracy", "agreement", "regressions", "improvements")  # of metrics shown in per cent
 _FLAGS = {"data.source": "--data", "data.folder": "--folder", "data.image_size": "--image_size"}
 
 

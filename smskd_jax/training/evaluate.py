@@ -93,8 +93,8 @@ def classification_metrics(
   Returns:
     'accuracy', 'top5' ('topK' for K < 5 classes), 'nll', 'ece', 'ace', 'brier'. For each other network: the fraction
     of equal predictions, '<role>_agreement'; the divergence KL(other || network), '<role>_kl'; the fraction of images
-    that only the other network classifies correctly, '<role>_lost', and that only this network does, '<role>_won';
-    and the IoU of both networks' sets of correctly classified images, '<role>_iou'.
+    that only the other network classifies correctly, '<role>_regressions', and that only this network does,
+    '<role>_improvements'; and the IoU of both networks' sets of correctly classified images, '<role>_iou'.
   """
   k = min(5, logits.shape[-1])
   values = {
@@ -109,8 +109,8 @@ def classification_metrics(
     values[f"{role}_agreement"] = metrics.agreement(logits, other)
     values[f"{role}_kl"] = metrics.kl_divergence(logits, other)
     overlap = metrics.overlap(logits, other, label)
-    values[f"{role}_lost"] = overlap.forgotten / len(label)
-    values[f"{role}_won"] = overlap.gained / len(label)
+    values[f"{role}_regressions"] = overlap.forgotten / len(label)
+    values[f"{role}_improvements"] = overlap.gained / len(label)
     values[f"{role}_iou"] = overlap.iou
   return values
 

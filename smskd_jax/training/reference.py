@@ -121,8 +121,8 @@ def loss_and_statistics(
 
   Returns:
     Scalars by name: 'reference', the loss; the means of 'reference_tcp', 'reference_weight' and
-    'reference_weight_of_right' (with zero where the student is wrong); and for weights that differ between images
-    'reference_weight_share/I', the fraction of weights in the I-th tenth of [0, 1].
+    'reference_weight_if_correct' (with zero where the student is wrong); and for weights that differ between images
+    'reference_weight_fraction/I', the fraction of weights in the I-th tenth of [0, 1].
   """
   values, weights = weighted_reference_loss(config, params, student_logits, reference_logits, inputs)
   weights = jax.lax.stop_gradient(weights)
@@ -131,12 +131,12 @@ def loss_and_statistics(
     "reference": jnp.mean(values),
     "reference_tcp": jnp.mean(inputs.reference_tcp),
     "reference_weight": jnp.mean(weights),
-    "reference_weight_of_right": jnp.mean(jnp.where(correct, weights, 0)),
+    "reference_weight_if_correct": jnp.mean(jnp.where(correct, weights, 0)),
   }
   if config.weighting != "constant":
     bins = jnp.clip(jnp.floor(weights * NUM_WEIGHT_BINS), 0, NUM_WEIGHT_BINS - 1)
     for i in range(NUM_WEIGHT_BINS):
-      metrics[f"reference_weight_share/{i}"] = jnp.mean(bins == i, dtype=weights.dtype)
+      metrics[f"reference_weight_fraction/{i}"] = jnp.mean(bins == i, dtype=weights.dtype)
   return metrics
 
 

@@ -49,8 +49,8 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> TrainStep:
   Returns:
     (state, frozen, batch) -> (new state, metrics). Metrics are scalars by name: 'loss', its terms before their weights
     ('task', 'distill/NAME', 'reference'), 'accuracy' and 'gradient_norm'; with a reference also the means of
-    'reference_tcp', 'teacher_tcp' (if there is a teacher), 'reference_weight', 'reference_weight_of_right' (with zero
-    for images that the student misclassifies), and 'reference_weight_share/I', the fraction of weights in the I-th
+    'reference_tcp', 'teacher_tcp' (if there is a teacher), 'reference_weight', 'reference_weight_if_correct' (with zero
+    for images that the student misclassifies), and 'reference_weight_fraction/I', the fraction of weights in the I-th
     tenth of [0, 1].
   """
 

@@ -75,7 +75,11 @@ def _said(epoch, epochs, accuracy, taught, start, reference):
   ]
   for role in roles:
     values |= {f"{role}_agreement": 1 - 0.05 * epoch, f"{role}_kl": 0.1 * epoch}
-    values |= {f"{role}_lost": 0.01 * epoch, f"{role}_won": 0.02 * epoch, f"{role}_iou": 1 - 0.03 * epoch}
+    values |= {
+      f"{role}_regressions": 0.01 * epoch,
+      f"{role}_improvements": 0.02 * epoch,
+      f"{role}_iou": 1 - 0.03 * epoch,
+    }
   if start:
     values["earlier_1_loss/fitnet"] = 0.5 + 0.1 * epoch
   return {f"test/{name}": value for name, value in values.items()}
@@ -95,11 +99,11 @@ def _trained(epoch, method, reference, random):
       values |= {
         "reference": 0.5,
         "reference_weight": 0.4,
-        "reference_weight_of_right": 0.1,
+        "reference_weight_if_correct": 0.1,
         "teacher_tcp": 0.6,
       }
       shares = random.dirichlet(np.ones(10))
-      values |= {f"reference_weight_share/{i}": float(x) for i, x in enumerate(shares)}
+      values |= {f"reference_weight_fraction/{i}": float(x) for i, x in enumerate(shares)}
     at = epoch - 1 + share
     lines.append(
       {"step": round(STEPS * at), "epoch": at} | {f"train/{name}": x for name, x in values.items()}

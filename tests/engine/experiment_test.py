@@ -97,8 +97,8 @@ def test_what_each_image_was_taken_for_and_what_was_forgotten(finished):
   for step, chosen in zip(kd["step"], kd["test"], strict=True):
     now, line = chosen == test.label, evaluated[int(step)]
     assert line["test/accuracy"] == pytest.approx(now.mean())
-    assert line["test/earlier_1_lost"] == pytest.approx((before & ~now).mean())
-    assert line["test/earlier_1_won"] == pytest.approx((~before & now).mean())
+    assert line["test/earlier_1_regressions"] == pytest.approx((before & ~now).mean())
+    assert line["test/earlier_1_improvements"] == pytest.approx((~before & now).mean())
     assert line["test/earlier_1_iou"] == (before & now).sum() / (before | now).sum()
   assert not any("earlier_1" in name for name in result["stages"][1]["metrics"]["last"])
   of_teacher, of_fitnet, of_kd = (one["forgetting"] for one in result["stages"])

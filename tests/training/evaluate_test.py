@@ -16,7 +16,13 @@ def test_extreme_logits_stay_finite():
   logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
   values = evaluate.classification_metrics(logits, np.array([0, 0]), {"teacher": logits})
   assert all(np.isfinite(v) for v in values.values())
-  of_teacher = {"teacher_agreement", "teacher_kl", "teacher_lost", "teacher_won", "teacher_iou"}
+  of_teacher = {
+    "teacher_agreement",
+    "teacher_kl",
+    "teacher_regressions",
+    "teacher_improvements",
+    "teacher_iou",
+  }
   assert set(values) == {"accuracy", "top2", "nll", "ece", "ace", "brier"} | of_teacher
 
 
@@ -45,16 +51,18 @@ def test_every_value_is_that_of_its_measure():
 def test_what_is_won_less_what_is_lost_is_the_gain_in_accuracy():
   values = evaluate.classification_metrics(LOGITS, LABEL, {"reference": OTHER})
   gain = values["accuracy"] - metrics.top_k_accuracy(OTHER, LABEL, 1)
-  assert values["reference_lost"] > 0 and values["reference_won"] > 0
-  assert values["reference_won"] - values["reference_lost"] == pytest.approx(gain)
+  assert values["reference_regressions"] > 0 and values["reference_improvements"] > 0
+  assert values["reference_improvements"] - values["reference_regressions"] == pytest.approx(gain)
 
 
 def test_each_role_has_its_own_values():
   values = evaluate.classification_metrics(LOGITS, LABEL, {"teacher": LOGITS, "reference": OTHER})
-  assert values["teacher_lost"] == values["teacher_won"] == 0 and values["teacher_iou"] == 1
-  assert values["reference_lost"] > 0
-  both = values["accuracy"] - values["reference_won"]
-  assert values["reference_iou"] == pytest.approx(both / (values["accuracy"] + values["reference_lost"]))
+  assert values["teacher_regressions"] == values["teacher_improvements"] == 0 and values["teacher_iou"] == 1
+  assert values["reference_regressions"] > 0
+  both = values["accuracy"] - values["reference_improvements"]
+  assert values["reference_iou"] == pytest.approx(
+    both / (values["accuracy"] + values["reference_regressions"])
+  )
 
 
 def test_by_class_is_json_with_null_where_a_class_has_no_example():

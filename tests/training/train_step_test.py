@@ -49,12 +49,12 @@ def test_the_objective_is_the_weighted_sum_of_its_terms(float64):
     "teacher_tcp": 1 - weights.mean(),
     "reference_tcp": softmax(np.asarray(reference.logits))[rows, batch.label].mean(),
     "reference_weight": weights.mean(),
-    "reference_weight_of_right": (weights * (p.argmax(-1) == batch.label)).mean(),
+    "reference_weight_if_correct": (weights * (p.argmax(-1) == batch.label)).mean(),
     "loss": 0.3 * task + 0.9 * kd_loss + 2.0 * rkd_loss + 0.7 * reference_loss,
     "accuracy": (p.argmax(-1) == batch.label).mean(),
   }
   counts, _ = np.histogram(weights, NUM_WEIGHT_BINS, (0, 1))
-  expected |= {f"reference_weight_share/{i}": count / 16 for i, count in enumerate(counts)}
+  expected |= {f"reference_weight_fraction/{i}": count / 16 for i, count in enumerate(counts)}
   assert set(metrics) == {*expected, "gradient_norm"}
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
