@@ -1,18 +1,18 @@
-"""What many devices would cost, on paper: bytes that they exchange in a step, read off the program compiled for them.
+"""Estimates the scaling to many devices from the collectives of the compiled training step.
 
   python benchmarks/scaling.py [--devices=8,64,512] [--out=benchmarks/results/scaling.json]
 
 ResNet50 teaches MobileNetV1 on images of 224x224 pixels, 256 a device. For each number of devices the step is compiled
-for as many virtual CPU devices, run nowhere, and its collectives are read from the compiled text: how many, of how many
-bytes. From these and the operations of the step follows an estimate for chips, of published peaks:
+for as many virtual CPU devices, without running, and the number and bytes of its collectives are read from the compiled
+text. With the operations of the step and published peaks of chips, this gives an estimate:
 
   compute      operations / (peak in bfloat16 x --utilization)
   exchange     of a ring: 2 (n - 1) / n x bytes / bandwidth one way for sums, (n - 1) / n for gathered arrays, and
                --latency for each collective
-  efficiency   compute / (compute + exchange): nothing overlaps. XLA overlaps sums of gradients, so that it is a bound
+  efficiency   compute / (compute + exchange), without overlap; a lower bound, because XLA overlaps sums of gradients
 
-Between hosts of eight H100 each the sums are taken on a host first, and an eighth of them crosses by each network card.
-These are estimates of a model, not measurements of a machine.
+Between hosts of eight H100 each, sums are computed within a host first, and an eighth crosses each network card.
+These numbers are estimates of a model, not measurements.
 """
 
 import argparse

@@ -1,18 +1,18 @@
-"""What a run does beside its steps: evaluation, starting, the first step, compiling.
+"""Measures evaluation, process start, time to the first step, and compilation.
 
-  python benchmarks/startup.py [--parts=evaluation,start,first_step,compile] [--out=benchmarks/results/beside.json]
+  python benchmarks/startup.py [--parts=evaluation,start,first_step,compile] [--out=benchmarks/results/startup.json]
 
-  evaluation  images a second of a network on test images, from uint8 on the host to logits on the host: ours as a run
-              does it, PyTorch (`eval`, `no_grad`) with maps in its usual order and channels last; on all cores, in
-              turns, ratios of seconds to `nchw` turn by turn, so that below 1 is faster than PyTorch
-  start       seconds of new processes that import or print --help, beside one that does nothing and `import torch`
-  first_step  seconds from the start of a process until the first step of configs/quickstart.py, the teacher's, is done
-              and logged, with no compiled programs kept (cold) and with those of the process before (warm). The test
-              set has been evaluated once by then. No counterpart: it depends on how a script is written
-  compile     seconds until the step of each kind of stage can run, to trace and lower it and then to compile it (cold)
-              or to read it from the kept programs (warm). PyTorch, used eagerly, has nothing to compile
+  evaluation  images per second of a network on test images, from uint8 to logits on the host: this package, and PyTorch
+              (`eval`, `no_grad`) with NCHW and channels-last maps; all cores, in turns; ratios of seconds to `nchw`
+              turn by turn, so that ratios below 1 are faster than PyTorch
+  start       seconds of new processes that import or print --help, of an empty process, and of `import torch`
+  first_step  seconds from the start of a process to the first logged training step of configs/quickstart.py, including
+              one evaluation of the test set, with an empty (cold) and a filled (warm) compilation cache. PyTorch has no
+              counterpart, because its time depends on the script
+  compile     seconds to trace, lower and compile the step of each kind of stage (cold), or to read it from the
+              compilation cache (warm). Eager PyTorch compiles nothing
 
-Evaluation and compiling are of this process; all else is of processes of their own. The machine must be idle.
+Evaluation and compilation run in this process, the other parts in new processes. The machine must be idle.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs an experiment on this machine: on all of its GPUs, or on its CPU; in one process, or in N that are one run.
+# Runs an experiment on this machine, on all GPUs or the CPU, in one process or in N processes of one run.
 #
 #   launch/local.sh [N] --config=configs/quickstart.py --workdir=runs/quickstart [more flags]
 #
-# All arguments go to `python -m smskd_jax.main`; without any, it is the quickstart that runs. Killed or stopped, it
-# goes on from its last checkpoint when the same command is given again. Signals reach Python: it saves first, and the
-# status is 143 after SIGTERM and 130 after Ctrl-C.
-# PYTHON names another interpreter, CUDA_VISIBLE_DEVICES chooses GPUs. One process is as fast on one machine; N of them
-# show what a run on N machines would do. GPUs are dealt out evenly.
+# All arguments go to `python -m smskd_jax.main`; without arguments, the quickstart runs. After a stop, the same command
+# continues from the last checkpoint. Signals reach Python, which saves first; the exit status is 143 after SIGTERM and
+# 130 after Ctrl-C.
+# PYTHON names another interpreter, CUDA_VISIBLE_DEVICES selects GPUs. On one machine, one process is as fast; N processes
+# simulate a run on N machines. GPUs are distributed evenly.
 set -euo pipefail
 
 count=1
@@ -31,7 +31,7 @@ if command -v nvidia-smi >/dev/null; then
 fi
 children=()
 signalled=0
-# Both are SIGTERM to the processes, which ignore Ctrl-C as all in the background do; the second time does not wait.
+# The processes get SIGTERM for both signals, because background processes ignore Ctrl-C; the second signal kills them.
 # shellcheck disable=SC2329  # traps call it
 pass_on() {  # STATUS
   local signal=TERM

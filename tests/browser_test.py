@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def opened(page, folder):
-  """What a browser makes of a page: (its picture, what its console says, the addresses that the page asked for)."""
+  """Opens a page in a browser; returns (screenshot, console output, requested addresses)."""
   folder.mkdir()
   log, picture = folder / "net.json", folder / "page.png"
   command = [

@@ -1,4 +1,4 @@
-"""Tests of evaluate.py: the numbers of any trained network on any data, in one command."""
+"""Tests of evaluate.py: metrics of trained networks from every source."""
 
 import json
 import subprocess

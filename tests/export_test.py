@@ -13,7 +13,7 @@ import runs
 from smskd_jax import data, export, import_torch
 from smskd_jax.engine import experiment
 from smskd_jax.exchange import exported_network, exporters, pretrained, variables
-from smskd_jax.runtime import workdir as workdir_lib
+from smskd_jax.runtime.workdir import read_run
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
 
@@ -35,7 +35,7 @@ def test_images():
 
 @pytest.fixture(scope="module")
 def student(workdir):
-  return pretrained.load_run_network("WORKDIR", workdir_lib.read_run("WORKDIR", workdir), "student")
+  return pretrained.load_run_network("WORKDIR", read_run("WORKDIR", workdir), "student")
 
 
 def run(*arguments):
@@ -43,7 +43,7 @@ def run(*arguments):
 
 
 def serve(script, tmp_path, file, images):
-  """The logits and accuracy that a script finds, in a process that cannot import this package."""
+  """Logits and accuracy computed by a script in a process that cannot import this package."""
   np.savez(tmp_path / "images.npz", image=images.image, label=images.label)
   blocked = "import sys\nfor name in ('smskd_jax', 'flax'): sys.modules[name] = None\n"
   command = [sys.executable, "-W", "ignore", "-c", blocked + script, str(file), str(tmp_path)]
@@ -110,7 +110,7 @@ def test_onnx_without_jax2onnx_says_what_to_install(workdir, tmp_path, capsys, m
   assert not list(tmp_path.iterdir())
 
 
-def test_safetensors_gives_the_network_back(workdir, tmp_path, test_images, student):
+def test_safetensors_restore_the_network(workdir, tmp_path, test_images, student):
   assert run(workdir, "--format=safetensors", f"--out={tmp_path}") == 0
   back = exported_network.read(tmp_path / "student.safetensors")
   assert back._replace(variables=None) == student.exported._replace(variables=None)
@@ -138,7 +138,7 @@ def test_formats_of_the_command_are_those_of_the_exporters():
   assert tuple(exporters.FORMATS) == export.FORMATS
 
 
-def test_says_what_student_and_teacher_cost(workdir, tmp_path, capsys, student):
+def test_the_table_has_costs_and_accuracies(workdir, tmp_path, capsys, student):
   assert run(workdir, "--format=safetensors", f"--out={tmp_path}") == 0
   header, of_student, of_teacher, *_ = capsys.readouterr().out.splitlines()
   assert header.split("  ")[1] == "network" and "FLOPs/image" in header
@@ -159,7 +159,7 @@ def test_older_runs_are_refused(tmp_path, capsys):
   assert "older version" in capsys.readouterr().err
 
 
-def test_overwrites_nothing_unless_told(workdir, tmp_path, capsys):
+def test_existing_files_need_overwrite(workdir, tmp_path, capsys):
   file = tmp_path / "student.safetensors"
   file.write_text("precious")
   assert run(workdir, "--format=safetensors", f"--out={tmp_path}") == 2

@@ -1,4 +1,4 @@
-"""Folders of another kind, which every command refuses in one line and leaves as they are."""
+"""Tests of folder kinds: every command refuses other folders in one line, and leaves them unchanged."""
 
 import json
 import re

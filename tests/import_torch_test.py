@@ -1,4 +1,4 @@
-"""Tests of import_torch.py: a checkpoint in, a teacher in a run out, and every mistake in one line."""
+"""Tests of import_torch.py: imported networks, their use as teachers, and errors of one line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What pip installs: the requirements, the wheel, and the files that lead to them."""
+"""Tests of packaging: requirements, the wheel, and scripts."""
 
 import configparser
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Three SMSKD stages in float64 on random images, step by step, in one process or in several: prints each loss.
+"""Trains three SMSKD stages in float64 on random images, in one process or several, and prints every loss.
 
 python tests/process_steps.py off|HOST:PORT,PROCESSES,PROCESS DEVICES_OF_EACH
 """
@@ -19,7 +19,7 @@ METHODS, STEPS = (("kd", 0.9), ("crd", 0.8), ("rkd", 1.0)), 20
 
 
 def losses(devices):
-  """By method, one a step; the reference of a stage is the student as the one before has left it."""
+  """Losses of each step, by method; the reference of a stage is the student of the previous stage."""
   found, left = {}, None
   for name, weight in METHODS:
     stage = networks.make_stage((name, weight), reference={"weight": 0.5} if left else None)
@@ -27,17 +27,17 @@ def losses(devices):
     if left:
       frozen = frozen._replace(reference=left)
     program = SingleTrainer(stage, devices, *parallel.replicate((state, frozen), devices))
-    own = parallel.local_batch_indices(16, devices)
+    rows = parallel.local_batch_indices(16, devices)
     batches = (networks.batch_of(step, dtype=np.float64) for step in range(STEPS))
-    metrics = [program.train([[Batch(*(x[own] for x in batch))]]) for batch in batches]
-    found[name] = [float(of["loss"]) for of in metrics]
+    metrics = [program.train([[Batch(*(x[rows] for x in batch))]]) for batch in batches]
+    found[name] = [float(values["loss"]) for values in metrics]
     left = jax.device_get(student_variables(program.state(0)))
   return found
 
 
-def main(how, devices_of_each):
+def main(mode, devices_of_each):
   jax.config.update("jax_enable_x64", True)
-  distributed.initialize(how)
+  distributed.initialize(mode)
   devices = parallel.select_devices([16], devices_of_each)
   print(json.dumps({"devices": len(devices), "losses": losses(devices)}))
 

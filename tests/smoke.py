@@ -1,4 +1,4 @@
-"""configs/smoke.py with networks of three convolutions, for tests of the main program's processes."""
+"""configs/smoke.py with networks of three convolutions, for tests of the main program."""
 
 import runs
 from smskd_jax.config import network
@@ -6,7 +6,7 @@ from tiny import SMALL
 
 
 def get_config():
-  """Its stages have enough steps to be stopped between checkpoints."""
+  """Returns the experiment; its stages have enough steps for a stop between checkpoints."""
   config = runs.module("configs/smoke.py").get_config()
   with config.ignore_type():
     config.networks = {"teacher": network(SMALL, width=0.25), "student": network(SMALL, width=0.125)}

@@ -1,4 +1,4 @@
-"""Tests of store.py: the list of stages, their verification, and what may be removed."""
+"""Tests of store.py: listing, verification and removal of stages."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from smskd_jax.runtime.store import StageEntry, write_json_with_checksum
 
 @pytest.fixture
 def folder(tmp_path):
-  """A teacher, two students of which one goes on from the other, and a stage in training."""
+  """A teacher, two students of which one continues the other, and a stage in training."""
   root = tmp_path / "store"
   entry_of(root, "teacher")
   entry_of(root, "first", reads=["teacher"])
@@ -30,7 +30,7 @@ def run(*arguments):
   return store.main([str(one) for one in arguments])
 
 
-def test_lists_stages_and_who_reads_whom(folder, capsys):
+def test_the_list_has_inputs_and_dependents(folder, capsys):
   assert run(folder) == 0
   out = capsys.readouterr().out
   rows = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
@@ -51,7 +51,7 @@ def test_verifies_all_files(folder, capsys):
   assert f"first (stage first): {folder}/first/predictions.npz is damaged" in out
 
 
-def test_what_others_read_is_not_removed(folder, capsys):
+def test_stages_with_dependents_are_not_removed(folder, capsys):
   assert run(folder, "--remove=first") == 2
   err = capsys.readouterr().err
   assert (
@@ -74,14 +74,14 @@ def test_removes_unfinished_stages_that_no_process_trains(folder, capsys):
   assert keys(folder) == {"teacher", "first", "second"}
 
 
-def test_removes_what_no_run_uses(folder, tmp_path, capsys):
+def test_unused_stages_are_removed(folder, tmp_path, capsys):
   workdir = tmp_path / "run"
   write_json_with_checksum(workdir / "config.json", {"config": {}})
   assert run(folder, f"--unused_by={workdir}") == 2
   assert "no finished run" in capsys.readouterr().err
   write_json_with_checksum(workdir / "result.json", {"stages": [{"key": "first"}]})
   assert run(folder, f"--unused_by={workdir}") == 0
-  assert keys(folder) == {"teacher", "first"}, "what a used stage reads is used"
+  assert keys(folder) == {"teacher", "first"}, "inputs of used stages are used"
 
 
 @pytest.mark.parametrize(

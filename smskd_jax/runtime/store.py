@@ -112,7 +112,7 @@ class StageEntry:
     return path
 
   def fix(self) -> str:
-    """What to do about damage, for messages."""
+    """Remedy for damaged files, for messages."""
     return (
       "run the command that trained it again: it trains the stage again if no other stage depends on it, or says what "
       "to remove"

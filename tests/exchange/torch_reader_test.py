@@ -1,4 +1,4 @@
-"""Tests of exchange/torch_reader.py: tensors come out as they went in, and nothing else is ever run."""
+"""Tests of exchange/torch_reader.py: tensors are read exactly, and no code of a file is executed."""
 
 import argparse
 import collections
@@ -36,7 +36,7 @@ WRITERS = [torch_files.write, torch_files.write_legacy]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_reads_what_was_written(write, tmp_path):
+def test_tensors_and_values_are_read_exactly(write, tmp_path):
   path = tmp_path / "model.pth"
   write(path, {"model": arrays(), "epoch": 240, "best": 73.5, "names": ["a", None, True]})
   content = torch_reader.read(path)

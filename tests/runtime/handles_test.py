@@ -18,7 +18,10 @@ def used():
   """Open handles, threads and MB of memory of this process."""
   gc.collect()
   pages = int(Path("/proc/self/statm").read_text().split()[1])
-  count = lambda name: len(os.listdir(f"/proc/self/{name}"))
+
+  def count(name):
+    return len(os.listdir(f"/proc/self/{name}"))
+
   return {"handles": count("fd"), "threads": count("task"), "MB": pages * os.sysconf("SC_PAGE_SIZE") >> 20}
 
 

@@ -21,7 +21,10 @@ def eight_devices():
 
 def test_cpu_devices_by_default(monkeypatch):
   monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
-  count = lambda *sizes: len(parallel.select_devices(sizes))
+
+  def count(*sizes):
+    return len(parallel.select_devices(sizes))
+
   assert count(128) == 4
   assert count(64) == 2  # no fewer than 32 images each
   assert count(32) == 1
