@@ -14,7 +14,8 @@ ABSENT = "absent"
 MAX_VALUE_LENGTH = 60  # characters
 # Metrics of an evaluation that are compared: fractions, shown in percent, and other numbers.
 FRACTIONS = (
-  "accuracy", "teacher_agreement", "reference_agreement", "reference_regressions", "reference_improvements", "earlier_1_regressions",
+  "accuracy", "teacher_agreement", "reference_agreement", "reference_regressions", "reference_improvements",
+  "earlier_1_regressions",
 )  # fmt: skip
 NUMBERS = "nll", "ece", "ace", "brier", "teacher_kl", "reference_kl", "earlier_1_iou"
 COSTS = {"images": "images forward and backward", "frozen": "images through frozen networks"}

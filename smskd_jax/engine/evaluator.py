@@ -55,8 +55,8 @@ class Evaluator:
   def evaluate_stage(self, plan: StagePlan, variables: Any) -> EvalResult:
     """Evaluates a stage's network and compares it with its teachers, its reference and its earlier stages.
 
-    'earlier_1' is the first earlier stage: 'earlier_1_regressions' is the fraction of images that the earlier stage classifies
-    correctly and the network does not, 'earlier_1_iou' the IoU of their sets of correctly classified images.
+    'earlier_1' is the first earlier stage: 'earlier_1_regressions' is the fraction of images that the earlier stage
+    classifies correctly and the network does not, 'earlier_1_iou' the IoU of their sets of correctly classified images.
     """
     said = self._metrics(self._predict(plan.stage.student, variables), self._compared_logits(plan))
     return said._replace(values=said.values | self._earlier_losses.evaluate(plan, variables))
