@@ -87,8 +87,11 @@ def exchanges(stage, devices, images):
     lambda key, v, t, labels: begin(key, v, (t,), labels=labels), jax.random.key(0), learner, teacher, labels
   )
   frozen = Frozen(jax.random.key(0), (teacher,), learner if stage.reference else None)
-  of = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct((len(devices), images, *shape), dtype)
-  batch = Batch(of(*SHAPE, dtype=jnp.uint8), of(), of())
+
+  def spec(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct((len(devices), images, *shape), dtype)
+
+  batch = Batch(spec(*SHAPE, dtype=jnp.uint8), spec(), spec())
   compiled = parallel.compile_step(make_train_step(stage, parallel.AXIS), devices)
   program = compiled.lower(state, frozen, batch).compile({"xla_backend_optimization_level": "0"})
   found = [(kind, size_of(types)) for types, kind in COLLECTIVE.findall(program.as_text())]

@@ -109,7 +109,9 @@ def measure(case, args, dataset, devices, beside):
 
 
 def table(rows):
-  shown = lambda one: f"{one['milliseconds_of_a_seed']:.1f} ({one['ratio']:.2f})"
+  def shown(one):
+    return f"{one['milliseconds_of_a_seed']:.1f} ({one['ratio']:.2f})"
+
   cells = [(row["case"], row["image_size"] or "", *(shown(row[name]) for name in SIDES)) for row in rows]
   return console.format_table(("case", "pixels", *SIDES), cells)
 

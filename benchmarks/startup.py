@@ -135,7 +135,10 @@ def start(args, dataset, devices):
   """Of each kind of process, and how it compares to importing PyTorch."""
   del dataset, devices
   run = functools.partial(subprocess.run, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
-  turn = lambda: {name: seconds(run, [sys.executable, *of]) for name, of in STARTS.items()}
+
+  def turn():
+    return {name: seconds(run, [sys.executable, *of]) for name, of in STARTS.items()}
+
   turns = [turn() for _ in range(args.starts + 1)]
   of_each = {name: [turn[name] for turn in turns[1:]] for name in STARTS}  # the first may write bytecode
   torch_alone = statistics.median(of_each["import torch"])
@@ -216,7 +219,10 @@ PARTS = {"start": start, "first_step": first_step, "evaluation": evaluation, "co
 def table(part, found):
   """Of one part; what each of its columns is."""
   if part == "evaluation":
-    shown = lambda of: f"{of['images_a_second']:.0f} ({of['ratio']['median']:.2f})"
+
+    def shown(of):
+      return f"{of['images_a_second']:.0f} ({of['ratio']['median']:.2f})"
+
     rows = [(name, *(shown(of) for of in sides.values())) for name, sides in found.items()]
     return console.format_table(("images a second (ratio of seconds)", "ours", "nchw", "channels_last"), rows)
   columns = COLUMNS[part]

@@ -103,7 +103,10 @@ def cache_teacher(plan, frozen, image, dataset):
   """What the teacher says of the batch, in the place of its variables."""
   says = stage_lib.frozen_outputs(plan.stage.teachers[0], frozen.teachers[0], image)
   row = np.arange(len(dataset.train.label), dtype=np.int32)
-  padded = lambda x: np.pad(np.asarray(x), ((0, len(row) - len(x)), (0, 0)))[:, None]
+
+  def padded(x):
+    return np.pad(np.asarray(x), ((0, len(row) - len(x)), (0, 0)))[:, None]
+
   return frozen._replace(teachers=(CachedOutputs(row, padded(says.logits), padded(says.embedding)),))
 
 
@@ -166,7 +169,9 @@ def measure(case, args, dataset, devices):
 
 
 def table(rows):
-  shown = lambda one: f"{one['milliseconds']:.0f} ({one['ratio']:.2f})"
+  def shown(one):
+    return f"{one['milliseconds']:.0f} ({one['ratio']:.2f})"
+
   return console.format_table(
     ("case", *SIDES), [(row["case"], *(shown(row[name]) for name in SIDES)) for row in rows]
   )

@@ -125,8 +125,13 @@ def run_all(runs, args, after):
   """All runs, so many at once; `after` is called behind each. Returns the failures by the run's name."""
   waiting = {run.name: run for run in runs if not (run.workdir / "result.json").exists()}
   failures: dict[str, str] = {}
-  command_of = lambda name: command(waiting[name], args.evaluate_every_epochs)
-  log_of = lambda name: waiting[name].workdir / "log.txt"
+
+  def command_of(name):
+    return command(waiting[name], args.evaluate_every_epochs)
+
+  def log_of(name):
+    return waiting[name].workdir / "log.txt"
+
   for name, error in subprocess_pool.run_pool(list(waiting), command_of, log_of, args.jobs):
     if error:
       failures[name] = error
@@ -177,7 +182,10 @@ def claim_families(rows):
   last = {row["name"]: {seed: of["last"] for seed, of in row["seeds"].items()} for row in rows}
   if not {"UDA", "NOKD"} <= set(last):
     return {}
-  beyond = lambda name, others: {other: (last[name], last[other]) for other in others if other in last}
+
+  def beyond(name, others):
+    return {other: (last[name], last[other]) for other in others if other in last}
+
   above = ("KD", "UDA-NOKD", "UDA", "TAKD", "MKD")
   families = {
     "KD with augmentation (UDA) is better than": beyond("UDA", [n for n in last if n not in ("UDA", "NOKD")]),
@@ -235,7 +243,10 @@ def _legend(families):
 
 def _row(row):
   of = list(row["seeds"].values())
-  spread = lambda name: statistics.summary([one[name] for one in of]).text()
+
+  def spread(name):
+    return statistics.summary([one[name] for one in of]).text()
+
   survey = "-" if row["survey"] is None else f"{row['survey']:.2f}"
   seen = f"{of[0]['images_seen']:,}" if of else "-"
   hours = f"{sum(one['hours'] for one in of):.2f}"

@@ -33,7 +33,10 @@ class Images:
   def random_crops(self, rows):
     """Random crops of the padded training images, half of them mirrored."""
     height, width, _ = self.shape
-    corner = lambda padded, size: torch.randint(padded - size + 1, (len(rows), 1)) + torch.arange(size)
+
+    def corner(padded, size):
+      return torch.randint(padded - size + 1, (len(rows), 1)) + torch.arange(size)
+
     y, x = corner(self.train.shape[1], height), corner(self.train.shape[2], width)
     x = torch.where(torch.rand(len(rows), 1) < 0.5, x.flip(1), x)
     return self.normalize(self.train[rows[:, None, None], y[:, :, None], x[:, None, :]])

@@ -102,7 +102,10 @@ def path_of(workdir, file):
 
 def without_times(result):
   """A run's result without what differs between two runs of a config."""
-  seconds = lambda one: {name: x for name, x in one.items() if not name.startswith("seconds")}
+
+  def seconds(one):
+    return {name: x for name, x in one.items() if not name.startswith("seconds")}
+
   return {"stages": [seconds(one) for one in result["stages"]], "data": result["data"]}
 
 

@@ -113,7 +113,9 @@ def test_no_file_is_named_utils():
 
 
 def test_pmap_has_one_place():
-  named = lambda node: getattr(node, "attr", getattr(node, "id", None)) == "pmap"
+  def named(node):
+    return getattr(node, "attr", getattr(node, "id", None)) == "pmap"
+
   users = {module for module in MODULES if any(map(named, ast.walk(tree_of(module))))}
   users |= {module for module in MODULES if any(name.endswith(".pmap") for name in imports_of(module))}
   assert users == {"runtime.parallel"}

@@ -104,7 +104,10 @@ def test_twenty_kills(uninterrupted, tmp_path):
 def test_sigterm_saves_first(uninterrupted, tmp_path):
   process = runs.start(tmp_path, *runs.SMOKE)
   deadline = time.monotonic() + 120
-  trains = lambda: [p for p in tmp_path.glob("store/*/metrics.jsonl") if len(read_metrics(p)) > 2]
+
+  def trains():
+    return [p for p in tmp_path.glob("store/*/metrics.jsonl") if len(read_metrics(p)) > 2]
+
   while not trains() and time.monotonic() < deadline:
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)

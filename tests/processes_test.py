@@ -109,7 +109,10 @@ def test_losses_of_three_stages_are_those_of_one_process(float64, count):
 
 def start_and_wait(workdir):
   """Starts two processes, and waits for their first checkpoint."""
-  saved = lambda: {path for path in workdir.glob("store/*/checkpoints/[0-9]*") if path.name.isdigit()}
+
+  def saved():
+    return {path for path in workdir.glob("store/*/checkpoints/[0-9]*") if path.name.isdigit()}
+
   before, started, until = saved(), start(workdir), time.monotonic() + 120
   while time.monotonic() < until:
     if saved() - before:

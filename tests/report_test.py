@@ -230,11 +230,14 @@ def test_the_teachers_of_a_study(tmp_path):
 
 def test_answers_are_judged_where_labels_are_known(tmp_path):
   record = records.read_run("WORKDIR", fake_runs.run(tmp_path / "run"))
-  captions = lambda record: [
-    part.caption
-    for part in run_report._prediction_parts(record, record.stages[1:])
-    if isinstance(part, Figure)
-  ]
+
+  def captions(record):
+    return [
+      part.caption
+      for part in run_report._prediction_parts(record, record.stages[1:])
+      if isinstance(part, Figure)
+    ]
+
   assert captions(record) == [run_report.EVENTS]
   workdir.write_labels(tmp_path / "run", {"test": np.zeros(fake_runs.IMAGES, int)})
   record = records.read_run("WORKDIR", tmp_path / "run")

@@ -145,7 +145,10 @@ def smoke(tmp_path_factory):
 def test_a_full_disk(small_disk, tmp_path, smoke, place, moment):
   where = {"disk": small_disk, "other": tmp_path / "other"}
   workdir, store = (where[name] / kind for name, kind in zip(PLACES[place], ("w", "s"), strict=True))
-  reached = lambda: MOMENTS[moment](workdir, store)
+
+  def reached():
+    return MOMENTS[moment](workdir, store)
+
   if moment == "before the start":
     fill(small_disk)
   process = runs.start(workdir, f"--store={store}", *runs.SMOKE)

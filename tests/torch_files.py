@@ -78,7 +78,10 @@ def write_legacy(path, content, *, tensor=None, rebuild="_rebuild_tensor_v2", co
 def write_legacy_file(path, program, data, counts=None):
   """The pickles of the older format, and behind them the storages."""
   system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-  dumped = lambda value: pickle.dumps(value, protocol=2)
+
+  def dumped(value):
+    return pickle.dumps(value, protocol=2)
+
   parts = [dumped(0x1950A86A20F9469CFC6C), dumped(1001), dumped(system), program, dumped(list(data))]
   for key, x in data.items():
     parts += [struct.pack("<q", (counts or {}).get(key, x.size)), x.tobytes()]

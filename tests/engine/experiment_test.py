@@ -127,7 +127,10 @@ def test_losses_of_earlier_stages_are_those_of_their_methods_as_they_were_left(f
   for one, logged in ((fitnet, evaluated[0]), (kd, evaluated[-1])):
     values = []
     for rows in (slice(0, 128), slice(128, 256)):  # the whole batches of 359 images
-      cut = lambda x, rows=rows: x[rows] if x.shape[:1] == (359,) else x
+
+      def cut(x, rows=rows):
+        return x[rows] if x.shape[:1] == (359,) else x
+
       learner, by = jax.tree.map(cut, [said[one["name"]], said["teacher"]])
       values.append(regressor.apply(aux.params, aux.state, learner, (by,), Context(None))[0])
     assert logged == pytest.approx(np.mean(values), rel=1e-4)
@@ -154,7 +157,10 @@ def test_what_is_kept_of_a_network_is_what_it_says(finished):
   theirs = eval_outputs.features(kept["fitnet"])
   assert alike["reference"]["cka"][1][2] == cka.linear_cka(features["tap_1"], theirs["tap_2"])
   hit = {name: np.argmax(of["test/logits"], -1) == digits.test.label for name, of in kept.items()}
-  of_class = lambda name, k: hit[name][digits.test.label == k].mean()
+
+  def of_class(name, k):
+    return hit[name][digits.test.label == k].mean()
+
   told = kd["by_class"]["test"]
   assert told["accuracy"][3] == pytest.approx(of_class("kd", 3))
   for role, name in (("teacher", "teacher"), ("reference", "fitnet"), ("earlier_1", "fitnet")):
@@ -200,7 +206,10 @@ def test_keys_follow_what_a_stage_reads(finished, tmp_path):
   from smskd_jax.engine import plan
 
   dataset = data.load("digits")
-  planned = lambda c: [p.key for p in plan.make_plans(resolve(c), dataset)]
+
+  def planned(c):
+    return [p.key for p in plan.make_plans(resolve(c), dataset)]
+
   assert planned(runs.tiny()) == keys
   changed = runs.tiny()
   changed.stages[1].methods[0].weight = 2.0

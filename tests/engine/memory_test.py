@@ -112,5 +112,7 @@ def test_a_studys_seeds_have_the_same_bounds():
 
 
 def test_why_seeds_have_a_bound():
-  bits = lambda seed: np.asarray(jax.random.key_data(jax.random.key(seed))).tolist()
+  def bits(seed):
+    return np.asarray(jax.random.key_data(jax.random.key(seed))).tolist()
+
   assert len({tuple(bits(seed)) for seed in (0, 1, 2**31, 2**32 - 1)}) == 4

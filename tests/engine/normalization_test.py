@@ -50,7 +50,10 @@ def test_a_renormalized_network_has_the_networks_variables(channels):
   )
   picture = np.random.default_rng(0).random((2, *shape))
   tree = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), introspection.variable_shapes(made, shape))
-  seen = lambda of: ((picture - of.mean) / of.std).astype(np.float32)
+
+  def seen(of):
+    return ((picture - of.mean) / of.std).astype(np.float32)
+
   expected, found = made.apply(tree, seen(own)), fed.apply(tree, seen(of_data))
   for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -106,7 +109,10 @@ def test_a_teacher_is_fed_by_its_own_normalisation(ran, folders):
   ]
   np.testing.assert_allclose(found, logits_by_hand(OWN), rtol=1e-3, atol=1e-3)
   assert tuple(of_teacher["normalization"]["mean"]) == OWN.mean
-  load = lambda name: variables.load("field", str(folders / name), "teacher")
+
+  def load(name):
+    return variables.load("field", str(folders / name), "teacher")
+
   assert of_teacher["key"] == load("own").key != load("plain").key
   assert load("own").fingerprint == load("plain").fingerprint
   moments = data.load(source="digits").channel_stats
@@ -152,7 +158,10 @@ def test_cached_outputs_are_those_of_the_teacher(ran, folders, tmp_path):
   cached = experiment_lib.run(
     config(folders / "own", "float32", folders / "own"), tmp_path / "a", store=root / "store", cpu_devices=2
   )
-  loss = lambda result: result["stages"][0]["metrics"]["last"]["test/teacher_kl"]
+
+  def loss(result):
+    return result["stages"][0]["metrics"]["last"]["test/teacher_kl"]
+
   assert loss(cached) == pytest.approx(loss(uncached), rel=1e-3)
   plain = experiment_lib.run(
     config(folders / "plain", "float32", folders / "own"), tmp_path / "b", store=root / "store", cpu_devices=2
@@ -170,5 +179,8 @@ def test_several_parallel_seeds(ran, folders, tmp_path):
     of_seed.seed = seed
   pairs = [(of_seed, tmp_path / str(seed)) for seed, of_seed in enumerate(made)]
   results = experiment_lib.run_seeds(pairs, store=tmp_path / "store", cpu_devices=2)
-  value = lambda result: result["stages"][1]["metrics"]["last"]["test/nll"]
+
+  def value(result):
+    return result["stages"][1]["metrics"]["last"]["test/nll"]
+
   assert value(results[0]) == pytest.approx(value(ran[1]), rel=1e-4) != value(results[1])

@@ -26,7 +26,10 @@ def traced(config, dataset):
   size = last.loop_config.batch_size
   image = jax.ShapeDtypeStruct((size, *dataset.train.image.shape[1:]), jnp.uint8)
   number = jax.ShapeDtypeStruct((size,), jnp.int32)
-  variables = lambda n: jax.eval_shape(n.init, jax.random.key(0), jnp.zeros((1, *image.shape[1:])))
+
+  def variables(n):
+    return jax.eval_shape(n.init, jax.random.key(0), jnp.zeros((1, *image.shape[1:])))
+
   frozen = Frozen(
     jax.random.key(0), tuple(map(variables, last.stage.teachers)), variables(last.stage.student)
   )

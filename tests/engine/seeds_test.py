@@ -34,7 +34,10 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
   folder = tmp_path_factory.mktemp("one_by_one")
-  run = lambda config, workdir: experiment.run(config, workdir, store=folder / "store", cpu_devices=2)
+
+  def run(config, workdir):
+    return experiment.run(config, workdir, store=folder / "store", cpu_devices=2)
+
   return folder, {seed: run(*pair) for seed, pair in zip((0, 2), asked(folder, (0, 2)), strict=True)}
 
 

@@ -41,7 +41,10 @@ def finished(tmp_path_factory):
   """By the kind of cache, a finished run's folder and result; the teacher is the same."""
   folder = tmp_path_factory.mktemp("keeping")
   kinds = ("off", "float32", "float16")
-  run = lambda kind: experiment.run(config(kind), folder / kind, store=folder / "store", cpu_devices=2)
+
+  def run(kind):
+    return experiment.run(config(kind), folder / kind, store=folder / "store", cpu_devices=2)
+
   return folder, {kind: run(kind) for kind in kinds}
 
 

@@ -53,7 +53,10 @@ def test_step(every_epochs, warmup_epochs):
 
 def test_multistep_is_the_crd_recipe_at_240_epochs():
   rate = schedule.multistep(0.05, 10, 240)
-  at_epoch = lambda epoch: float(rate(10 * epoch))
+
+  def at_epoch(epoch):
+    return float(rate(10 * epoch))
+
   assert [at_epoch(e) for e in (0, 149, 150, 180, 210, 239)] == pytest.approx(
     [0.05, 0.05, 5e-3, 5e-4, 5e-5, 5e-5]
   )

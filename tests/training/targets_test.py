@@ -33,7 +33,9 @@ def asked_of(label, target, smoothing):
 @BY_KIND
 @pytest.mark.parametrize("label", [LABEL, SOME_ABSENT], ids=["all labelled", "some absent"])
 def test_cross_entropy_and_its_gradient(label, target, smoothing, float64):
-  loss = lambda logits: targets.cross_entropy(logits, Targets(label, target), smoothing=smoothing)
+  def loss(logits):
+    return targets.cross_entropy(logits, Targets(label, target), smoothing=smoothing)
+
   asked = asked_of(label, target, smoothing)
   values, pull_back = jax.vjp(loss, jnp.asarray(LOGITS))
   np.testing.assert_allclose(values, -(asked * log_softmax(LOGITS)).sum(-1), rtol=1e-12, atol=1e-14)
@@ -45,7 +47,10 @@ def test_cross_entropy_and_its_gradient(label, target, smoothing, float64):
 @BY_KIND
 def test_an_absent_label_asks_for_nothing_whatever_the_logits(target, smoothing):
   logits = jnp.array([[1e30, -1e30, 0, 0]] * 6, jnp.float32)
-  loss = lambda logits: targets.cross_entropy(logits, Targets(np.full(6, -1), target), smoothing=smoothing)
+
+  def loss(logits):
+    return targets.cross_entropy(logits, Targets(np.full(6, -1), target), smoothing=smoothing)
+
   values, pull_back = jax.vjp(loss, logits)
   np.testing.assert_array_equal(values, 0)
   np.testing.assert_array_equal(pull_back(jnp.ones(6))[0], 0)
@@ -58,7 +63,9 @@ def test_a_mixture_of_one_is_the_label(float64):
 
 
 def test_the_label_of_a_mixture_only_says_whether_there_is_one(float64):
-  loss = lambda label: targets.cross_entropy(jnp.asarray(LOGITS), Targets(label, jnp.asarray(MIXED)))
+  def loss(label):
+    return targets.cross_entropy(jnp.asarray(LOGITS), Targets(label, jnp.asarray(MIXED)))
+
   np.testing.assert_array_equal(loss(LABEL), loss((LABEL + 1) % 4))
 
 
@@ -72,7 +79,10 @@ def test_smoothing_by_hand():
 @BY_KIND
 def test_extreme_logits_stay_finite(target, smoothing):
   logits = jnp.asarray(1e4 * np.sign(LOGITS), jnp.float32)
-  loss = lambda logits: targets.cross_entropy(logits, Targets(LABEL, target), smoothing=smoothing).sum()
+
+  def loss(logits):
+    return targets.cross_entropy(logits, Targets(LABEL, target), smoothing=smoothing).sum()
+
   value, gradient = jax.value_and_grad(loss)(logits)
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
