@@ -1,24 +1,24 @@
-"""A whole job, ours and in plain PyTorch: three stages of SMSKD from a teacher that is there already.
+"""Wall time of a whole SMSKD run of three stages with a given teacher, here and in plain PyTorch.
 
-  python benchmarks/end_to_end.py --workdir=runs/job --out=benchmarks/results/job.json
+  python benchmarks/end_to_end.py --workdir=runs/end_to_end --out=benchmarks/results/end_to_end.json
 
-KD, RKD and DKD, one a stage, the later ones anchored by the student as the stage before left it, each image by 1 - TCP.
-Counted is all from the call to its end: batches, crops and flips, steps, evaluations of the test set, files. Not
-counted: importing, reading the data set (once for all sides), and the teacher. Sides:
+The stages are KD, RKD and DKD; the later ones have the SMSKD reference term. The time includes batches, crops and
+flips, steps, evaluations of the test set, and files. It excludes imports, reading the data set (once for all sides),
+and the training of the teacher. Sides:
 
-  uncached       ours as it is by default, the teacher run in every step
-  cached         ours with `teacher_cache` and nothing kept yet: the teacher's answers are computed, and counted
-  cached_later   the same of another seed, which finds the answers that `cached` has left
-  nchw           PyTorch, eager, as public code of the field uses it, on all cores: benchmarks/torch_job.py
-  channels_last  PyTorch with that memory format, on all cores
+  uncached       this package with its defaults: every step runs the teacher
+  cached         this package with `teacher_cache`, which is empty: computing the teacher's outputs is included
+  cached_later   the same with another seed, which finds the outputs that `cached` has computed
+  nchw           eager PyTorch in its usual memory format on all cores, as in public code: benchmarks/torch_job.py
+  channels_last  eager PyTorch in that memory format on all cores
 
-They take turns seed by seed in one process; ratios to `nchw` are of one turn. Ours counts its compilation: `uncached`
-and `cached` compile with the first seed, and all later runs read what was compiled from the workdir.
+The sides alternate seed by seed in one process; ratios to `nchw` are those of one seed. Compilation is included:
+`uncached` and `cached` compile for the first seed, and all later runs read the compiled programs from the workdir.
 
-Both sides begin with variables drawn alike, see as many images in as many steps, and test the teacher once and the
-student after as many epochs. Beside that ours tests the student before each stage, keeps what it says of the test set,
-writes metrics, checkpoints and a report, and counts all of it. What it computes of the test set for later study
-(`num_forgetting_images`, `feature_images`) has no counterpart and is off; --diagnostics puts it on.
+All sides start from variables of equal distribution, process equally many images in equally many steps, and evaluate
+the teacher once and the student after equally many epochs. This package also evaluates the student before each stage,
+stores outputs of the test set, and writes metrics, checkpoints and a report; all of this is included. Diagnostics on
+the test set (`num_forgetting_images`, `feature_images`) have no counterpart and are off; --diagnostics turns them on.
 """
 
 import argparse
@@ -48,12 +48,12 @@ from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import evaluate, initialization
 
 METHODS = (("kd", 0.9), ("rkd", 0.1), ("dkd", 1.0))
-REPORTED = ("stages", "teacher_forward_passes", "accuracy", "teacher_accuracy")  # of each seed
+REPORTED = ("stages", "teacher_forward_passes", "accuracy", "teacher_accuracy")  # for each seed
 SIDES = ("uncached", "nchw", "channels_last", "cached", "cached_later")
 
 
 def config(args, stages, **fields):
-  """An experiment on the chosen images."""
+  """Experiment on the data of the arguments."""
   off = {} if args.diagnostics else {"num_forgetting_images": 0, "feature_images": 0}
   return make_experiment(
     data={"source": args.data, "folder": args.folder, "image_size": args.image_size},
@@ -64,13 +64,13 @@ def config(args, stages, **fields):
 
 
 def training_fields(args):
-  """How every network is trained."""
+  """Fields of every stage."""
   crops = {"crop_flip": {"padding": args.padding}}
   return {"batch_size": args.batch_size, "augment": crops, "max_images": args.images}
 
 
 def student_config(args, teacher, seed, cache):
-  """The job's config; the teacher's variables are those in a folder."""
+  """Experiment of the student; `teacher` is the folder of the teacher's variables."""
   fields = {"teachers": ("teacher",), "epochs": args.epochs, "teacher_cache": cache, **training_fields(args)}
   stages = tuple(
     stage(
@@ -86,17 +86,17 @@ def student_config(args, teacher, seed, cache):
 
 
 def run_smskd(args, folder, load, seed, cache, store):
-  """Our job: seconds in all and by stage, and what was done and learned."""
-  wanted = student_config(args, args.workdir / "teacher", seed, cache)
-  began = time.monotonic()
-  result = experiment.run(wanted, folder, store=store, load=load)
-  seconds, stages = time.monotonic() - began, result["stages"]
-  lines = [read_metrics(StageEntry(store, one["key"]).metrics) for one in stages]
+  """Runs this package; returns seconds, work and accuracies of the run and its stages."""
+  run_config = student_config(args, args.workdir / "teacher", seed, cache)
+  start_time = time.monotonic()
+  result = experiment.run(run_config, folder, store=store, load=load)
+  seconds, stages = time.monotonic() - start_time, result["stages"]
+  metrics = [read_metrics(StageEntry(store, one["key"]).metrics) for one in stages]
   return {
     "teacher_accuracy": result["given"][0]["metrics"]["test/accuracy"],
     "stages": [one["seconds"] for one in stages],
     "steps": [one["steps"] for one in stages],
-    "tests": [sum("test/accuracy" in line and line["step"] > 0 for line in of) for of in lines],
+    "tests": [sum("test/accuracy" in line and line["step"] > 0 for line in lines) for lines in metrics],
     "teacher_forward_passes": [one["forward_passes"]["teachers"] for one in stages],
     "accuracy": stages[-1]["metrics"]["last"]["test/accuracy"],
     "seconds": seconds,
@@ -104,17 +104,17 @@ def run_smskd(args, folder, load, seed, cache, store):
 
 
 def run_pytorch(args, folder, load, seed, *, channels_last):
-  """The same in PyTorch."""
+  """Runs PyTorch; returns the same fields as `run_smskd`."""
   resolved = resolve(student_config(args, args.workdir / "teacher", seed, "off"))
   dataset = load(args.data, folder=args.folder, image_size=args.image_size)
-  given = {"teacher": variables.load("teacher", str(args.workdir / "teacher"), "teacher")}
-  plans = make_plans(resolved, dataset, given)
+  pretrained = {"teacher": variables.load("teacher", str(args.workdir / "teacher"), "teacher")}
+  plans = make_plans(resolved, dataset, pretrained)
   image = introspection.image_spec(dataset.image_shape)
   student = initialization.init_variables(plans[0].stage.student, jax.random.key(seed), image)
   return torch_job.run(
     plans,
     dataset,
-    given["teacher"].variables,
+    pretrained["teacher"].variables,
     jax.device_get(student),
     folder,
     seed=seed,
@@ -125,51 +125,55 @@ def run_pytorch(args, folder, load, seed, *, channels_last):
 
 
 def run_turn(args, load, seed):
-  """All sides once, by their names."""
-  folder, store = (lambda side: args.workdir / side / f"seed{seed}"), args.workdir / "stores" / f"seed{seed}"
-  of_ours = functools.partial(run_smskd, args, load=load)
-  of_torch = functools.partial(run_pytorch, args, load=load, seed=seed)
-  found = {
-    "uncached": of_ours(folder("uncached"), seed=seed, cache="off", store=folder("uncached") / "store"),
-    "nchw": of_torch(folder("nchw"), channels_last=False),
-    "channels_last": of_torch(folder("channels_last"), channels_last=True),
-    "cached": of_ours(folder("cached"), seed=seed, cache="float32", store=store),
-    "cached_later": of_ours(folder("cached_later"), seed=args.seeds + seed, cache="float32", store=store),
+  """Runs all sides once; returns their results by name."""
+  store = args.workdir / "stores" / f"seed{seed}"
+
+  def folder(side):
+    return args.workdir / side / f"seed{seed}"
+
+  smskd = functools.partial(run_smskd, args, load=load)
+  pytorch = functools.partial(run_pytorch, args, load=load, seed=seed)
+  results = {
+    "uncached": smskd(folder("uncached"), seed=seed, cache="off", store=folder("uncached") / "store"),
+    "nchw": pytorch(folder("nchw"), channels_last=False),
+    "channels_last": pytorch(folder("channels_last"), channels_last=True),
+    "cached": smskd(folder("cached"), seed=seed, cache="float32", store=store),
+    "cached_later": smskd(folder("cached_later"), seed=args.seeds + seed, cache="float32", store=store),
   }
-  for side, of_side in found.items():
+  expected = results["nchw"]
+  for side, result in results.items():
     for name in ("steps", "tests"):
-      if of_side[name] != found["nchw"][name]:
-        raise SystemExit(f"{side} made {of_side[name]} {name}, nchw {found['nchw'][name]}")
-    if abs(of_side["teacher_accuracy"] - found["nchw"]["teacher_accuracy"]) > 0.01:
-      raise SystemExit(
-        f"{side} is taught by another teacher than nchw: it says something else of the test set"
-      )
-  return found
+      if result[name] != expected[name]:
+        raise SystemExit(f"{side} made {result[name]} {name}, nchw {expected[name]}")
+    if abs(result["teacher_accuracy"] - expected["teacher_accuracy"]) > 0.01:
+      raise SystemExit(f"{side} and nchw have different teachers: their test accuracies differ")
+  return results
 
 
 def make_loader(test_images):
-  """`data.load`, which reads each set once and cuts its test images to so many, spread evenly."""
+  """`data.load` that reads each set once and keeps evenly spaced test images; 0: all."""
 
   @functools.cache
   def load(source, **options):
     dataset = data.load(source, **options)
-    rows = evaluate.evenly_spaced(test_images or len(dataset.test.label), len(dataset.test.label))
-    return dataset._replace(test=Split(dataset.test.image[rows], dataset.test.label[rows]))
+    count = len(dataset.test.label)
+    indices = evaluate.evenly_spaced(test_images or count, count)
+    return dataset._replace(test=Split(dataset.test.image[indices], dataset.test.label[indices]))
 
-  def by_source(source, *, folder="", image_size=0, **rest):
-    del rest  # is not asked for here
+  def load_source(source, *, folder="", image_size=0, **unused):
+    del unused
     return load(source, folder=folder, image_size=image_size)
 
-  return by_source
+  return load_source
 
 
 def work_done(turn):
-  """What all sides did alike, of each stage."""
+  """Numbers of steps and evaluations of each stage, equal on all sides."""
   return {name: turn["nchw"][name] for name in ("steps", "tests")}
 
 
 def summary(turns):
-  """What is told of each side."""
+  """Seconds, ratios and medians of each side."""
   sides = {}
   for side in SIDES:
     seconds = [turn[side]["seconds"] for turn in turns]
@@ -181,36 +185,35 @@ def summary(turns):
 
 
 def table(sides):
-  percent = lambda values: " ".join(f"{100 * value:.1f}" for value in values)
   header = ("side", "seconds", "by seed", "ratio to nchw", "by seed", "test accuracy by seed, %")
   return console.format_table(
     header,
     [
       (
         side,
-        f"{of['median_seconds']:.1f}",
-        " ".join(f"{x:.1f}" for x in of["seconds"]),
-        f"{of['median_ratio']:.2f}",
-        " ".join(f"{x:.2f}" for x in of["ratios_to_nchw"]),
-        percent(of["accuracy"]),
+        f"{result['median_seconds']:.1f}",
+        " ".join(f"{x:.1f}" for x in result["seconds"]),
+        f"{result['median_ratio']:.2f}",
+        " ".join(f"{x:.2f}" for x in result["ratios_to_nchw"]),
+        " ".join(f"{100 * x:.1f}" for x in result["accuracy"]),
       )
-      for side, of in sides.items()
+      for side, result in sides.items()
     ],
   )
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--data", default="cifar10", help="of colours")
-  parser.add_argument("--folder", default="")
+  parser.add_argument("--data", default="cifar10", help="source of colour images")
+  parser.add_argument("--folder", default="", help="folder of the data")
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--padding", type=int, default=4)
   parser.add_argument("--images", type=int, default=5000)
   parser.add_argument("--test_images", type=int, default=1000, help="0: all")
-  parser.add_argument("--epochs", type=int, default=10, help="of each stage")
-  parser.add_argument("--evaluate_every", type=int, default=0, help="so many epochs; 0: at each stage's end")
+  parser.add_argument("--epochs", type=int, default=10, help="epochs of each stage")
+  parser.add_argument("--evaluate_every", type=int, default=0, help="epochs; 0: only at the end of stages")
   parser.add_argument("--batch_size", type=int, default=64)
-  parser.add_argument("--teacher", default="resnet56", help="a ResNet for CIFAR, as the student")
+  parser.add_argument("--teacher", default="resnet56", help="CIFAR ResNet, as the student")
   parser.add_argument("--teacher_epochs", type=int, default=1)
   parser.add_argument("--student", default="resnet20")
   parser.add_argument("--seeds", type=int, default=3)
@@ -219,7 +222,7 @@ def main():
   parser.add_argument("--out", type=Path, help="a JSON file for the result, written after each seed")
   args = parser.parse_args()
   if args.workdir.exists():
-    parser.error(f"--workdir: {args.workdir} is there already; what it holds would not be trained again")
+    parser.error(f"--workdir: {args.workdir} exists already; finished stages would not be trained again")
   compilation_cache.enable(str(args.workdir / "programs"))
   devices, cores = parallel.select_devices([args.batch_size]), len(os.sched_getaffinity(0))
   torch.set_num_threads(cores)

@@ -1,13 +1,13 @@
-"""The survey's Table 3 at a reduced budget: every mode of configs/survey.py, several seeds, one command.
+"""Table 3 of the KD survey at a reduced budget: every mode of configs/survey.py with several seeds.
 
   python benchmarks/survey.py --workdir=runs/survey --jobs=2 --out=benchmarks/results/survey
 
-Teachers learn from all images, once; students from a part of them, in each mode with each seed. Every student of a
-seed starts from the same variables and sees the same images in the same order, but for the modes of several stages:
-modes are compared by their differences seed by seed. What is finished is not trained again, what was interrupted goes
-on, and a mode that fails is reported and does not stop the others. The table is written anew after every run.
+Teachers learn from all images, once; students learn from a part of them, in each mode with each seed. With one seed,
+all students start from the same variables and process the same images in the same order, except in modes of several
+stages: modes are compared by their differences seed by seed. The same command resumes an interrupted benchmark. A mode
+that fails is reported and does not stop the others. The table is written after every run.
 
---jobs runs so many at once, each on its share of the cores.
+--jobs is the number of simultaneous runs, each on cores of its own.
 """
 
 import argparse
@@ -27,16 +27,16 @@ TEACHER, SECOND_TEACHER, STUDENT = "survey_resnet26", "survey_resnet20", "survey
 
 
 class Row(NamedTuple):
-  """A line of the table."""
+  """Row of the table."""
 
   name: str
   mode: str
-  survey: float | None  # test accuracy in the survey's Table 3, percent; None: it has none
+  survey: float | None  # test accuracy in percent in the survey's Table 3; None: not in the table
   arguments: str = ""  # of configs/survey.py
 
 
-# In the order of the survey's table; behind it what only its code has, and our variants. The parameters of `kdparam`
-# are fewer than the survey's, and the teachers of `allkd` and `mkd` are those that a CPU can train.
+# In the order of the survey's table, followed by modes of its code and further variants. `kdparam` has fewer parameters
+# than in the survey, and `allkd` and `mkd` have teachers that a CPU can train.
 ROWS = (
   Row("TAKD", "takd", 90.57),
   Row("UDA", "uda", 90.52),
@@ -70,12 +70,12 @@ class Run(NamedTuple):
 
 
 def common(args):
-  """What all networks share."""
+  """Arguments of all networks."""
   return f"dataset={args.dataset},folder={args.folder},image_size={args.image_size},padding={args.padding}"
 
 
 def teacher_runs(args):
-  """The teachers: labels alone, on all images."""
+  """Runs of the teachers: labels only, on all images."""
   return [
     Run(
       name,
@@ -87,17 +87,17 @@ def teacher_runs(args):
 
 
 def student_runs(args):
-  """Every mode with the first seed, then with the next."""
+  """Runs of every mode with the first seed, then with the next ones."""
   folders = "+".join(str(run.workdir) for run in teacher_runs(args))
   budget = (
     f"epochs={args.epochs},pretrain_epochs={args.epochs},ab_epochs={args.ab_epochs},max_images={args.images}"
   )
-  fixed = f"teacher={TEACHER},teachers={SECOND_TEACHER},assistants={SECOND_TEACHER},student={STUDENT}"
-  taught_by = f"teacher_variables={folders}"
+  models = f"teacher={TEACHER},teachers={SECOND_TEACHER},assistants={SECOND_TEACHER},student={STUDENT}"
+  teachers = f"teacher_variables={folders}"
   runs = []
   for seed in args.seeds:
     for row in selected_rows(args):
-      parts = [f"mode={row.mode}", f"seed={seed}", common(args), budget, fixed, taught_by, row.arguments]
+      parts = [f"mode={row.mode}", f"seed={seed}", common(args), budget, models, teachers, row.arguments]
       runs.append(
         Run(f"{row.name}, seed {seed}", ",".join(filter(None, parts)), run_workdir(args, row, seed))
       )
@@ -105,34 +105,34 @@ def student_runs(args):
 
 
 def run_workdir(args, row, seed):
-  """A run's workdir."""
+  """Workdir of a row with a seed."""
   return args.workdir / row.name.lower().replace(", ", "_").replace(" ", "_") / f"seed{seed}"
 
 
 def selected_rows(args):
-  """The rows that are asked for."""
+  """Rows whose mode is in --only; all by default."""
   return [row for row in ROWS if not args.only or row.mode in args.only.split(",")]
 
 
 def command(run, every_epochs):
-  """The main program for a run."""
+  """Command line of a run."""
   config = f"--config={ROOT / 'configs' / 'survey.py'}:{run.arguments}"
   flags = [f"--workdir={run.workdir}", f"--config.evaluate.every_epochs={every_epochs}"]
   return [sys.executable, "-m", "smskd_jax.main", config, *flags]
 
 
 def run_all(runs, args, after):
-  """All runs, so many at once; `after` is called behind each. Returns the failures by the run's name."""
+  """Trains the unfinished runs in a pool; calls `after(failures)` after each. Returns error messages by run."""
   waiting = {run.name: run for run in runs if not (run.workdir / "result.json").exists()}
-  failures: dict[str, str] = {}
 
-  def command_of(name):
+  def run_command(name):
     return command(waiting[name], args.evaluate_every_epochs)
 
-  def log_of(name):
+  def log_path(name):
     return waiting[name].workdir / "log.txt"
 
-  for name, error in subprocess_pool.run_pool(list(waiting), command_of, log_of, args.jobs):
+  failures: dict[str, str] = {}
+  for name, error in subprocess_pool.run_pool(list(waiting), run_command, log_path, args.jobs):
     if error:
       failures[name] = error
     after(failures)
@@ -140,7 +140,7 @@ def run_all(runs, args, after):
 
 
 def outcome(row, workdir):
-  """What a finished run found of its student: test accuracies in percent, and the hours it took."""
+  """Test accuracies of a finished run's student in percent, its cost and its revision."""
   result = json.loads((workdir / "result.json").read_text())
   student = stages.selected_stage(result["stages"], "student")
   metrics = student["metrics"]
@@ -156,7 +156,7 @@ def outcome(row, workdir):
 
 
 def collect(args, failures):
-  """All that is known so far."""
+  """Settings and results of all finished runs."""
   teachers = {
     run.name: outcome(Row(run.name, "nokd", None), run.workdir)
     for run in teacher_runs(args)
@@ -164,40 +164,42 @@ def collect(args, failures):
   }
   rows = []
   for row in selected_rows(args):
-    of_seeds = {
+    seeds = {
       seed: outcome(row, run_workdir(args, row, seed))
       for seed in args.seeds
       if (run_workdir(args, row, seed) / "result.json").exists()
     }
-    rows.append({**row._asdict(), "seeds": of_seeds})
+    rows.append({**row._asdict(), "seeds": seeds})
   settings = {n: v for n, v in vars(args).items() if n not in ("workdir", "out", "jobs", "folder", "only")}
   return {"settings": settings, "teachers": teachers, "rows": rows, "failures": failures}
 
 
 def claim_families(rows):
-  """The survey's findings as differences: in each family of them the chance of any false claim is held at 5 %.
+  """Comparisons for the survey's findings; in each family the probability of any false claim is at most 5 %.
 
-  The verdicts are the t-test's: the few seeds of a table like this cannot decide by the exact test.
+  Verdicts are those of the t-test: the exact test cannot decide with a few seeds.
   """
-  last = {row["name"]: {seed: of["last"] for seed, of in row["seeds"].items()} for row in rows}
+  last = {row["name"]: {seed: one["last"] for seed, one in row["seeds"].items()} for row in rows}
   if not {"UDA", "NOKD"} <= set(last):
     return {}
 
-  def beyond(name, others):
+  def compare(name, others):
     return {other: (last[name], last[other]) for other in others if other in last}
 
-  above = ("KD", "UDA-NOKD", "UDA", "TAKD", "MKD")
+  better = [name for name in ("KD", "UDA-NOKD", "UDA", "TAKD", "MKD") if name in last]
   families = {
-    "KD with augmentation (UDA) is better than": beyond("UDA", [n for n in last if n not in ("UDA", "NOKD")]),
-    "no teacher (NOKD) is better than": beyond("NOKD", ("SFD", "OH")),
-    "better than no teacher (NOKD)": {n: (last[n], last["NOKD"]) for n in above if n in last},
+    "KD with augmentation (UDA) is better than": compare(
+      "UDA", [n for n in last if n not in ("UDA", "NOKD")]
+    ),
+    "no teacher (NOKD) is better than": compare("NOKD", ("SFD", "OH")),
+    "better than no teacher (NOKD)": {name: (last[name], last["NOKD"]) for name in better},
   }
   return {name: statistics.compare_all(family) for name, family in families.items()}
 
 
 def as_markdown(table):
-  """The table and the claims."""
-  header = ["mode", "n", "last epoch", "best by test (oracle)", "the survey's", "images seen", "hours"]
+  """Report of the table and the comparisons as Markdown."""
+  header = ["mode", "n", "last epoch", "best by test (oracle)", "the survey's", "images", "hours"]
   parts = [_heading(table), markdown_table(Table(header, [_row(row) for row in table["rows"]]))]
   if max((len(row["seeds"]) for row in table["rows"]), default=0) == 1:
     parts.insert(1, f"**{statistics.SINGLE_SEED}**")
@@ -212,72 +214,74 @@ def as_markdown(table):
 
 
 def _heading(table):
-  """What was run: the command, the budget, the hours."""
-  of, rows = table["settings"], table["rows"]
+  """Command, data, budget and hours."""
+  settings, rows = table["settings"], table["rows"]
   flags = " ".join(
     f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-    for name, value in of.items()
+    for name, value in settings.items()
   )
   hours = sum(one["hours"] for row in rows for one in row["seeds"].values())
   teachers = ", ".join(f"{name} {one['last']:.2f} %" for name, one in table["teachers"].items())
   revisions = sorted({str(one["revision"])[:7] for row in rows for one in row["seeds"].values()})
   command = f"python benchmarks/survey.py --workdir=WORKDIR --out=OUT {flags}"
-  size = f"{of['image_size']}x{of['image_size']}"
+  size = f"{settings['image_size']}x{settings['image_size']}"
   return (
-    f"# The survey's modes at the budget of a CPU\n\n```\n{command}\n```\n\n"
-    f"Test accuracy in percent on {of['dataset']} at {size} pixels, mean and standard deviation over seeds: students "
-    f"learn from {of['images']:,} images for {of['epochs']} epochs, their teachers ({teachers}) from all for "
-    f"{of['teacher_epochs']}. The survey's numbers are for 50,000 images of 32x32 and 200 epochs. {hours:.1f} hours "
-    f"of training in all, on a machine that did other work too; revision {', '.join(revisions)}."
+    f"# Modes of the KD survey at the budget of a CPU\n\n```\n{command}\n```\n\n"
+    f"Test accuracy in percent on {settings['dataset']} at {size} pixels, mean and standard deviation over seeds: "
+    f"students learn from {settings['images']:,} images for {settings['epochs']} epochs, their teachers ({teachers}) "
+    f"from all for {settings['teacher_epochs']}. The survey's numbers are for 50,000 images of 32x32 pixels and 200 "
+    f"epochs. {hours:.1f} hours of training in all, on a shared machine; revision {', '.join(revisions)}."
   )
 
 
 def _legend(families):
   most = max((claim.paired.n for family in families.values() for claim in family), default=0)
   return (
-    "Differences seed by seed, in percentage points; `t` is Student's test for pairs, which takes them for normal; "
-    f"`exact` flips their signs and at n = {most} cannot give less than {statistics.min_exact_p(most):.3g}. Intervals "
-    "and p are each claim's own; `Holm` is p adjusted over the claims of its table, the verdict by `Holm (t)` at 5 %."
+    "Differences seed by seed, in percentage points. `t` is Student's paired t-test, which assumes normal "
+    f"differences; `exact` is the sign-flip test, whose smallest p at n = {most} is {statistics.min_exact_p(most):.3g}. "
+    "Intervals and p are of single claims; `Holm` is p adjusted over the claims of a table. Verdicts are by `Holm (t)` "
+    "at 5 %."
   )
 
 
 def _row(row):
-  of = list(row["seeds"].values())
-
-  def spread(name):
-    return statistics.summary([one[name] for one in of]).text()
-
+  results = list(row["seeds"].values())
+  last, oracle = (statistics.summary([one[name] for one in results]).text() for name in ("last", "oracle"))
   survey = "-" if row["survey"] is None else f"{row['survey']:.2f}"
-  seen = f"{of[0]['images_seen']:,}" if of else "-"
-  hours = f"{sum(one['hours'] for one in of):.2f}"
-  return [row["name"], str(len(of)), spread("last"), spread("oracle"), survey, seen, hours]
+  images = f"{results[0]['images_seen']:,}" if results else "-"
+  hours = f"{sum(one['hours'] for one in results):.2f}"
+  return [row["name"], str(len(results)), last, oracle, survey, images, hours]
 
 
 def _cells(claim):
-  of = claim.paired
-  mean = "-" if of.mean is None else f"{of.mean:+.2f}"
-  interval = "-" if of.t_interval is None else of.t_interval.text()
-  p_values = (of.t_p, of.exact_p, claim.t_holm, claim.exact_holm)
-  p = [_format_p(value) if of.n > 1 else "-" for value in p_values]
-  return [claim.name, str(of.n), mean, interval, *p, str(claim.t_verdict)]
+  paired = claim.paired
+  mean = "-" if paired.mean is None else f"{paired.mean:+.2f}"
+  interval = "-" if paired.t_interval is None else paired.t_interval.text()
+  p_values = (paired.t_p, paired.exact_p, claim.t_holm, claim.exact_holm)
+  p_cells = [_format_p(value) if paired.n > 1 else "-" for value in p_values]
+  return [claim.name, str(paired.n), mean, interval, *p_cells, str(claim.t_verdict)]
 
 
 def _format_p(value):
   return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
+def parse_seeds(text):
+  return [int(seed) for seed in text.split(",")]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--dataset", default="cifar10")
-  parser.add_argument("--folder", default="")
+  parser.add_argument("--dataset", default="cifar10", help="source of the data")
+  parser.add_argument("--folder", default="", help="folder of the data")
   parser.add_argument("--image_size", type=int, default=16)
   parser.add_argument("--padding", type=int, default=2)
-  parser.add_argument("--images", type=int, default=5000, help="of the students")
-  parser.add_argument("--epochs", type=int, default=8, help="of the students")
+  parser.add_argument("--images", type=int, default=5000, help="training images of the students")
+  parser.add_argument("--epochs", type=int, default=8, help="epochs of the students")
   parser.add_argument("--ab_epochs", type=int, default=2)
   parser.add_argument("--teacher_epochs", type=int, default=8)
   parser.add_argument("--evaluate_every_epochs", type=int, default=2)
-  parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+  parser.add_argument("--seeds", type=parse_seeds, default=[0, 1, 2], help="joined by commas")
   parser.add_argument("--unit", default="", help="modes, joined by commas; default: all")
   parser.add_argument("--jobs", type=int, default=1)
   parser.add_argument("--workdir", type=Path, required=True)
