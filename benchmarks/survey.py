@@ -238,9 +238,9 @@ def _legend(families):
   most = max((claim.paired.n for family in families.values() for claim in family), default=0)
   return (
     "Differences seed by seed, in percentage points. `t` is Student's paired t-test, which assumes normal "
-    f"differences; `exact` is the sign-flip test, whose smallest p at n = {most} is {statistics.min_exact_p(most):.3g}. "
-    "Intervals and p are of single claims; `Holm` is p adjusted over the claims of a table. Verdicts are by `Holm (t)` "
-    "at 5 %."
+    f"differences; `exact` is the sign-flip test, with p of at least {statistics.min_exact_p(most):.3g} at n = {most}. "
+    "Intervals and p are of single claims; `Holm` is p adjusted over the claims of a table. Verdicts are by "
+    "`Holm (t)` at 5 %."
   )
 
 
