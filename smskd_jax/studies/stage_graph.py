@@ -93,8 +93,8 @@ def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: su
     speed: of this machine; None: unknown.
   """
   seed, num_seeds = study["seeds"][0], len(study["seeds"])
-  of_seed = {key: node for key, node in graph.items() if node.plan.description["seed"] == seed}
-  rows = [_table_row(node, of_seed, speed) for node in of_seed.values()]
+  seed_nodes = {key: node for key, node in graph.items() if node.plan.description["seed"] == seed}
+  rows = [_table_row(node, seed_nodes, speed) for node in seed_nodes.values()]
   header = ("stage", "steps", "estimated time", "in the store", "variants")
   requested = num_seeds * sum(_num_requested_stages(study, one) for one in study["variants"].values())
   remaining = [node for node in graph.values() if not node.is_finished]
