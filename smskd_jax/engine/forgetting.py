@@ -49,7 +49,6 @@ def make_stage_losses(
     normalize: uint8 images -> inputs of the networks.
     axis_name: axis of devices over which the batch is split.
   """
-
   forward = teacher_forward(stage, axis_name)
 
   def losses(variables: Any, inputs: StageLossInputs, batch: Batch) -> dict[str, jax.Array]:

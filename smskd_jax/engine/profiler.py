@@ -100,13 +100,13 @@ def profile_stage(
 
   Args:
     plan: the stage.
-    state: its first state, on the devices; it is copied.
-    frozen: what it reads, on the devices.
-    batches: of the host, from its first step on.
-    devices: to train on.
-    folder: gets the trace, for TensorBoard or Perfetto, and profile.json.
-    steps: how many to trace, or as many as there are batches for.
-    ceilings: of these devices.
+    state: state before the first step, on the devices; the profiler copies it.
+    frozen: frozen inputs, on the devices.
+    batches: on the host, from the first step on.
+    devices: devices of the training.
+    folder: for the trace (TensorBoard, Perfetto) and profile.json.
+    steps: number of steps to trace, at most as many as there are batches.
+    peaks: of these devices.
   """
   split = [parallel.shard_local(batch, devices) for batch in itertools.islice(batches, WARMUP_STEPS + steps)]
   step: Any = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)

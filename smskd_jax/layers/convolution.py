@@ -44,9 +44,9 @@ def convolve(
   Args:
     x: [b, h, w, i].
     kernel: [height, width, i, o].
-    strides: along both axes, as the rest of what Flax gives.
+    strides: along both axes.
     padding: before and after each axis.
-    **how: dilations, groups and the like.
+    **options: the other arguments of `lax.conv_general_dilated`, as Flax passes them.
   """
   dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in options[name])
 

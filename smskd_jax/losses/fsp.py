@@ -86,7 +86,7 @@ def make_multi_layer_method(
     loss: (student_features, teacher_features) -> [b].
     student_layers: as of `maps.pair_layers`.
     teacher_layers: as of `maps.pair_layers`.
-    first: as of `maps.pair_layers`.
+    first_layer: as of `maps.pair_layers`.
     project: True projects student's maps of other channels; False refuses them.
   """
   maps.check_layers(name, student_layers, teacher_layers)

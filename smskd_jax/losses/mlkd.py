@@ -97,8 +97,8 @@ def loss(
   Args:
     student_logits: [b, k], of the first view.
     teacher_logits: [b, k].
-    student_strong: [b, k], of the strongly augmented view; None leaves its term out.
-    teacher_strong: [b, k].
+    student_strong_logits: [b, k], of the strongly augmented view; None leaves its term out.
+    teacher_strong_logits: [b, k].
     temperatures: each T > 0.
     public_code: True weights and chooses the terms as the authors' code does; see above.
     axis_name: the axis of devices that the batch is spread over.

@@ -47,8 +47,8 @@ def make(
 
   Args:
     network: the network.
-    own: mean and deviation that its images have; None, or the data's: the network is called as it is.
-    data: mean and deviation by which the data is normalised.
+    network_stats: mean and deviation of the network's own images; None or the data's: returns the network unchanged.
+    data_stats: mean and deviation by which the data is normalised.
   """
   if network_stats is None or tuple(map(tuple, network_stats)) == tuple(map(tuple, data_stats)):
     return network
