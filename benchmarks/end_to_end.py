@@ -93,7 +93,7 @@ def run_smskd(args, folder, load, seed, cache, store):
   seconds, stages = time.monotonic() - start_time, result["stages"]
   metrics = [read_metrics(StageEntry(store, one["key"]).metrics) for one in stages]
   return {
-    "teacher_accuracy": result["given"][0]["metrics"]["test/accuracy"],
+    "teacher_accuracy": result["pretrained"][0]["metrics"]["test/accuracy"],
     "stages": [one["seconds"] for one in stages],
     "steps": [one["steps"] for one in stages],
     "tests": [sum("test/accuracy" in line and line["step"] > 0 for line in lines) for lines in metrics],

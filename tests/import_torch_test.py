@@ -217,7 +217,7 @@ def test_an_imported_teacher_teaches(checkpoint, tmp_path, capsys):
 
   given = imported(checkpoint, tmp_path / "imported")
   result = experiment_lib.run(student_of(tmp_path / "imported"), tmp_path / "run", cpu_devices=2)
-  (of_teacher,), (of_student,) = result["given"], result["stages"]
+  (of_teacher,), (of_student,) = result["pretrained"], result["stages"]
   assert of_teacher["fingerprint"] == given.fingerprint and of_teacher["key"] == given.key
   assert of_student["inputs"]["teachers"] == (given.key,) or of_student["inputs"]["teachers"] == [given.key]
   shown = f"teacher: test accuracy {100 * of_teacher['metrics']['test/accuracy']:.2f} %"

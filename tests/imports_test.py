@@ -98,6 +98,15 @@ def test_imports_follow_the_order(module):
     assert other in (folder, *MAY_IMPORT[folder].split()), f"{module} must not import {other}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_imported_modules_exist(module):
+  """Type checkers take a missing module of this package for one of another package."""
+  for node in ast.walk(tree_of(module)):
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE.name}."):
+      name = node.module.removeprefix(f"{PACKAGE.name}.")
+      assert name in MODULES, f"{module} imports {node.module}, which is missing"
+
+
 def test_at_most_twelve_modules_beside_the_folders():
   assert len(list(PACKAGE.glob("[a-z]*.py"))) <= 12
 

@@ -126,7 +126,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     stage["metrics"]["last"] = {name: last[name] for name in ("step", "epoch", "test/accuracy")}
     del stage["metrics"]["oracle"], stage["backward_passes"], stage["model"], stage["methods"]
     del stage["forgetting"]
-  for name in ("versions", "devices", "git_revision", "given"):
+  for name in ("versions", "devices", "git_revision", "pretrained"):
     del result[name]
   (folder / "result.json").write_text(json.dumps(result))
   html, _, markdown = page(folder)

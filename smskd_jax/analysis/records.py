@@ -50,7 +50,7 @@ class RunRecord(NamedTuple):
   @property
   def pretrained(self) -> Sequence[Mapping[str, Any]]:
     """Items of result.json for networks that came with their variables."""
-    return self.run.result.get("given", ())
+    return self.run.result.get("pretrained", ())
 
   @property
   def title(self) -> str:
@@ -154,7 +154,7 @@ def read_run(field: str, folder: Path, stores: Sequence[Path] = ()) -> RunRecord
     for stage in run.result["stages"]:
       operator.itemgetter(*REQUIRED_FIELDS)(stage)
       files.add_stage(stage, _find_entry([*workdir.stores(folder), *stores], stage["key"]))
-    for item in run.result.get("given", ()):
+    for item in run.result.get("pretrained", ()):
       files.add_pretrained(item["key"], workdir.pretrained_outputs_path(folder, item["network"]))
     labels = files.read(folder / "labels.npz", lambda _: workdir.read_labels(folder)) or {}
     return RunRecord(

@@ -151,7 +151,7 @@ def summary(
   pairs, problems = forgetting.stage_pairs(run_stages)
   parts = [
     _bullet_list(warnings),
-    tables.pretrained(result.get("given", ())),
+    tables.pretrained(result.get("pretrained", ())),
     tables.summary(run_stages),
     tables.extra_test_accuracy(run_stages),
     tables.forgotten(pairs),

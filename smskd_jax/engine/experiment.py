@@ -178,7 +178,7 @@ def _execute(prepared: _Prepared, seed_devices: parallel.Devices, profile: int =
     extra = evaluator.evaluate_extra_sets(plans, prepared.extra_tests)
     for stage, accuracies in zip(stages, extra, strict=True):
       stage["extra_tests"] = accuracies
-    results.append(_write(prepared, i, {"given": pretrained[i], "stages": stages}))
+    results.append(_write(prepared, i, {"pretrained": pretrained[i], "stages": stages}))
   distributed.barrier()
   return results
 

@@ -291,4 +291,4 @@ def _describe_pretrained(
   keys = {one.key for one in pretrained.values()}
   pairs = zip(entry["teachers"], inputs.teachers, strict=True)
   found = {key: _describe_network(config["networks"][name]) for name, key in pairs if key in keys}
-  return {"given": found} if found else {}
+  return {"pretrained": found} if found else {}

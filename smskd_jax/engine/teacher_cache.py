@@ -209,7 +209,7 @@ def _caches(plan: StagePlan, dataset: Dataset, key: str, folder: Path) -> dict[b
     name,
     sorted(plan.config["augment"].get(name, {}).items()),
     spec.dtype.name,
-    plan.description.get("given", {}).get(key),
+    plan.description.get("pretrained", {}).get(key),
   )
   digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
   shape = len(spec.indices), spec.views.num_views

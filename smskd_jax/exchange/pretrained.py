@@ -131,7 +131,7 @@ def load_run_network(field: str, run: workdir.Run, name: str) -> RunNetwork:
     UserError: the run has no network of this name, or an older version of this package wrote the folder.
   """
   trained = run.trained_networks()
-  known = [*trained, *(one["network"] for one in run.result.get("given", ()))]
+  known = [*trained, *(one["network"] for one in run.result.get("pretrained", ()))]
   if name not in known:
     raise unknown_name_error("--network", name, known)
   if "image_metadata" not in run.result:
@@ -173,9 +173,9 @@ def _load_by_key(run: workdir.Run, name: str, key: str) -> RunNetwork:
 
 def _test_accuracy(run: workdir.Run, key: str) -> float:
   stages = {stage["key"]: stage["metrics"]["last"] for stage in run.result["stages"]}
-  pretrained = {one["key"]: one["metrics"] for one in run.result.get("given", ())}
+  pretrained = {one["key"]: one["metrics"] for one in run.result.get("pretrained", ())}
   return (pretrained | stages)[key]["test/accuracy"]
 
 
 def _pretrained_key(run: workdir.Run, name: str) -> str:
-  return next(one["key"] for one in run.result["given"] if one["network"] == name)
+  return next(one["key"] for one in run.result["pretrained"] if one["network"] == name)

@@ -23,7 +23,7 @@ class StoredStageInfo(NamedTuple):
   """A store entry, as described by its small files."""
 
   key: str
-  name: str  # of the stage in the run that trained it; 'given': variables from elsewhere
+  name: str  # of the stage in the run that trained it; 'pretrained': variables from elsewhere
   network: str
   state: str  # 'finished', 'unfinished', 'damaged', or 'of format N'
   size: int  # bytes
@@ -66,7 +66,7 @@ def _describe(folder: Path) -> StoredStageInfo:
   metadata = stage.get("about", {})
   return StoredStageInfo(
     folder.name,
-    "given" if "source" in metadata else metadata.get("name", "?"),
+    "pretrained" if "source" in metadata else metadata.get("name", "?"),
     metadata.get("network") or result.get("model") or "?",
     _state(StageEntry(folder.parent, folder.name)),
     sum(stat.st_size for stat in files),
@@ -144,7 +144,7 @@ def keys_used_by(folder: Path) -> set[str]:
     if not (run / "result.json").is_file():
       raise UserError(f"--unused_by: {run} holds no finished run, so the stages that it uses are not known")
     result = read_json(run / "result.json")
-    keys |= {one["key"] for one in (*result["stages"], *result.get("given", ()))}
+    keys |= {one["key"] for one in (*result["stages"], *result.get("pretrained", ()))}
   return keys
 
 

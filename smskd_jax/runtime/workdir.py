@@ -158,7 +158,7 @@ def read_labels(workdir: Path) -> dict[str, np.ndarray]:
 
 def pretrained_outputs_path(workdir: Path, network: str) -> Path:
   """Evaluation outputs of a network with variables from elsewhere, which no stage has an entry for."""
-  return workdir / "given" / f"{network}.npz"
+  return workdir / "pretrained" / f"{network}.npz"
 
 
 class Run(NamedTuple):

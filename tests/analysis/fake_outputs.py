@@ -28,7 +28,7 @@ def write(folder, *, k=10, n=fake_runs.IMAGES, features=True, names=None):
   workdir.write_labels(folder, {"test": label})
   result = json.loads((folder / "result.json").read_text())
   result["image_metadata"] = {"class_names": list(names or (f"class {i}" for i in range(k)))}
-  for seed, one in enumerate((*result["stages"], *result["given"])):
+  for seed, one in enumerate((*result["stages"], *result["pretrained"])):
     found = arrays(label, k, seed)
     kept = found if features else {"test/logits": found["test/logits"]}
     eval_outputs.write(path_of(folder, one), kept)

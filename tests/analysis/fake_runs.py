@@ -152,7 +152,7 @@ def run(folder, made=None, *, seed=0, store=None, given=()):
   store = store or folder / "store"
   settings = {"config": config(seed, made), "store": str(store)} | ENVIRONMENT
   _write(folder / "config.json", settings)
-  result = {"seed": seed, "data": "digits", "given": list(given), "stages": [one for one, *_ in made]}
+  result = {"seed": seed, "data": "digits", "pretrained": list(given), "stages": [one for one, *_ in made]}
   _write(folder / "result.json", result | ENVIRONMENT)
   for one, lines, choices in made:
     entry = store / one["key"]

@@ -120,7 +120,7 @@ def test_a_dry_run_prints_the_stages_and_writes_nothing(tmp_path, capsys, monkey
 def test_a_study_of_two_modes_trains_from_the_command_line(tmp_path):
   numbers = runs.study(tmp_path, f"{CONFIG}:{SMALL},modes=nokd+takd,seeds=0")
   assert set(numbers["variants"]) == {"nokd", "takd"} and not numbers["failures"]
-  given = json.loads((tmp_path / "takd" / "seed0" / "result.json").read_text())["given"]
+  given = json.loads((tmp_path / "takd" / "seed0" / "result.json").read_text())["pretrained"]
   trained = json.loads((tmp_path / "teachers" / "result.json").read_text())["stages"]
   read = {one["network"]: Path(one["source"]).parent.name for one in given}
   assert read == {one["network"]: one["key"] for one in trained}

@@ -63,7 +63,7 @@ def test_a_renormalized_network_has_the_networks_variables(channels):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
   """Folders of the same variables, with and without their normalisation."""
-  root, (_, tree) = tmp_path_factory.mktemp("given"), network_and_variables()
+  root, (_, tree) = tmp_path_factory.mktemp("pretrained"), network_and_variables()
   variables.save(root / "own", tree, {"normalization": OWN._asdict()})
   variables.save(root / "plain", tree, {"normalization": None})
   variables.save(root / "datas", tree, {"normalization": data.load(source="digits").channel_stats._asdict()})
@@ -103,7 +103,7 @@ def ran(folders, tmp_path_factory):
 
 def test_a_teacher_is_fed_by_its_own_normalisation(ran, folders):
   root, result = ran
-  of_teacher = next(one for one in result["given"] if one["network"] == "teacher")
+  of_teacher = next(one for one in result["pretrained"] if one["network"] == "teacher")
   found = eval_outputs.logits(eval_outputs.read(workdir.pretrained_outputs_path(root / "run", "teacher")))[
     "test"
   ]
@@ -168,7 +168,9 @@ def test_cached_outputs_are_those_of_the_teacher(ran, folders, tmp_path):
   )
   # The same variables without a normalisation of their own are another teacher, with a cache of its own.
   assert abs(loss(plain) - loss(cached)) > 1e-2
-  keys = {next(one["key"] for one in of["given"] if one["network"] == "teacher") for of in (cached, plain)}
+  keys = {
+    next(one["key"] for one in of["pretrained"] if one["network"] == "teacher") for of in (cached, plain)
+  }
   assert len(keys) == 2 and all(list((root / "store" / key).glob("views-*")) for key in keys)
 
 

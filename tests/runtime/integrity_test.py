@@ -122,7 +122,7 @@ def test_variables_that_came_from_a_stage_are_built_on_it(teacher):
   copy.write_metadata({"variables": "abc"}, {"source": str(teacher.final)})
   copy.mark_finished({"fingerprint": "abc"})
   stages = inventory.scan(teacher.folder.parent)
-  assert [stage.name for stage in inventory.find_dependents(stages, ["teacher"])] == ["given"]
+  assert [stage.name for stage in inventory.find_dependents(stages, ["teacher"])] == ["pretrained"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
