@@ -1,4 +1,4 @@
-"""From the entries of a config to what they name: networks, methods, views, stages."""
+"""Construction of networks, methods, views and stages from the entries of a resolved config."""
 
 from collections.abc import Mapping
 import functools
@@ -21,7 +21,7 @@ from smskd_jax.training.reference import Reference
 
 
 def make_networks(config: Mapping[str, Any], num_classes: int) -> dict[str, nn.Module]:
-  """The networks by name.
+  """Networks by name.
 
   Raises:
     UserError: one has another number of classes than the data.
@@ -55,7 +55,7 @@ def renormalize(
 
 
 class StageNetworks(NamedTuple):
-  """The networks of a stage, each with the normalisation of its own images."""
+  """Networks of a stage, each with its own input normalization."""
 
   student: nn.Module
   teachers: tuple[nn.Module, ...]
@@ -63,22 +63,22 @@ class StageNetworks(NamedTuple):
 
 
 def make_network(entry: Mapping[str, Any], num_classes: int) -> nn.Module:
-  """The network of a filled entry."""
+  """Network of a resolved entry."""
   return models.factory(entry["model"])(num_classes=num_classes, **drop_keys(entry, *NETWORK))
 
 
 def check_network(field: str, network: nn.Module, model: str, dataset: Dataset) -> None:
-  """Traces a network on the data set's images.
+  """Checks a network by tracing it on the data set's images.
 
   Raises:
-    UserError: it is not one for these images and classes, or keeps not to the contract of a network.
+    UserError: the network does not take these images or classes, or breaks the contract of a network.
   """
   try:
     introspection.check_outputs(network, dataset.image_shape, len(dataset.class_names))
   except Exception as error:
     if not custom.is_custom(model) and not isinstance(error, ValueError):
       raise
-    # A user's own code raises what it likes.
+    # A user's own code may raise anything.
     raise UserError(f"{field}: {model}: {custom.first_paragraph(error)}") from error
 
 
@@ -90,39 +90,40 @@ def make_stage(
   dataset: Dataset,
   first_epoch: int = 0,
 ) -> stage_lib.Stage:
-  """The stage of a filled entry.
+  """Stage of a resolved entry.
 
   Args:
-    field: of the entry, for messages.
+    field: path of the entry, for messages.
     entry: the entry.
-    steps_per_epoch: for what is scheduled in epochs.
+    steps_per_epoch: for schedules in epochs.
     networks: of the stage.
-    dataset: whose images it sees.
-    first_epoch: epochs of the stages that it continues, which its count of steps goes on from.
+    dataset: the data set.
+    first_epoch: epochs of the stages that this stage continues.
 
   Raises:
-    UserError: a view's option is bad.
+    UserError: an option of a view has a bad value.
   """
-  anchor = drop_keys(entry["reference"], "stage")
-  of_rate, optimiser = entry["schedule"], entry["optimizer"]
+  options = entry["optimizer"]
   rate = schedule.make(
     peak=_learning_rate(entry),
     steps_per_epoch=steps_per_epoch,
     epochs=entry["epochs"],
     first_epoch=first_epoch,
-    **of_rate,
+    **entry["schedule"],
   )
   return stage_lib.Stage(
     student=networks.student,
-    optimizer=optimizer.make(schedule=rate, **drop_keys(optimiser, "learning_rate", "base_batch_size")),
+    optimizer=optimizer.make(schedule=rate, **drop_keys(options, "learning_rate", "base_batch_size")),
     teachers=networks.teachers,
     reference_network=networks.reference,
     terms=_make_terms(entry["methods"]),
     task_weight=entry["task_weight"],
     label_smoothing=entry["label_smoothing"],
-    reference=None if entry["reference"]["stage"] == "none" else Reference(**anchor),
+    reference=None
+    if entry["reference"]["stage"] == "none"
+    else Reference(**drop_keys(entry["reference"], "stage")),
     steps_per_epoch=steps_per_epoch,
-    separate_distill_gradient=optimiser["name"] in optimizer.SEPARATE_GRADIENT_OPTIMIZERS,
+    separate_distill_gradient=options["name"] in optimizer.SEPARATE_GRADIENT_OPTIMIZERS,
     views=tuple(_make_view(f"{field}.augment", v, entry["augment"], dataset) for v in entry["views"]),
     mix=_make_mix(entry["mix"], len(dataset.class_names)),
     ema_decay=entry["ema_decay"],
@@ -135,55 +136,61 @@ def make_stage(
 
 
 def _learning_rate(entry: Mapping[str, Any]) -> float:
-  """The linear scaling rule, where a stage's rate is meant for a number of images.
+  """Learning rate by the linear scaling rule, if the optimizer's entry has a base batch size.
 
   Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677, section 2.1.
-  Images without labels, which only distil, are not counted.
+  Unlabeled images are not counted.
   """
-  of = entry["optimizer"]
-  images = entry["batch_size"] * of["accumulate_steps"]
-  return of["learning_rate"] * (images / of["base_batch_size"] if of["base_batch_size"] else 1.0)
+  options = entry["optimizer"]
+  images = entry["batch_size"] * options["accumulate_steps"]
+  return options["learning_rate"] * (
+    images / options["base_batch_size"] if options["base_batch_size"] else 1.0
+  )
 
 
 def _make_terms(methods: tuple[Mapping[str, Any], ...]) -> tuple[stage_lib.Term, ...]:
   terms: list[stage_lib.Term] = []
   for i, entry in enumerate(methods):
     name = losses.metric_name(entry["name"])
-    again = sum(losses.metric_name(earlier["name"]) == name for earlier in methods[:i])
-    label = f"{name}_{again + 1}" if again else name
-    terms.append(stage_lib.Term(label, entry["weight"], losses.build_method(entry), entry["warmup_epochs"]))
+    count = sum(losses.metric_name(earlier["name"]) == name for earlier in methods[:i])
+    unique_name = f"{name}_{count + 1}" if count else name
+    terms.append(
+      stage_lib.Term(unique_name, entry["weight"], losses.build_method(entry), entry["warmup_epochs"])
+    )
   return tuple(terms)
 
 
 def _make_view(field: str, name: str, settings: Mapping[str, Any], dataset: Dataset):
-  made = views.make_view(name, settings)
-  image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
-  try:  # a bad option shows where the view is traced
-    jax.eval_shape(lambda x, i: made(jax.random.key(0), x, i), image, jax.ShapeDtypeStruct((1,), jnp.int32))
+  make_image = views.make_view(name, settings)
+  image_spec = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
+  try:  # tracing raises for a bad option
+    jax.eval_shape(
+      lambda x, i: make_image(jax.random.key(0), x, i), image_spec, jax.ShapeDtypeStruct((1,), jnp.int32)
+    )
   except ValueError as error:
     raise UserError(f"{field}: {error}") from error
 
   def view(key, batch):
-    seen = made(key, batch.image, batch.index)
-    # What is not of whole numbers is not of pixels: noise, which needs no scale.
-    return augment.normalize(seen, dataset.mean, dataset.std) if seen.dtype == jnp.uint8 else seen
+    image = make_image(key, batch.image, batch.index)
+    # Views of float type are noise, which is not normalized.
+    return augment.normalize(image, dataset.mean, dataset.std) if image.dtype == jnp.uint8 else image
 
   return view
 
 
 def make_view_index_fn(field: str, entry: Mapping[str, Any]):
-  """Which of its finitely many views an image is seen in, where the teachers' answers to them are kept; else None."""
+  """Function (key, batch) -> view indices [b] for a stage with a teacher cache; None for other stages."""
   if entry["teacher_cache"] == "off":
     return None
-  of = enumerable_view(field, entry)
-  return lambda key, batch: of.sample_index(key, batch.index)
+  view = enumerable_view(field, entry)
+  return lambda key, batch: view.sample_index(key, batch.index)
 
 
 def enumerable_view(field: str, entry: Mapping[str, Any]) -> views.EnumerableView:
-  """The finitely many views of a stage whose teachers' answers are kept.
+  """Enumerable view of a stage with a teacher cache.
 
   Raises:
-    UserError: an option of the view is bad.
+    UserError: an option of the view has a bad value.
   """
   name = entry["views"][0]
   try:
@@ -193,7 +200,7 @@ def enumerable_view(field: str, entry: Mapping[str, Any]) -> views.EnumerableVie
 
 
 def _make_mix(entry: Mapping[str, Any], num_classes: int):
-  """What mixes the images of a view, or None."""
+  """Function that mixes the images of a view and their labels, or None."""
   if entry["name"] == "none":
     return None
   mix = functools.partial(mixing.MIXES[entry["name"]], **drop_keys(entry, "name"))

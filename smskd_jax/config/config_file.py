@@ -1,4 +1,4 @@
-"""Config files: loaded, and their mistakes told by file, line and message."""
+"""Loading of config files; mistakes are reported by file, line and message."""
 
 from collections.abc import Mapping, Sequence
 import inspect
@@ -19,7 +19,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 def load(text: str) -> ConfigDict:
-  """Runs a config file and returns what its `get_config` returns.
+  """Runs a config file and returns the result of its `get_config`.
 
   Args:
     text: FILE, or FILE:ARGUMENTS, which `get_config` is called with.
@@ -52,7 +52,7 @@ def load(text: str) -> ConfigDict:
 
 
 def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
-  """Refuses an argument `--config.PATH` of a command line whose path names no field of the config.
+  """Checks that every argument `--config.PATH` of a command line names a field of the config.
 
   Raises:
     UserError: names the argument and the nearest field.
@@ -67,7 +67,7 @@ def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
 
 
 def _mistake(path: str, error: Exception) -> UserError:
-  """An exception of a config file in one line: where in the file it was raised, and its message."""
+  """Error of one line for an exception of a config file: the line of the file, and the message."""
   if isinstance(error, UserError) and str(error).startswith(("--config", "config argument")):
     return error  # a mistake of the command line, not of the file
   if isinstance(error, SyntaxError) and error.filename == path:

@@ -1,4 +1,4 @@
-"""Filling a config's fields: given values in the place of defaults, each in its default's type."""
+"""Merging of config entries with their defaults, conversion and parsing of values."""
 
 from collections.abc import Callable, Collection, Mapping
 import inspect
@@ -11,14 +11,20 @@ from smskd_jax.errors import RENAMED, UserError, join_names, short_repr, suggest
 
 
 def drop_keys(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
-  """An entry's hyper-parameters: all its fields but the named ones, which are ours."""
+  """Fields of an entry without the named ones, as the hyper-parameters of a method."""
   return {name: value for name, value in entry.items() if name not in own}
 
 
 def merge_entry(
   field: str, template: Mapping[str, Any], values: Any, table: Mapping[str, Callable]
 ) -> dict[str, Any]:
-  """Fills an entry that names a factory of a table: the template's fields, then the factory's keyword arguments."""
+  """Merges an entry with a template and with the keyword arguments of the factory that the entry names.
+
+  The first field of the template names the factory in the table.
+
+  Raises:
+    UserError: an unknown name, or a value of another type.
+  """
   name_field = next(iter(template))
   values = coerce({}, field, to_plain(values))
   name = values.get(name_field, template[name_field])
@@ -29,7 +35,7 @@ def merge_entry(
 
 
 def default_kwargs(factory: Callable) -> dict[str, Any]:
-  """The keyword arguments of a factory that have a default, with it."""
+  """Keyword arguments of a factory that have a default, with the defaults."""
   parameters = inspect.signature(factory).parameters.values()
   return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
@@ -37,7 +43,11 @@ def default_kwargs(factory: Callable) -> dict[str, Any]:
 def merge(
   field: str, template: Mapping[str, Any], values: Any, *, skip: Collection[str] = ()
 ) -> dict[str, Any]:
-  """The template with the given values in place, nested dicts likewise; the values of the fields to leave as given."""
+  """Merges values with the defaults of a template, in nested dicts too; fields of `skip` keep their values unchecked.
+
+  Raises:
+    UserError: an unknown field, or a value of another type.
+  """
   values = coerce({}, field, to_plain(values))
   for name in values:
     if name not in template:
@@ -53,7 +63,11 @@ def merge(
 
 
 def coerce(default: Any, field: str, value: Any) -> Any:
-  """The value in the default's type; whole numbers may stand for floats, lists for tuples."""
+  """Value in the type of its default; integers are accepted for floats, lists for tuples.
+
+  Raises:
+    UserError: the value has another type.
+  """
   kind = type(default)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -72,7 +86,7 @@ _EXAMPLES: Mapping[type, Any] = {tuple: ("a", "b"), dict: {"name": "value"}, str
 
 
 def find_field(config: Any, path: str) -> tuple[Any, Any]:
-  """The ConfigDict that holds a field, and the field's name.
+  """(ConfigDict that holds a field, name of the field).
 
   Args:
     config: a config.
@@ -110,12 +124,12 @@ def find_field(config: Any, path: str) -> tuple[Any, Any]:
 
 
 def _parse_part(part: str) -> str | int:
-  """A part of a path: the place of an item where it is a number, else a name."""
+  """Index or name of a part of a path."""
   return int(part) if re.fullmatch("-?[0-9]+", part) else part
 
 
 def to_plain(config: Any) -> Any:
-  """ConfigDicts as dicts and lists as tuples, all the way down."""
+  """Converts ConfigDicts to dicts and lists to tuples, recursively."""
   if isinstance(config, ConfigDict | Mapping):
     return {name: to_plain(value) for name, value in config.items()}
   if isinstance(config, list | tuple):
@@ -124,14 +138,14 @@ def to_plain(config: Any) -> Any:
 
 
 def to_config_dict(value: Any) -> Any:
-  """Dicts as ConfigDicts, in tuples too, so that the command line reaches `stages[1].epochs`."""
+  """Converts dicts to ConfigDicts, in tuples too, so that the command line reaches `stages[1].epochs`."""
   if isinstance(value, dict):
     return ConfigDict({name: to_config_dict(child) for name, child in value.items()})
   return tuple(to_config_dict(child) for child in value) if isinstance(value, tuple) else value
 
 
 def parse_items(prefix: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-  """Reads comma-separated `name=value`, each value in the type of the name's default.
+  """Parses comma-separated `name=value`, each value in the type of the name's default.
 
   Raises:
     UserError: an unknown name, or a value of another type.
@@ -146,12 +160,12 @@ def parse_items(prefix: str, text: str, defaults: Mapping[str, Any]) -> dict[str
 
 
 def format_options(name: str, values: Mapping[str, Any]) -> str:
-  """A name and options as the command line takes them: NAME, or NAME:option=value,..."""
+  """Name and options in the form of the command line: NAME, or NAME:option=value,..."""
   return f"{name}:{','.join(f'{option}={value}' for option, value in values.items())}" if values else name
 
 
 def parse_value(field: str, text: str, kind: type) -> Any:
-  """A string from the command line as a value of the type."""
+  """Parses a string of the command line as a value of a type."""
   if kind is bool and text in ("True", "true", "1", "False", "false", "0"):
     return text in ("True", "true", "1")
   try:
