@@ -17,7 +17,7 @@ import tempfile
 import jax
 
 from smskd_jax.config import experiment, network, stage
-from smskd_jax.engine import experiment as experiment_lib
+from smskd_jax.engine.experiment import run
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import literature
 from smskd_jax.runtime import console
@@ -61,11 +61,11 @@ def make_config(recipe, args):
   )
 
 
-def run(recipe, config, store):
-  """What became of one recipe."""
+def run_recipe(recipe, config, store):
+  """Trains one recipe and returns its row of results."""
   with tempfile.TemporaryDirectory() as workdir:
     try:
-      result = experiment_lib.run(config, workdir, store=store)
+      result = run(config, workdir, store=store)
     except UserError as error:
       return {"recipe": recipe, "error": str(error)}
   last = result["stages"][-1]
@@ -99,7 +99,7 @@ def main():
   args = parser.parse_args()
   rows = []
   for recipe in args.only.split(",") if args.only else literature.recipe_names():
-    rows.append(run(recipe, make_config(recipe, args), args.store))
+    rows.append(run_recipe(recipe, make_config(recipe, args), args.store))
     console.log(json.dumps(rows[-1]))
     if args.out:
       settings = {

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import runs
-from smskd_jax import config as config_lib
 from smskd_jax import data, losses
-from smskd_jax.config import merge, method, network, plugin, schema, stage
+from smskd_jax.config import merge, method, network, plugin, resolve, schema, stage
 from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 from smskd_jax.losses import METHODS
@@ -83,7 +82,7 @@ def config(*methods, **fields):
 
 
 def plans(config):
-  resolved = config_lib.resolve(config)
+  resolved = resolve(config)
   return plan.make_plans(resolved, data.load(**merge.drop_keys(resolved["data"], "extra_tests")))
 
 
@@ -120,7 +119,7 @@ def test_the_terms_of_one_name_are_numbered():
 
 
 def test_the_loss_is_that_of_the_file():
-  entry = config_lib.resolve(config(method("custom:mine:method", power=1.0)))["stages"][1]["methods"][0]
+  entry = resolve(config(method("custom:mine:method", power=1.0)))["stages"][1]["methods"][0]
   from smskd_jax.losses import Context
   from smskd_jax.types import Outputs
 

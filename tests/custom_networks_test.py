@@ -5,9 +5,8 @@ import sys
 import pytest
 
 import runs
-from smskd_jax import config as config_lib
 from smskd_jax import custom, data
-from smskd_jax.config import merge, method, network, stage
+from smskd_jax.config import merge, method, network, resolve, stage
 from smskd_jax.engine import experiment, plan
 from smskd_jax.errors import UserError
 
@@ -85,7 +84,7 @@ def alone(model, **options):
 
 
 def plans(config):
-  resolved = config_lib.resolve(config)
+  resolved = resolve(config)
   return plan.make_plans(resolved, data.load(**merge.drop_keys(resolved["data"], "extra_tests")))
 
 

@@ -77,7 +77,7 @@ def norm(*, train: bool, axis_name: str | None, dtype: Any = None, name: str | N
 def linear(features: int, in_features: int, *, kernel_init: Any = None, name: str | None = None) -> nn.Dense:
   """Linear layer; weights and biases start between -+1/sqrt(in_features), as PyTorch's.
 
-  With `kernel_init` weights start as it says, and biases at zero.
+  With `kernel_init`, biases start at zero.
   """
   if kernel_init is not None:
     return nn.Dense(features, kernel_init=kernel_init, name=name)
@@ -98,14 +98,14 @@ def shuffle_channels(x: jax.Array, groups: int) -> jax.Array:
 class Layers(NamedTuple):
   """Arguments that all layers of a network share."""
 
-  train: bool  # whether batch norm uses, and remembers, the statistics of the batch
-  axis_name: str | None  # the axis of devices that these span
-  dtype: Any = None  # what is computed in; None: the common type of inputs and parameters
+  train: bool  # True: batch norm uses and updates the statistics of the batch
+  axis_name: str | None  # axis of devices that the statistics span
+  dtype: Any = None  # computation type; None: the common type of inputs and parameters
 
   def conv(self, channels: int, kernel_size: int, *, name: str, **options: Any) -> nn.Conv:
-    """As the function of this name."""
+    """The function of this name with these arguments."""
     return conv(channels, kernel_size, dtype=self.dtype, name=name, **options)
 
   def norm(self, name: str) -> BatchNorm:
-    """As the function of this name."""
+    """The function of this name with these arguments."""
     return norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name=name)

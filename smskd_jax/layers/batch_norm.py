@@ -6,7 +6,7 @@ ICML 2015, https://arxiv.org/abs/1502.03167
 `flax.linen.BatchNorm` computes the same; differentiated automatically it keeps the centred activations of every
 layer and passes over them more often than it has to. Written out, the forward pass reads the activations twice and the
 backward pass twice, which on a CPU is worth a fifth of a ResNet's whole step (`benchmarks/batch_norm.py`).
-Its variables have Flax's names, so that either can read what the other has trained.
+Its variables have Flax's names, so that either reads the other's variables.
 """
 
 import functools
@@ -56,7 +56,7 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(normalised x, mean, biased variance) over all axes but the last and over devices.
 
-  The first is of x's type; what is summed is summed in that of the scale, or of x where that is wider.
+  The first is of x's type; sums are computed in the wider of the types of scale and x.
   Mean and variance are there to be remembered: no gradient flows through them.
   """
   return _forward(x, scale, bias, epsilon, axis_name)[0]
@@ -81,7 +81,7 @@ def _backward(epsilon, axis_name, residuals, cotangents):
   narrow, wide = x.dtype, jnp.promote_types(x.dtype, scale.dtype)
   x, gradient = x.astype(wide), cotangents[0].astype(wide)
   axes = tuple(range(x.ndim - 1))
-  # Of this device's images: what its loss says of scale and bias. Over all: what it says of everyone's x.
+  # Local means give the gradients of scale and bias, means over all devices that of x.
   own = jnp.stack([jnp.mean(gradient, axes), jnp.mean(gradient * (x - _per_channel(mean, x)), axes)])
   everyone = _mean(own, axis_name)
   slope = scale * inverse_std

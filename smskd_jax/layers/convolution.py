@@ -2,8 +2,8 @@
 
 On two cores, of one step of resnet32x4 -> resnet8x4 (`benchmarks/step.py`): kernels of 1x1 as matrix products;
 of 3x3 and many channels by Winograd's minimal filtering, forward and both gradients; and the gradients of other large
-kernels as a sum over pieces of the batch, whose patches fit a cache. GPUs and TPUs have kernels of their own, which
-these forms would hide from them: what is compiled for them has convolutions as they are written.
+kernels as a sum over chunks of the batch, whose patches fit a cache. GPUs and TPUs have kernels of their own, which
+these forms would hide: programs for them have XLA's convolutions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +21,9 @@ from smskd_jax.layers import winograd
 
 WINOGRAD_CHANNELS = 128  # on both sides; with fewer the sums around the products cost more than they save
 MIN_CHUNKED_KERNEL = 32 * 64  # channels in times out; below, one gradient over the whole batch is as fast
-CHUNK_POSITIONS = 4096  # positions of all images of a piece
+CHUNK_POSITIONS = 4096  # positions of all images of a chunk
 
-_use_xla: contextvars.ContextVar[bool] = contextvars.ContextVar("as_written", default=False)
+_use_xla: contextvars.ContextVar[bool] = contextvars.ContextVar("use_xla", default=False)
 
 
 @contextlib.contextmanager
@@ -50,19 +50,19 @@ def convolve(
   """
   dilated = any(n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in options[name])
 
-  def written(x, kernel):
+  def xla_conv(x, kernel):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
   if dilated or options["feature_group_count"] != 1:
-    return written(x, kernel)
+    return xla_conv(x, kernel)
   if kernel.shape[:2] == (1, 1) and not np.any(padding):
     x = x[:, :: strides[0], :: strides[1]]
     y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=options["precision"])
     return y.reshape(*x.shape[:-1], y.shape[-1])
-  filtered = _use_winograd(x, kernel, tuple(strides), padding)
-  if _use_xla.get() or not (filtered or _use_chunks(x, kernel)):
-    return written(x, kernel)
-  return _cpu_conv(written, filtered, x, kernel)
+  winograd_is_faster = _use_winograd(x, kernel, tuple(strides), padding)
+  if _use_xla.get() or not (winograd_is_faster or _use_chunks(x, kernel)):
+    return xla_conv(x, kernel)
+  return _cpu_conv(xla_conv, winograd_is_faster, x, kernel)
 
 
 def _use_winograd(x, kernel, strides, padding) -> bool:
@@ -103,7 +103,7 @@ def _backward(xla_conv, use_winograd, residuals, gradient):
   def kernel_gradient(x, kernel, gradient):
     return jax.vjp(lambda k: xla_conv(x, k), kernel)[1](gradient)[0]
 
-  def piece_by_piece(x, kernel, gradient):
+  def chunked_kernel_gradient(x, kernel, gradient):
     count = _num_chunks(x)
     parts = zip(jnp.split(x, count), jnp.split(gradient, count), strict=True)
     return sum(kernel_gradient(images, kernel, outputs) for images, outputs in parts)
@@ -111,7 +111,7 @@ def _backward(xla_conv, use_winograd, residuals, gradient):
   def cpu(x, kernel, gradient):
     if use_winograd:
       return winograd.input_gradient(gradient, kernel), winograd.kernel_gradient(x, gradient)
-    return input_gradient(x, kernel, gradient), piece_by_piece(x, kernel, gradient)
+    return input_gradient(x, kernel, gradient), chunked_kernel_gradient(x, kernel, gradient)
 
   def default(x, kernel, gradient):
     return input_gradient(x, kernel, gradient), kernel_gradient(x, kernel, gradient)

@@ -2,17 +2,17 @@
 
 Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, https://arxiv.org/abs/1509.09308: their
 F(2x2, 3x3). Tiles of 4x4 inputs and the kernel are mapped to 16 numbers each (B, G), multiplied, summed over channels
-as 16 matrix products, and mapped back (A). The map of the inputs has only sums, so that what it rounds is what the
-convolution itself would round; the gradients are those of the map, written out.
+as 16 matrix products, and mapped back (A). The map of the inputs has only sums, so that its
+rounding is that of the convolution itself; the gradients are those of the map, written out.
 
-The sums are of slices and not of matrix products with B and A, which XLA would not fuse with what is around them.
+The sums are of slices and not of matrix products with B and A, which XLA would not fuse with their neighbours.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What a kernel of three becomes. Halves are exact.
+# Transform of a kernel of three; halves are exact.
 KERNEL_TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 TileElements = list[jax.Array]  # 16, of each tile: [tiles, channels]
 

@@ -1,93 +1,48 @@
 """Registry of the distillation methods and of their plug-ins.
 
-A method is one module of this folder with a function `method` (hyper-parameters by keyword) and one row of `_MODULES`;
-a plug-in takes a method and returns a method.
+A method is a module of this folder with a function `method`, which takes hyper-parameters by keyword and raises
+ValueError on a bad one, and a name in `FAMILIES`. A plug-in's function takes a method too, and returns a method.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import importlib
 import itertools
-import types
+from types import MappingProxyType
 from typing import Any
 
 from smskd_jax import custom
-from smskd_jax.losses import (
-  ab,
-  afd,
-  at,
-  catkd,
-  cc,
-  crd,
-  crd_infonce,
-  ctkd,
-  dist,
-  dkd,
-  dml,
-  embedding_mse,
-  fitnet,
-  fsp,
-  ft,
-  hard_label,
-  ickd,
-  irg,
-  kd,
-  kdsvd,
-  logit_standardization,
-  logits_cosine,
-  logits_mse,
-  mlkd,
-  multi_teacher,
-  nkd,
-  nst,
-  ofd,
-  pkd,
-  pkt,
-  reviewkd,
-  rkd,
-  sfd,
-  simkd,
-  sp,
-  srrl,
-  tfkd,
-  ttm,
-  uda,
-  vid,
-  wsld,
-  wttm,
-)
 from smskd_jax.losses.contract import Context as Context
 from smskd_jax.losses.contract import Method as Method
 from smskd_jax.losses.contract import check
 from smskd_jax.losses.contract import make as make
 from smskd_jax.losses.contract import stateless as stateless
 
-_MODULES: Mapping[str, tuple[types.ModuleType, ...]] = {
-  "response": (kd, dkd, dist, nkd, mlkd, ttm, wttm, wsld, logits_mse, logits_cosine, hard_label, tfkd, uda),
-  "feature": (
-    fitnet, at, nst, ab, ft, fsp, vid, ofd, reviewkd, kdsvd, sfd, pkd, simkd, catkd, srrl, afd, embedding_mse,
-  ),
-  "relation": (rkd, sp, cc, pkt, crd, crd_infonce, irg, ickd),
-  "online": (dml,),
-}  # fmt: skip
-_PLUGINS = (ctkd, multi_teacher, logit_standardization)
+# Family -> names of its methods, which are those of their modules.
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+  {
+    "response": (
+      "kd", "dkd", "dist", "nkd", "mlkd", "ttm", "wttm", "wsld", "logits_mse", "logits_cosine", "hard_label", "tfkd",
+      "uda",
+    ),
+    "feature": (
+      "fitnet", "at", "nst", "ab", "ft", "fsp", "vid", "ofd", "reviewkd", "kdsvd", "sfd", "pkd", "simkd", "catkd",
+      "srrl", "afd", "embedding_mse",
+    ),
+    "relation": ("rkd", "sp", "cc", "pkt", "crd", "crd_infonce", "irg", "ickd"),
+    "online": ("dml",),
+  }
+)  # fmt: skip
 
 
-def _name(module: types.ModuleType) -> str:
-  return module.__name__.rpartition(".")[2]
+def _factories(names: Iterable[str]) -> Mapping[str, Callable[..., Method]]:
+  """Immutable table, sorted by name, of the factories of methods or plug-ins."""
+  return MappingProxyType(
+    {name: importlib.import_module(f"{__name__}.{name}").method for name in sorted(names)}
+  )
 
 
-def _factories(*modules: types.ModuleType) -> Mapping[str, Callable[..., Method]]:
-  """Name of each module to its factory."""
-  return types.MappingProxyType({_name(m): m.method for m in sorted(modules, key=_name)})
-
-
-# Family -> its methods.
-FAMILIES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
-  {family: tuple(map(_name, modules)) for family, modules in _MODULES.items()}
-)
-# Every factory takes the method's hyper-parameters by keyword and raises ValueError on a bad one.
-METHODS = _factories(*itertools.chain.from_iterable(_MODULES.values()))
-# Every factory takes a method, and hyper-parameters by keyword, and returns a method.
-PLUGINS = _factories(*_PLUGINS)
+METHODS = _factories(itertools.chain.from_iterable(FAMILIES.values()))
+PLUGINS = _factories(("ctkd", "logit_standardization", "multi_teacher"))
 
 # Fields of a method's entry and of a plug-in's entry in a config that are not hyper-parameters.
 METHOD_FIELDS = ("name", "weight", "warmup_epochs", "plugins")

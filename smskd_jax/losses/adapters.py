@@ -31,17 +31,18 @@ class Projections(nn.Module):
   """1x1 convolutions to the teacher's channels; maps of equally many channels are unchanged."""
 
   channels: tuple[int, ...]  # of the teacher's maps
+  prefix: str = "tap"  # of the convolutions' names
 
   @nn.compact
   def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
     """The student's maps, each [b, h, w, c of the teacher]."""
     del axis_name
 
-    def project(i, c):
-      return basic.conv(c, 1, kernel_init=basic.uniform, name=f"tap{i}")
+    def project(i, x, c):
+      conv = basic.conv(c, 1, kernel_init=basic.uniform, name=f"{self.prefix}{i}")
+      return x if x.shape[-1] == c else conv(x)
 
-    pairs = enumerate(zip(features, self.channels, strict=True))
-    return tuple(x if x.shape[-1] == c else project(i, c)(x) for i, (x, c) in pairs)
+    return tuple(project(i, x, c) for i, (x, c) in enumerate(zip(features, self.channels, strict=True)))
 
 
 def init(module: nn.Module, key: jax.Array, *inputs: Any) -> MethodVariables:

@@ -19,29 +19,11 @@ convolution brings the student's map to the teacher's channels; `project` = Fals
 from collections.abc import Callable
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from smskd_jax import errors
-from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, contract, maps, numerics
-
-
-class Projections(nn.Module):
-  """1x1 convolutions to the teacher's channels; a map that has equally many stays as it is."""
-
-  channels: tuple[int, ...]  # of the teacher's maps
-
-  @nn.compact
-  def __call__(self, features: tuple[jax.Array, ...], axis_name: str | None = None) -> tuple[jax.Array, ...]:
-    """The student's maps [b, h, w, c] in the teacher's channels."""
-    del axis_name
-
-    def project(i, x, c):
-      return x if x.shape[-1] == c else basic.conv(c, 1, kernel_init=basic.uniform, name=f"conv_{i}")(x)
-
-    return tuple(project(i, x, c) for i, (x, c) in enumerate(zip(features, self.channels, strict=True)))
 
 
 def loss(student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...]) -> jax.Array:
@@ -106,7 +88,7 @@ def make_multi_layer_method(
           "take maps of equally many channels, or project = True"
         )
     students, targets = zip(*((student.features[s], teacher.features[t]) for s, t in pairs), strict=True)
-    return Projections(tuple(x.shape[-1] for x in targets)), students, targets
+    return adapters.Projections(tuple(x.shape[-1] for x in targets), "conv_"), students, targets
 
   def init(key, student, teachers, labels):
     del labels

@@ -2,9 +2,9 @@
 
 Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, https://arxiv.org/abs/1706.00384
 
-Each member has its own weights, and sees the same images as the others. What the first one says is what the cohort
-says: it is evaluated, and it teaches in later stages. The others are in `Outputs.peer_outputs`, for the method `dml`.
-Differences: the paper evaluates every member, and also all of them as an ensemble.
+Each member has its own weights; all members have the same images. The outputs of the first member are those of the
+cohort, which are evaluated and teach in later stages. The outputs of the others are in `Outputs.peer_outputs`, for the
+method `dml`. Differences: the paper evaluates every member, and also all of them as an ensemble.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def make(
     peer: the networks that train beside it.
     peer_width: their width.
     num_peers: number of these networks.
-    dtype: what all members compute in.
+    dtype: computation type of all members.
   """
   errors.check_choice("cohort", models, first=first, peer=peer)
   errors.check_positive_integer("cohort", num_peers=num_peers)

@@ -1,6 +1,6 @@
 """Shapes, size and cost of networks by tracing, without computing anything.
 
-All of it is traced once for a network and a shape of images. Nothing is allocated.
+A network is traced once for each shape of images. Nothing is allocated.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ ImageShape = tuple[int, int, int]  # h, w, c
 
 
 def image_spec(shape: ImageShape) -> jax.ShapeDtypeStruct:
-  """The shape of a batch of one image as networks see it."""
+  """Shape of a batch of one image, the input of networks."""
   return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
 
 @functools.lru_cache
 def init_shapes(network: nn.Module, shape: ImageShape) -> tuple[Outputs, Any]:
-  """The shapes of what a network returns and of its variables, in that order.
+  """Shapes of a network's outputs and of its variables, in that order.
 
   Raises:
-    ValueError: the network cannot see images of this shape.
+    ValueError: the network does not take images of this shape.
   """
 
   # The key is made within: outside it would start JAX, before the number of its devices is settled.
@@ -39,7 +39,7 @@ def init_shapes(network: nn.Module, shape: ImageShape) -> tuple[Outputs, Any]:
 
 
 def output_shapes(network: nn.Module, shape: ImageShape) -> Outputs:
-  """The shapes of what a network says of one image."""
+  """Shapes of a network's outputs for one image."""
   return init_shapes(network, shape)[0]
 
 
@@ -66,7 +66,7 @@ def forward_flops(network: nn.Module, shape: ImageShape) -> float:
   def forward(values, x):
     return cast(Outputs, network.apply(values, x)).logits
 
-  with convolution.use_xla_convolution():  # whatever computes them with fewer
+  with convolution.use_xla_convolution():  # forms with fewer operations do not count
     analysis: Any = jax.jit(forward).lower(variable_shapes(network, shape), image_spec(shape)).cost_analysis()
   return float(analysis["flops"])
 
@@ -93,10 +93,10 @@ def _abbreviate(names: list[str], count: int = 5) -> str:
 
 
 def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> None:
-  """Refuses a network that does not say what losses and the training step need to hear.
+  """Raises ValueError for a network without the outputs that losses and the training step need.
 
   Raises:
-    ValueError: what is wrong, and what it should be.
+    ValueError: names the actual and the expected output.
   """
   found = output_shapes(network, shape)
   if not isinstance(found, Outputs):
@@ -110,7 +110,7 @@ def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> No
   if shape_of(found.logits) != [1, num_classes]:
     raise ValueError(f"its logits are {shape_of(found.logits)}, not [b, k] = {[1, num_classes]}")
   if len(shape_of(found.embedding)) != 2:
-    raise ValueError(f"its pooled embedding is {shape_of(found.embedding)}, not [b, d]")
+    raise ValueError(f"its embedding is {shape_of(found.embedding)}, not [b, d]")
   for name in ("features", "preactivations"):
     maps = getattr(found, name)
     if not isinstance(maps, tuple) or not all(len(shape_of(x)) == 4 for x in maps):

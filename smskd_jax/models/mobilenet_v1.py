@@ -3,8 +3,9 @@
 Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017,
 https://arxiv.org/abs/1704.04861
 
-Taps and names of submodules are those of the public code of "Decoupled Knowledge Distillation" (Zhao et al., CVPR 2022,
-https://arxiv.org/abs/2203.08679), the student of the literature's ResNet50 on ImageNet. Weights start as PyTorch's.
+Feature layers and names of submodules are those of the public code of "Decoupled Knowledge Distillation" (Zhao et al.,
+CVPR 2022, https://arxiv.org/abs/2203.08679), the student of the literature's ResNet50 on ImageNet. Weights start as
+PyTorch's.
 """
 
 from typing import Any

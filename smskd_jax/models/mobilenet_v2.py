@@ -139,7 +139,7 @@ def make(
 ) -> MobileNetV2:
   """MobileNetV2 with `factor` times `width` times the paper's channels."""
   errors.check_positive_integer("mobilenet_v2", num_classes=num_classes)
-  options.scale_channels("mobilenet_v2", (), width)  # refuses what is not a positive number
+  options.scale_channels("mobilenet_v2", (), width)  # checks width
   factor *= width
   to_channels = (lambda c: max(1, int(c))) if small_images else _round_to_multiple_of_8
   channels = [to_channels(factor * c) for c in (STEM, *(row.channels for row in _block_groups(small_images)))]

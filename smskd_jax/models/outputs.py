@@ -34,8 +34,8 @@ def make_outputs(
 ) -> Outputs:
   """`Outputs` of feature layers and of the final map [b, h, w, d], which is classified.
 
-  Mean and classifier are computed in the parameters' type, whatever the type of the maps: they cost nothing, and losses
-  read the logits. Weights start as PyTorch's, or, with `kernel_init`, as it says and with biases of zero.
+  Mean and classifier are computed in the parameters' type, for any type of the maps: their cost is negligible, and
+  losses read the logits. Weights start as PyTorch's; with `kernel_init`, biases start at zero.
   """
   pooled = jnp.mean(final_map.astype(jnp.promote_types(final_map.dtype, jnp.float32)), axis=(1, 2))
   classifier = basic.linear(num_classes, pooled.shape[-1], kernel_init=kernel_init, name=name)

@@ -86,8 +86,8 @@ class ResNet(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four feature layers: the stem's and the stages' ends. The stem's preactivation is taken after its
-      ReLU too, as in the public code: methods that want preactivations use those of the stages.
+      Outputs with four feature layers: the stem's and the ends of the block groups. The stem's preactivation is taken
+      after its ReLU too, as in the public code: methods that read preactivations use those of the block groups.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")

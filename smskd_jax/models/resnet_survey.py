@@ -8,8 +8,8 @@ flattened. An 8x8 map thus becomes 256 numbers and not 64, which the classifier 
 column.
 ResNet8 has 89,322 parameters for ten classes.
 
-The survey's larger ResNets are in `resnet_deep.py`; its wide networks are those of `wrn.py`. The ResNets' weights start
-as PyTorch's layers do.
+The survey's larger ResNets are in `resnet_imagenet.py`; its wide networks are those of `wrn.py`. The ResNets' weights
+start as PyTorch's layers do.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def _windows(x: jax.Array) -> jax.Array:
   """Stacks the pooling windows of a map [b, h, w, c] as channels."""
   b, h, w, c = x.shape
   size = min(_POOL_SIZE, h, w)
-  rows, columns = h // size, w // size  # what is left over is cut off, as PyTorch's pooling does
+  rows, columns = h // size, w // size  # a remainder is cut off, as in PyTorch's pooling
   x = x[:, : rows * size, : columns * size].reshape(b, rows, size, columns, size, c)
   return x.transpose(0, 2, 4, 5, 1, 3).reshape(b, size, size, c * rows * columns)
 
@@ -74,9 +74,9 @@ class SurveyResNet(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four feature layers: the stem's and the stages' ends; the public code has no feature layer at the
-      stem. The final map is the last one with each window's places as one place and the windows as channels: its mean
-      is `pooled`.
+      Outputs with four feature layers: the stem's and the ends of the block groups; the public code has no feature
+      layer at the stem. The final map is the last one with each window's places as one place and the windows as
+      channels: its mean is the embedding.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")

@@ -27,7 +27,7 @@ GROUPS = 3
 class Block(nn.Module):
   """Residual block: grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1 convolution."""
 
-  channels: int  # of what is added to x, or, with stride 2, put beside it
+  channels: int  # of the residual branch, which is added to x or, with stride 2, concatenated
   stride: int
   groups: int  # of the first convolution; the last has GROUPS
 
@@ -66,8 +66,8 @@ class ShuffleNetV1(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four feature layers: the stem's and the stages' ends. The stem's preactivation is taken after its
-      ReLU too, as in the public code.
+      Outputs with four feature layers: the stem's and the ends of the block groups. The stem's preactivation is taken
+      after its ReLU too, as in the public code.
     """
     layers = Layers(train, axis_name, self.dtype)
     norm = layers.norm("bn1")

@@ -76,9 +76,10 @@ class ShuffleNetV2(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four feature layers: the stem's and the stages' ends. As in the public code the stem's preactivation
-      is taken after its ReLU too, and those of the stages before the last shuffle: their channels are in another order
-      than the feature layers', and half of them, which the last block leaves alone, are after a ReLU.
+      Outputs with four feature layers: the stem's and the ends of the block groups. As in the public code the stem's
+      preactivation is taken after its ReLU too, and those of the block groups before the last shuffle: their channels
+      are in another order than the feature layers', and half of them, which the last block leaves alone, are after a
+      ReLU.
     """
     layers = Layers(train, axis_name, self.dtype)
     stem, *stages, last = self.channels

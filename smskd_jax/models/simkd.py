@@ -76,10 +76,10 @@ def make(
     num_classes: the student's and the teacher's.
     body: the student without its classifier.
     width: of the body.
-    teacher: the network whose classifier is reused. Here it only says how wide that is.
+    teacher: the network whose classifier is reused. Only the width of its classifier is used here.
     teacher_width: its width.
     factor: how many times fewer channels the projector has inside. The paper compares 8, 4 and 2.
-    dtype: what the body computes in; projector and classifier stay in float32.
+    dtype: computation type of the body; projector and classifier stay in float32.
   """
   errors.check_choice("simkd", models, body=body, teacher=teacher)
   errors.check_positive("simkd", factor=factor)

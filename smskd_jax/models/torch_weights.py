@@ -67,7 +67,7 @@ def from_torch(
 
   Args:
     network: of the model zoo.
-    state_dict: the checkpoint's tensors, as arrays, under names that `rename` knows.
+    state_dict: the checkpoint's tensors, as arrays, under names that `match_names` maps.
     image_shape: [h, w, c] that the network is for; of it only c decides the weights' shapes.
 
   Returns:

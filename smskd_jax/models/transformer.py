@@ -173,7 +173,8 @@ def make(
 ) -> PatchNetwork:
   """Network of `num_blocks` blocks, `width` times `channels`, and square patches.
 
-  Patches of 4 are for images of 32x32, of 16 for 224x224. Channels are rounded to what heads and positions need.
+  Patches of 4 are for images of 32x32, of 16 for 224x224. Channels are rounded to multiples that heads and positions
+  need.
   """
   errors.check_positive_integer(name, num_classes=num_classes)
   errors.check_positive_integer(name, patch_size=patch_size)

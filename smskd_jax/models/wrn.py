@@ -59,9 +59,9 @@ class WideResNet(nn.Module):
       axis_name: the axis of devices that the statistics of the batch span.
 
     Returns:
-      Outputs with four feature layers: the stem's and the stages' ends, which are sums that no activation follows.
-      Their preactivations are what the next batch norm makes of them, as in the public code; the stem's is the feature
-      layer itself.
+      Outputs with four feature layers: the stem's and the ends of the block groups, which are sums that no activation
+      follows. Their preactivations are the outputs of the next batch norm, as in the public code; the stem's is the
+      feature layer itself.
     """
     layers = Layers(train, axis_name, self.dtype)
     x = layers.conv(self.channels[0], 3, name="conv1")(image)

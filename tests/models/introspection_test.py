@@ -53,7 +53,7 @@ class Says(nn.Module):
   [
     ("tuple", "it returns tuple, not"),
     ("logits", r"its logits are \[1, 5\], not \[b, k\] = \[1, 10\]"),
-    ("pooled", r"its pooled embedding is \[1, 4, 4, 3\]"),
+    ("pooled", r"its embedding is \[1, 4, 4, 3\]"),
     ("list", "its features are not a tuple of maps"),
     ("flat", "its preactivations are not a tuple of maps"),
     ("counts", "it has 2 features, but 1 preactivations"),
