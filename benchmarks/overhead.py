@@ -1,11 +1,11 @@
-"""The share of a run's wall time that is not the compiled step: data, metrics, checkpoints, progress bar.
+"""Fraction of a run's wall time outside the compiled step.
 
-  python benchmarks/overhead.py [--steps=60] [--model=resnet20,resnet8] [--batch_size=128]
+  python benchmarks/overhead.py [--steps=60] [--teacher=resnet20] [--student=resnet8] [--batch_size=128]
 
-Trains one KD stage of configs/smskd.py (resnet20 -> resnet8, batch 128) on `cifar10` twice in the same process:
-through the loop, as a run does, with checkpoints and metrics; and by calling the same compiled step on batches that lie
-on the devices already. The two are taken in turns, several times; the ratio of the medians is what counts.
-Evaluation is left out on both sides: it is a choice of the config.
+Trains one KD stage (resnet20 -> resnet8, batch 128) on `cifar10` twice in one process: through the training loop
+with checkpoints and metrics, as a run does; and by calling the compiled step on batches that are on the devices. The
+two take turns, several times; the result is the median of the fractions. Neither side evaluates: the config decides how
+often a run does.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from smskd_jax.runtime import checkpoint, clock, parallel, signals
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.runtime.writer import MetricsWriter
 from smskd_jax.training import batches, initialization, loop
-from smskd_jax.training.loop import SingleTrainer
 from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Frozen
 
@@ -50,6 +49,64 @@ def make_plan(args):
   return make_plans(resolve(config), dataset)[1], dataset, devices
 
 
+class Overhead:
+  """A stage that trains through the loop, or by its compiled step alone; both return seconds."""
+
+  def __init__(self, args):
+    self.plan, self.dataset, self.devices = make_plan(args)
+    self.key = jax.random.key(0)
+    # One checkpoint in each measurement: more often than the default of one in 500 steps.
+    self.loop_config = self.plan.loop_config._replace(
+      epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2
+    )
+    self.input_spec = self.plan.input_spec._replace(epochs=1, steps_per_epoch=args.steps)
+    self.teachers = tuple(self._init(teacher, jax.random.key(1)) for teacher in self.plan.stage.teachers)
+    self.frozen = parallel.replicate(Frozen(self.key, self.teachers, None), self.devices)
+    self.compiled = parallel.compile_step(make_train_step(self.plan.stage, parallel.AXIS), self.devices)
+    host_batches = batches.iterate_batches(self.input_spec, self.key, 0)
+    self.device_batches = jax.device_put([parallel.shard(batch, self.devices) for batch in host_batches])
+
+  def _init(self, network, key):
+    image = introspection.image_spec(self.dataset.image_shape)
+    return initialization.init_variables(network, key, image)
+
+  def _init_state(self):
+    stage, image = self.plan.stage, introspection.image_spec(self.dataset.image_shape)
+    variables = self._init(stage.student, self.key)
+    state = initialization.init_state(
+      stage, self.key, variables, self.teachers, image, self.dataset.train.label
+    )
+    return jax.block_until_ready(parallel.replicate(state, self.devices))
+
+  def run_loop(self, folder):
+    """Trains through the loop, with the compiled step of `run_steps`."""
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
+    order = functools.partial(batches.iterate_batches, self.input_spec, self.key)
+    callbacks = loop.LoopCallbacks(order, lambda step, variables: {}, writer.write, checkpoints, {}, {})
+    trainer = loop.SingleTrainer(self.plan.stage, self.devices, self._init_state(), self.frozen)
+    trainer._step = self.compiled
+    timer = clock.Clock()
+    plan = self.plan._replace(loop_config=self.loop_config)
+    progress = StageProgress(plan, 1, timer, RunEstimate([self.plan], self.dataset, folder))
+    began = time.perf_counter()
+    loop.run(trainer, self.loop_config, [callbacks], progress, signals.StopRequest(), timer)
+    progress.close()
+    seconds = time.perf_counter() - began
+    checkpoints.close()
+    writer.close()
+    return seconds
+
+  def run_steps(self, num_steps=None):
+    """Trains by the compiled step alone."""
+    state = self._init_state()
+    began = time.perf_counter()
+    for batch in self.device_batches[:num_steps]:
+      state, metrics = self.compiled(state, self.frozen, batch)
+    jax.block_until_ready((state, metrics))
+    return time.perf_counter() - began
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--data", default="cifar10")
@@ -60,70 +117,23 @@ def main():
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--out", type=Path, help="a JSON file for the result")
   args = parser.parse_args()
-  plan, dataset, devices = make_plan(args)
-  # One checkpoint a round, which is more often than the default of one in 500 steps.
-  budget = plan.loop_config._replace(
-    epochs=1, steps_per_epoch=args.steps, checkpoint_every_steps=args.steps // 2
-  )
-  drawing = plan.input_spec._replace(epochs=1, steps_per_epoch=args.steps)
-  image, key = introspection.image_spec(dataset.image_shape), jax.random.key(0)
-  fresh = functools.partial(initialization.init_variables, image=image)
-  teachers = tuple(fresh(t, jax.random.key(1)) for t in plan.stage.teachers)
-  frozen = parallel.replicate(Frozen(key, teachers, None), devices)
-  compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
-  parallel_compile, parallel.compile_step = parallel.compile_step, lambda step, devices: compiled
-
-  def begin():
-    variables = fresh(plan.stage.student, key)
-    state = initialization.init_state(plan.stage, key, variables, teachers, image, dataset.train.label)
-    return parallel.replicate(state, devices)
-
-  def through_the_loop(folder):
-    state, stop = begin(), signals.StopRequest()
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    writer = MetricsWriter(folder / "metrics.jsonl", folder / "events", last_step=-1)
-    order = functools.partial(batches.iterate_batches, drawing, key)
-    learning = loop.LoopCallbacks(order, lambda step, variables: {}, writer.write, checkpoints, {}, {})
-    program = SingleTrainer(plan.stage, devices, state, frozen)
-    timer = clock.Clock()
-    progress = StageProgress(
-      plan._replace(loop_config=budget), 1, timer, RunEstimate([plan], dataset, folder)
-    )
-    began = time.perf_counter()
-    loop.run(program, budget, [learning], progress, stop, timer)
-    progress.close()
-    seconds = time.perf_counter() - began
-    checkpoints.close()
-    writer.close()
-    return seconds
-
-  def step_alone(on_the_device):
-    state = begin()
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    for batch in on_the_device:
-      state, metrics = compiled(state, frozen, batch)
-    jax.block_until_ready((state, metrics))
-    return time.perf_counter() - began
-
-  prepared = jax.device_put([parallel.shard(b, devices) for b in batches.iterate_batches(drawing, key, 0)])
-  step_alone(prepared[:3])
-  whole, alone = [], []
+  overhead = Overhead(args)
+  overhead.run_steps(3)  # compiles
+  loop_seconds, step_seconds = [], []
   for _ in range(args.repeats):
     with tempfile.TemporaryDirectory() as folder:
-      whole.append(through_the_loop(Path(folder)))
-    alone.append(step_alone(prepared))
-  parallel.compile_step = parallel_compile
-  shares = [1 - a / w for a, w in zip(alone, whole, strict=True)]
+      loop_seconds.append(overhead.run_loop(Path(folder)))
+    step_seconds.append(overhead.run_steps())
+  fractions = [1 - step / whole for step, whole in zip(step_seconds, loop_seconds, strict=True)]
   result = {
     "data": args.data,
     "pair": f"{args.teacher} -> {args.student}",
     "batch_size": args.batch_size,
     "steps": args.steps,
-    "seconds_through_the_loop": whole,
-    "seconds_of_the_step_alone": alone,
-    "share_outside_the_step": {"median": statistics.median(shares), "of_each_pair": shares},
-    **environment(devices),
+    "seconds_through_the_loop": loop_seconds,
+    "seconds_of_the_step_alone": step_seconds,
+    "share_outside_the_step": {"median": statistics.median(fractions), "of_each_pair": fractions},
+    **environment(overhead.devices),
   }
   print(json.dumps(result, indent=2))
   if args.out:

@@ -1,15 +1,15 @@
-"""What a step of several seeds costs: one after another, one on each device, or all on one as `vmap`.
+"""Time of a training step of several seeds: in turn, on several devices, or by `vmap`.
 
   python benchmarks/seeds.py [--cases=kd:resnet56:resnet20,...] [--seeds=2] [--out=benchmarks/results/seeds.json]
 
-Cases are those of `benchmarks/step.py`; `--cached` looks the teacher's answers up. Sides:
+Cases are those of `benchmarks/step.py`; `--cached` uses cached teacher outputs. Sides:
 
   in_turn      each seed's batch split over the devices, seed after seed
-  one_each     each seed on a device of its own, or as many on each as there are devices too few
+  one_each     each seed on its own device, or several on each device if there are more seeds
   vmap         all seeds on the first device
 
-They take turns; ratios to `in_turn` are taken turn by turn, and below 1 is faster. A case must give the same losses on
-all sides before anything is timed.
+The sides take turns; the ratio to `in_turn` is computed for each turn, and below 1 is faster. All sides must give equal
+losses before the timing.
 """
 
 import argparse
@@ -25,8 +25,7 @@ import step
 
 from smskd_jax import data
 from smskd_jax.data import augment
-from smskd_jax.runtime import console, parallel
-from smskd_jax.runtime import seed_parallel as beside_lib
+from smskd_jax.runtime import console, parallel, seed_parallel
 from smskd_jax.runtime.store import write_json
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training.loop import SeedParallelTrainer, SeedState, SingleTrainer
@@ -37,60 +36,56 @@ SIDES = ("in_turn", "one_each", "vmap")
 
 
 class InTurn:
-  """As many programs as there are seeds."""
+  """One trainer for each seed."""
 
-  def __init__(self, stage, devices, learners):
-    copies = [(jax.tree.map(jnp.copy, of.state), jax.tree.map(jnp.asarray, of.frozen)) for of in learners]
-    self._programs = [SingleTrainer(stage, devices, *parallel.replicate(pair, devices)) for pair in copies]
-    self._programs[1:] = [self._sharing(program) for program in self._programs[1:]]
-
-  def _sharing(self, program):
-    """It with what the first has compiled."""
-    program._step = self._programs[0]._step
-    return program
+  def __init__(self, stage, devices, seeds):
+    copies = [(jax.tree.map(jnp.copy, seed.state), jax.tree.map(jnp.asarray, seed.frozen)) for seed in seeds]
+    self._trainers = [SingleTrainer(stage, devices, *parallel.replicate(pair, devices)) for pair in copies]
+    for trainer in self._trainers:  # compiles once
+      trainer._step = self._trainers[0]._step
 
   def train(self, batches):
-    """The losses of a step of every seed."""
-    done = [program.train([[batch]]) for program, batch in zip(self._programs, batches, strict=True)]
-    return [float(metrics["loss"]) for metrics in jax.device_get(done)]
+    """Trains one step of every seed and returns the losses."""
+    metrics = [trainer.train([[batch]]) for trainer, batch in zip(self._trainers, batches, strict=True)]
+    return [float(by_seed["loss"]) for by_seed in jax.device_get(metrics)]
 
 
 class AtOnce:
-  """One program."""
+  """One trainer for all seeds."""
 
-  def __init__(self, stage, devices, learners):
-    self._program = SeedParallelTrainer(stage, devices, learners)
+  def __init__(self, stage, devices, seeds):
+    self._trainer = SeedParallelTrainer(stage, devices, seeds)
 
   def train(self, batches):
     """As `InTurn`."""
-    metrics = jax.device_get(self._program.train([batches]))
-    return [float(of["loss"]) for of in self._program.split_metrics(metrics)]
+    metrics = jax.device_get(self._trainer.train([batches]))
+    return [float(by_seed["loss"]) for by_seed in self._trainer.split_metrics(metrics)]
 
 
-def sides_of(case, args, dataset, devices, beside):
+def make_sides(case, args, dataset, devices, seed_devices):
   plan = step.make_plan(case, "float32" if args.cached else "off", args, dataset)
-  rows = [np.arange(i, i + args.batch_size, dtype=np.int32) for i in range(args.seeds)]
-  batches = [Batch(dataset.train.image[of], dataset.train.label[of], of) for of in rows]
+  indices = [np.arange(i, i + args.batch_size, dtype=np.int32) for i in range(args.seeds)]
+  batches = [Batch(dataset.train.image[index], dataset.train.label[index], index) for index in indices]
   state, frozen = step.init_train_state(plan, dataset)
   if args.cached:
-    seen = np.arange(args.batch_size + args.seeds)
-    image = np.asarray(augment.normalize(dataset.train.image[seen], dataset.mean, dataset.std))
+    image = dataset.train.image[np.arange(args.batch_size + args.seeds)]
+    image = np.asarray(augment.normalize(image, dataset.mean, dataset.std))
     frozen = step.cache_teacher(plan, frozen, image, dataset)
-  learners = [SeedState(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(args.seeds)]
+  seeds = [SeedState(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(args.seeds)]
   sides = {
-    "in_turn": InTurn(plan.stage, devices, learners),
-    "one_each": AtOnce(plan.stage, beside[: args.seeds], learners),
-    "vmap": AtOnce(plan.stage, beside[:1], learners),
+    "in_turn": InTurn(plan.stage, devices, seeds),
+    "one_each": AtOnce(plan.stage, seed_devices[: args.seeds], seeds),
+    "vmap": AtOnce(plan.stage, seed_devices[:1], seeds),
   }
   return sides, batches
 
 
-def measure(case, args, dataset, devices, beside):
-  sides, batches = sides_of(case, args, dataset, devices, beside)
+def measure(case, args, dataset, devices, seed_devices):
+  sides, batches = make_sides(case, args, dataset, devices, seed_devices)
   losses = {name: side.train(batches) for name, side in sides.items()}
-  for name, of_side in losses.items():
-    if not np.allclose(of_side, losses["in_turn"], rtol=1e-3):
-      raise SystemExit(f"{case}: the losses of {name} are {of_side}, of in_turn {losses['in_turn']}")
+  for name, values in losses.items():
+    if not np.allclose(values, losses["in_turn"], rtol=1e-3):
+      raise SystemExit(f"{case}: the losses of {name} are {values}, of in_turn {losses['in_turn']}")
   turns = {name: [] for name in SIDES}
   for i in range(args.repeats + 1):
     for name, side in sides.items():
@@ -109,10 +104,10 @@ def measure(case, args, dataset, devices, beside):
 
 
 def table(rows):
-  def shown(one):
-    return f"{one['milliseconds_of_a_seed']:.1f} ({one['ratio']:.2f})"
+  def cell(result):
+    return f"{result['milliseconds_of_a_seed']:.1f} ({result['ratio']:.2f})"
 
-  cells = [(row["case"], row["image_size"] or "", *(shown(row[name]) for name in SIDES)) for row in rows]
+  cells = [(row["case"], row["image_size"] or "", *(cell(row[name]) for name in SIDES)) for row in rows]
   return console.format_table(("case", "pixels", *SIDES), cells)
 
 
@@ -123,18 +118,18 @@ def main():
   parser.add_argument("--image_size", type=int, default=0)
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--seeds", type=int, default=2)
-  parser.add_argument("--cached", action="store_true", help="the teacher's answers are kept")
-  parser.add_argument("--steps", type=int, default=2, help="of a turn")
-  parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
-  parser.add_argument("--out", type=Path, help="a JSON file, to which the rows are added")
+  parser.add_argument("--cached", action="store_true", help="cached teacher outputs")
+  parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+  parser.add_argument("--repeats", type=int, default=7, help="timed turns of each side")
+  parser.add_argument("--out", type=Path, help="a JSON file, that the rows are added to")
   args = parser.parse_args()
   devices = parallel.select_devices([args.batch_size], num_seeds=args.seeds)
-  beside = beside_lib.select_seed_devices(devices)
-  if args.seeds > len(beside) and args.seeds % len(beside):
-    parser.error(f"--seeds: {args.seeds} do not divide over {len(beside)} devices")
+  seed_devices = seed_parallel.select_seed_devices(devices)
+  if args.seeds > len(seed_devices) and args.seeds % len(seed_devices):
+    parser.error(f"--seeds: {args.seeds} do not divide over {len(seed_devices)} devices")
   dataset = data.load(args.data, image_size=args.image_size)
-  rows = [measure(case, args, dataset, devices, beside) for case in args.cases.split(",")]
-  console.log(f"milliseconds a step of a seed (ratio to in_turn)\n\n{table(rows)}")
+  rows = [measure(case, args, dataset, devices, seed_devices) for case in args.cases.split(",")]
+  console.log(f"milliseconds per step and seed (ratio to in_turn)\n\n{table(rows)}")
   if args.out:
     before = json.loads(args.out.read_text())["steps"] if args.out.exists() else []
     write_json(args.out, {"steps": before + rows, **environment(devices)})

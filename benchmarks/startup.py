@@ -87,7 +87,7 @@ def our_evaluation(network, variables, dataset, devices, size):
 
 def torch_evaluation(network, variables, dataset, size, layout):
   """The same in PyTorch."""
-  made = torch_step.loaded(network, variables, layout)
+  made = torch_step.to_torch_network(network, variables, layout)
   normalize = functools.partial(torch_job.normalize, mean=dataset.mean, std=dataset.std, layout=layout)
   return lambda image: torch_job.logits(made, torch.from_numpy(image), normalize, size).numpy()
 

@@ -1,20 +1,20 @@
-"""What a training step costs: ours in several forms, and the same step in plain PyTorch.
+"""Time of a training step, in several forms and in plain PyTorch.
 
   python benchmarks/step.py [--cases=kd:resnet56:resnet20,...] [--out=benchmarks/results/step.json]
 
-A case is KIND:TEACHER:STUDENT, of CIFAR ResNets. Kinds: a method (kd, rkd, crd), and smskd, which is kd anchored by a
-reference. A step is what a run compiles: frozen networks, student, losses, gradients, SGD with momentum and decay; its
-batch lies on the devices, and images are seen as they are. Sides:
+A case is KIND:TEACHER:STUDENT, of CIFAR ResNets. Kinds: a method (kd, rkd, crd), and smskd, which is kd with a
+reference term. A step is the program that a run compiles: frozen networks, student, losses, gradients, SGD with
+momentum and weight decay. Its batch is on the devices, without augmentation. Sides:
 
-  ours             one virtual device a core
-  as_written       the same without the forms of smskd_jax/layers/convolution.py
-  cached           the same with the teacher's answers kept (`teacher_cache`)
-  nchw             PyTorch as public code of the field uses it, on all cores
-  channels_last    PyTorch with that memory format, on all cores
+  ours             the training step, with one virtual device for each core
+  as_written       the training step with XLA's convolutions instead of those of smskd_jax/layers/convolution.py
+  cached           the training step with cached teacher outputs (`teacher_cache`)
+  nchw             PyTorch in its default memory format, as in public code, on all cores
+  channels_last    PyTorch in the channels-last memory format, on all cores
 
-All sides start from the same variables and must give the same loss before anything is timed (crd: to 2 %, its negatives
-are drawn). They take turns of some steps; the ratio to `nchw` is taken turn by turn, and its median and quartiles are
-reported: below 1 is faster than PyTorch. The machine must be idle, and above all PyTorch's.
+All sides start from equal variables and must give equal losses before the timing (crd: to 2 %, because its negatives
+are sampled). The sides take turns of a few steps; the ratio to `nchw` is computed for each turn, and its median and
+quartiles are reported: below 1 is faster than PyTorch. The machine must be idle.
 """
 
 import argparse
@@ -74,61 +74,64 @@ def make_plan(case, cache, args, dataset):
 
 
 def init_train_state(plan, dataset):
-  """(state, frozen) on the host. The reference is another student, so that its term is not zero."""
-  image, fresh = introspection.image_spec(dataset.image_shape), initialization.init_variables
-  (teacher,) = (fresh(network, jax.random.key(1), image) for network in plan.stage.teachers)
-  student = fresh(plan.stage.student, jax.random.key(0), image)
+  """(state, frozen) on the host, with a reference that differs from the student."""
+  image, init = introspection.image_spec(dataset.image_shape), initialization.init_variables
+  (teacher,) = (init(network, jax.random.key(1), image) for network in plan.stage.teachers)
+  student = init(plan.stage.student, jax.random.key(0), image)
   state = initialization.init_state(
     plan.stage, jax.random.key(2), student, (teacher,), image, dataset.train.label
   )
-  reference = fresh(plan.stage.student, jax.random.key(3), image) if plan.stage.reference else None
+  reference = init(plan.stage.student, jax.random.key(3), image) if plan.stage.reference else None
   return jax.device_get((state, Frozen(jax.random.key(4), (teacher,), reference)))
 
 
-class Ours:
-  """Our step; `run()` as the other sides."""
+class TrainStep:
+  """The training step of the package; `run()` as for the other sides."""
 
-  def __init__(self, plan, begin, batch, devices):
-    self.state, self.frozen = parallel.replicate(begin, devices)
+  def __init__(self, plan, inputs, batch, devices):
+    self.state, self.frozen = parallel.replicate(inputs, devices)
     self.batch = jax.device_put(parallel.shard(batch, devices))
     self.compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
 
   def run(self):
-    """Trains once and returns the loss."""
+    """Trains one step and returns the loss."""
     self.state, metrics = jax.block_until_ready(self.compiled(self.state, self.frozen, self.batch))
     return float(metrics["loss"])
 
 
 def cache_teacher(plan, frozen, image, dataset):
-  """What the teacher says of the batch, in the place of its variables."""
-  says = stage_lib.frozen_outputs(plan.stage.teachers[0], frozen.teachers[0], image)
-  row = np.arange(len(dataset.train.label), dtype=np.int32)
+  """The frozen inputs with cached teacher outputs instead of the teacher's variables."""
+  outputs = stage_lib.frozen_outputs(plan.stage.teachers[0], frozen.teachers[0], image)
+  row_index = np.arange(len(dataset.train.label), dtype=np.int32)
+  logits, embedding = (
+    np.pad(np.asarray(x), ((0, len(row_index) - len(x)), (0, 0)))[:, None]
+    for x in (outputs.logits, outputs.embedding)
+  )
+  return frozen._replace(teachers=(CachedOutputs(row_index, logits, embedding),))
 
-  def padded(x):
-    return np.pad(np.asarray(x), ((0, len(row) - len(x)), (0, 0)))[:, None]
 
-  return frozen._replace(teachers=(CachedOutputs(row, padded(says.logits), padded(says.embedding)),))
-
-
-def sides_of(case, args, dataset, devices):
+def make_sides(case, args, dataset, devices):
   plan, cached = (make_plan(case, cache, args, dataset) for cache in ("off", "float32"))
   index = np.arange(args.batch_size, dtype=np.int32)
   batch = Batch(dataset.train.image[index], dataset.train.label[index], index)
   image = np.asarray(augment.normalize(batch.image, dataset.mean, dataset.std))
-  begin = init_train_state(plan, dataset)
-  if case.startswith("crd:"):  # its first step fixes the normalizers
-    warm = Ours(plan, begin, batch, devices)
+  inputs = init_train_state(plan, dataset)
+  if case.startswith("crd:"):  # the first step sets its normalizers
+    warm = TrainStep(plan, inputs, batch, devices)
     warm.run()
-    begin = begin[0]._replace(method_state=jax.device_get(warm.state.method_state)), begin[1]
-  yield "ours", Ours(plan, begin, batch, devices)
-  yield "as_written", Ours(plan, begin, batch, devices)
-  yield "cached", Ours(cached, (begin[0], cache_teacher(plan, begin[1], image, dataset)), batch, devices)
+    inputs = inputs[0]._replace(method_state=jax.device_get(warm.state.method_state)), inputs[1]
+  yield "ours", TrainStep(plan, inputs, batch, devices)
+  yield "as_written", TrainStep(plan, inputs, batch, devices)
+  yield (
+    "cached",
+    TrainStep(cached, (inputs[0], cache_teacher(plan, inputs[1], image, dataset)), batch, devices),
+  )
   for name in ("nchw", "channels_last"):
-    yield name, torch_step.Step(plan, begin, image, batch, channels_last=name == "channels_last")
+    yield name, torch_step.Step(plan, inputs, image, batch, channels_last=name == "channels_last")
 
 
-def first_losses(sides, case):
-  """Runs each side once, which compiles ours; they must agree."""
+def check_losses(sides, case):
+  """Runs each side once, which also compiles; the losses must be equal."""
   losses = {}
   for name, side in sides.items():
     with convolution.use_xla_convolution() if name == "as_written" else contextlib.nullcontext():
@@ -139,8 +142,7 @@ def first_losses(sides, case):
       raise SystemExit(f"{case}: the loss of {name} is {loss:.6g}, of nchw {losses['nchw']:.6g}")
 
 
-def turn(side, steps):
-  """Seconds a step."""
+def seconds_per_step(side, steps):
   began = time.perf_counter()
   for _ in range(steps):
     side.run()
@@ -148,12 +150,12 @@ def turn(side, steps):
 
 
 def measure(case, args, dataset, devices):
-  sides = dict(sides_of(case, args, dataset, devices))
-  first_losses(sides, case)
+  sides = dict(make_sides(case, args, dataset, devices))
+  check_losses(sides, case)
   turns = {name: [] for name in SIDES}
   for i in range(args.repeats + 1):
     for name in SIDES:
-      seconds = turn(sides[name], args.steps)
+      seconds = seconds_per_step(sides[name], args.steps)
       if i:  # the first warms up
         turns[name].append(seconds)
   row = {"case": case, "batch_size": args.batch_size}
@@ -169,11 +171,11 @@ def measure(case, args, dataset, devices):
 
 
 def table(rows):
-  def shown(one):
-    return f"{one['milliseconds']:.0f} ({one['ratio']:.2f})"
+  def cell(result):
+    return f"{result['milliseconds']:.0f} ({result['ratio']:.2f})"
 
   return console.format_table(
-    ("case", *SIDES), [(row["case"], *(shown(row[name]) for name in SIDES)) for row in rows]
+    ("case", *SIDES), [(row["case"], *(cell(row[name]) for name in SIDES)) for row in rows]
   )
 
 
@@ -182,8 +184,8 @@ def main():
   parser.add_argument("--cases", default=CASES, help="joined by commas")
   parser.add_argument("--data", default="cifar10")
   parser.add_argument("--batch_size", type=int, default=64)
-  parser.add_argument("--steps", type=int, default=2, help="of a turn")
-  parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
+  parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+  parser.add_argument("--repeats", type=int, default=7, help="timed turns of each side")
   parser.add_argument("--out", type=Path, help="a JSON file for the table, written after each row")
   args = parser.parse_args()
   devices = parallel.select_devices([args.batch_size])
@@ -196,7 +198,7 @@ def main():
     if args.out:
       result = {"cores": cores, "torch": torch.__version__, "steps": rows, **environment(devices)}
       args.out.write_text(json.dumps(result, indent=2) + "\n")
-  console.log(f"milliseconds a step (ratio to nchw)\n\n{table(rows)}")
+  console.log(f"milliseconds per step (ratio to nchw)\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def run(plans, dataset, teacher, student, folder, *, seed, padding, batch_size, 
   torch.manual_seed(seed)
   layout = torch.channels_last if channels_last else torch.contiguous_format
   images, first = Images(dataset, padding, layout), plans[0].stage
-  teacher = torch_step.loaded(first.teachers[0], teacher, layout).eval()
-  student = torch_step.loaded(first.student, student, layout)
+  teacher = torch_step.to_torch_network(first.teachers[0], teacher, layout).eval()
+  student = torch_step.to_torch_network(first.student, student, layout)
   result = {name: [] for name in ("stages", "steps", "tests", "teacher_forward_passes")}
   result["teacher_accuracy"] = accuracy(teacher, images, batch_size)
   for i, plan in enumerate(plans):

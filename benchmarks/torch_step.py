@@ -1,6 +1,6 @@
-"""The steps of benchmarks/step.py once more, in plain PyTorch: eager, with autograd, as public code trains.
+"""Training steps of benchmarks/step.py in plain PyTorch, eager, as in public code.
 
-The CIFAR ResNets have the names of RepDistiller's parameters, so that ours can be loaded; the distillation terms are
+The CIFAR ResNets have RepDistiller's parameter names, so that our variables can be loaded; the distillation terms are
 those of benchmarks/torch_losses.py.
 """
 
@@ -17,7 +17,7 @@ from smskd_jax.types import Outputs
 
 
 class Block(nn.Module):
-  """Two convolutions and what goes past them."""
+  """Two convolutions and a shortcut."""
 
   def __init__(self, inputs, channels, stride):
     super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Logits and pooled embedding of images [b, c, h, w]."""
+  """A CIFAR ResNet: images [b, c, h, w] -> logits and embedding."""
 
   def __init__(self, blocks, channels, num_classes):
     super().__init__()
@@ -51,66 +51,66 @@ class ResNet(nn.Module):
 
   def forward(self, x):  # noqa: D102
     x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-    pooled = x.mean((2, 3))
-    return self.fc(pooled), pooled
+    embedding = x.mean((2, 3))
+    return self.fc(embedding), embedding
 
 
-def loaded(network, variables, memory_format):
-  """Our network, with our variables."""
-  made = ResNet(network.blocks, network.channels, network.num_classes)
-  made.load_state_dict({k: torch.from_numpy(x) for k, x in torch_weights.to_torch(variables).items()})
-  return made.to(memory_format=memory_format)
+def to_torch_network(network, variables, memory_format):
+  """The PyTorch form of a Flax network and its variables."""
+  module = ResNet(network.blocks, network.channels, network.num_classes)
+  module.load_state_dict({k: torch.from_numpy(x) for k, x in torch_weights.to_torch(variables).items()})
+  return module.to(memory_format=memory_format)
 
 
 class Step:
-  """A step from where ours starts: `run()` trains once and returns the loss."""
+  """A training step in PyTorch: `run()` trains one step and returns the loss."""
 
-  def __init__(self, plan, start, image, batch, *, channels_last):
-    """Takes our plan, (state, frozen) of host arrays, normalised images [b, h, w, c] and the batch."""
-    state, frozen = start
+  def __init__(self, plan, inputs, image, batch, *, channels_last):
+    """Takes the plan, (state, frozen) on the host, normalized images [b, h, w, c], the batch."""
+    state, frozen = inputs
     layout = torch.channels_last if channels_last else torch.contiguous_format
     variables = {"params": state.params["student"], **state.model_state}
     self.stage = plan.stage
-    self.student = loaded(plan.stage.student, variables, layout)
-    self.teacher = loaded(plan.stage.teachers[0], frozen.teachers[0], layout).eval()
+    self.student = to_torch_network(plan.stage.student, variables, layout)
+    self.teacher = to_torch_network(plan.stage.teachers[0], frozen.teachers[0], layout).eval()
     self.reference = None
     if frozen.reference is not None:
-      self.reference = loaded(plan.stage.student, frozen.reference, layout).eval()
+      self.reference = to_torch_network(plan.stage.student, frozen.reference, layout).eval()
     self.image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
     self.label, self.index = (torch.from_numpy(np.array(x)).long() for x in (batch.label, batch.index))
     (self.term,) = plan.config["methods"]
-    ours, self.rows = state.method_state[0], None
+    method_state, self.rows = state.method_state[0], None
     if self.term["name"] == "crd":
-      drawn = crd.sample_indices(
-        ours.classes, batch, jax.random.key(1), num_negatives=16384, positives="exact"
+      indices = crd.sample_indices(
+        method_state.classes, batch, jax.random.key(1), num_negatives=16384, positives="exact"
       )
-      self.rows = torch.from_numpy(np.array(drawn)).long()
-    self.state = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), ours)
+      self.rows = torch.from_numpy(np.array(indices)).long()
+    self.state = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), method_state)
     self.aux = jax.tree.map(self.parameter, state.params["methods"][0])
-    of = plan.config["optimizer"]
+    options = plan.config["optimizer"]
     self.optimizer = torch.optim.SGD(
       [*self.student.parameters(), *jax.tree.leaves(self.aux)],
-      of["learning_rate"],
-      of["momentum"],
-      weight_decay=of["weight_decay"],
+      options["learning_rate"],
+      options["momentum"],
+      weight_decay=options["weight_decay"],
     )
 
   @staticmethod
   def parameter(x):
-    """A kernel [in, out] becomes [out, in]."""
+    """A parameter of an array; kernels are transposed from [in, out] to [out, in]."""
     x = torch.from_numpy(np.array(x))
     return nn.Parameter((x.t() if x.ndim == 2 else x).contiguous())
 
   def run(self):
-    """The loss as a number: asking for it waits for the step, as ours is waited for."""
+    """Trains one step and returns the loss as a number, which waits for the step to end."""
     with torch.no_grad():
       teacher = self.teacher(self.image)
       reference = None if self.reference is None else self.reference(self.image)[0]
     student = self.student(self.image)
-    said = [Outputs(logits, pooled, (), ()) for logits, pooled in (student, teacher)]
-    given = torch_losses.Given(*said, self.label, self.index, self.aux, self.state, self.rows, [])
+    outputs = [Outputs(logits, embedding, (), ()) for logits, embedding in (student, teacher)]
+    inputs = torch_losses.Given(*outputs, self.label, self.index, self.aux, self.state, self.rows, [])
     loss = self.stage.task_weight * F.cross_entropy(student[0], self.label)
-    loss = loss + self.term["weight"] * torch_losses.LOSSES[self.term["name"]](given)
+    loss = loss + self.term["weight"] * torch_losses.LOSSES[self.term["name"]](inputs)
     if reference is not None:
       loss = loss + self.reference_term(student[0], reference)
     self.optimizer.zero_grad()
@@ -119,7 +119,7 @@ class Step:
     return loss.item()
 
   def reference_term(self, student, reference):
-    """Eq. 7 to 9 of SMSKD: KL(student || reference), weighted by the reference's true-class probability."""
+    """SMSKD, Eq. 7 to 9: KL(student || reference), weighted by the reference's TCP."""
     log_p, log_q = F.log_softmax(student, 1), F.log_softmax(reference, 1)
     tcp = log_q.exp().gather(1, self.label[:, None])[:, 0]
     return self.stage.reference.weight * (tcp * (log_p.exp() * (log_p - log_q)).sum(1)).mean()

@@ -48,7 +48,7 @@ METHOD_OPTIONS = {"fitnet": {"student_layer": -1, "teacher_layer": -1}}
 
 
 def make_stage(*methods, reference=None, model="tiny", width=0.25, learning_rate=0.05):
-  """A stage of a narrow student and a wider teacher, with the methods given as (name, weight)."""
+  """A stage of a narrow student and a wider teacher, with methods (name, weight)."""
   make = {**MODELS, **tiny.MODELS}[model]
   return Stage(
     student=make(num_classes=NUM_CLASSES, width=width),
@@ -74,7 +74,7 @@ def random_variables(network, seed, shape=(8, 8, 1), dtype=np.float32):
 
 
 def init_stage(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
-  """(state, frozen) of a stage with random variables; those of the reference differ from the student's."""
+  """(state, frozen) of a stage with random variables, different for student and reference."""
   image = jax.ShapeDtypeStruct((1, *shape), dtype)
   teachers = tuple(random_variables(network, seed + 1, shape, dtype) for network in stage.teachers)
   variables = random_variables(stage.student, seed, shape, dtype) if variables is None else variables

@@ -1,4 +1,4 @@
-"""Networks of one and of three convolutions, for tests that compile whole steps of several networks."""
+"""Networks of one and of three convolutions, for tests that compile whole steps."""
 
 from flax import linen as nn
 
@@ -30,7 +30,7 @@ def make(*, num_classes, width=1.0, dtype="float32"):
 
 
 class Small(nn.Module):
-  """Three convolutions, each with batch norm and ReLU; the last two halve the map and double the channels."""
+  """Three convolutions with batch norm and ReLU; two of them halve the map."""
 
   num_classes: int
   width: float = 1.0

@@ -1,4 +1,4 @@
-"""Batches of a stage: sampled images, and their order in each epoch, as functions of a random key and a step.
+"""Batches of a stage, as functions of a random key and a step.
 
 The step number alone determines the position in the data, so that training can resume at any step.
 """

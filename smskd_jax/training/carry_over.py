@@ -1,4 +1,4 @@
-"""State that a stage takes over from the previous stage of its network, beside the network's variables. Pure.
+"""State that a stage takes over from the previous stage of its network. Pure.
 
 Modes, of the field `carry_over` of a stage:
 
@@ -56,7 +56,10 @@ def apply_carry_over(
 
 
 def _merge(new: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> Any:
-  """The new optimizer state with saved arrays: all, or all but those of methods, reference and schedule."""
+  """The new optimizer state with saved arrays.
+
+  All arrays, or all but those of methods, reference and schedule.
+  """
 
   def is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState) and not everything
@@ -70,5 +73,5 @@ def _merge(new: Any, saved: Mapping[str, np.ndarray], *, everything: bool) -> An
 
 
 def _param_group(path: tuple[Any, ...]) -> str | None:
-  """Key of `TrainState.params` that an optimizer's array belongs to; None for arrays that belong to no parameter."""
+  """Key of `TrainState.params` that an optimizer's array belongs to, or None."""
   return next((entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)), None)

@@ -1,4 +1,4 @@
-"""Linear centered kernel alignment (CKA): similarity of two networks' representations of a set of images.
+"""Linear centered kernel alignment (CKA): similarity of two networks' representations.
 
 Kornblith, Norouzi, Lee, Hinton, "Similarity of Neural Network Representations Revisited", ICML 2019,
 https://arxiv.org/abs/1905.00414, equation 4 with linear kernels:
@@ -32,7 +32,7 @@ class CkaTable(NamedTuple):
 
 
 def cka_table(student: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> CkaTable:
-  """Linear CKA of all features [n, c] of one network, by name, with all features of another for the same n images.
+  """Linear CKA of all features [n, c] of one network, by name, with all features of another.
 
   Raises:
     ValueError: as `linear_cka`.
@@ -78,7 +78,10 @@ def mean_pool(features: jax.Array) -> jax.Array:
 
 
 def _center(x: np.ndarray) -> np.ndarray:
-  """The representation less its mean over the examples, in float64; exactly zero where all examples are equal."""
+  """The representation less its mean over the examples, in float64.
+
+  The result is exactly zero where all examples are equal.
+  """
   x = x.astype(np.float64)
   x = x - x[:1]
   return x - np.mean(x, axis=0, keepdims=True)

@@ -1,4 +1,4 @@
-"""Evaluation of networks: outputs on sets of images, and the metrics that are reported of them."""
+"""Evaluation of networks: outputs on sets of images, and reported metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ PredictFn = Callable[[Any, jax.Array], Any]
 
 
 def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
-  """Makes the pure function (variables, stored images [b, h, w, c]) -> logits [b, k], for the caller to compile."""
+  """Makes the pure function (variables, stored images [b, h, w, c]) -> logits [b, k]."""
 
   def predict(variables: Any, image: jax.Array) -> jax.Array:
     return frozen_outputs(network, variables, normalize(image)).logits
@@ -24,7 +24,7 @@ def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]
 
 
 def make_feature_fn(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
-  """Makes the pure function (variables, stored images [b, h, w, c]) -> features, for the caller to compile.
+  """Makes the pure function (variables, stored images [b, h, w, c]) -> features by name.
 
   Features are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over positions, from the stem on, and
   'embedding' [b, d]; in float32 or wider.
@@ -41,7 +41,7 @@ def make_feature_fn(network: nn.Module, normalize: Callable[[jax.Array], jax.Arr
 def make_cached_forward(
   network: nn.Module, views: EnumerableView, normalize: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> Callable[[Any, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]:
-  """Makes the pure function that computes entries of a teacher cache, for the caller to compile.
+  """Makes the pure function that computes entries of a teacher cache.
 
   A frozen network is a function of the view. Where each image has V views (162 for crops padded by 4 with flips), V
   forward passes over the images serve any number of epochs, stages, seeds and students.
@@ -58,7 +58,9 @@ def make_cached_forward(
 
 
 def map_in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
-  """Applies a function to batches of image indices, all of one size: the last is padded with the first images.
+  """Applies a function to batches of image indices, all of one size.
+
+  The last batch is padded with the first images.
 
   Args:
     predict: indices [batch_size] -> a tree of arrays [batch_size, ...].
@@ -75,7 +77,7 @@ def map_in_batches(predict: Callable[[np.ndarray], Any], count: int, batch_size:
 
 
 def evenly_spaced(count: int, total: int) -> np.ndarray:
-  """Indices of `count` of `total` examples, evenly spaced, or of all if there are fewer: [m], int32."""
+  """Indices of `count` evenly spaced examples, or of all if there are fewer: [m], int32."""
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int32))
 
 

@@ -28,7 +28,7 @@ def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
 def init_state(
   stage: Stage, key: jax.Array, variables: Any, teachers: tuple[Any, ...], image: Any, labels: Any
 ) -> TrainState:
-  """State of a stage before its first step: the student's variables, new method variables and optimizer state.
+  """State of a stage before its first step, with new method variables and optimizer state.
 
   Our reading of SMSKD: state of the methods and of the optimizer does not outlive its stage.
 
@@ -114,7 +114,7 @@ def check_term(
 
 
 def _term_specs(stage: Stage, method: Method, specs: Sequence[Outputs]) -> list[Outputs]:
-  """Shapes of student and teachers as a method gets them: looked up in a cache, or of several views."""
+  """Shapes of the outputs that a method gets, from caches or of several views."""
   student, *teachers = specs
   if stage.view_index_fn is not None:
     embeddings = any("embedding" in term.method.reads for term in stage.terms)
@@ -124,7 +124,7 @@ def _term_specs(stage: Stage, method: Method, specs: Sequence[Outputs]) -> list[
 
 
 def _check_results(results: Any, b: int, method_state: Any) -> None:
-  """Raises TermError unless the shapes that `apply` returns are a loss [b] and a state like `method_state`."""
+  """Checks that `apply` returns a loss [b] and a state like `method_state`, on shapes."""
   if not (isinstance(results, tuple) and len(results) == 2):
     raise TermError("apply does not return a pair of the loss [b] and the new state")
   loss, state = results
@@ -142,7 +142,10 @@ def _shape(x: Any) -> tuple[Any, Any]:
 
 
 def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """Shapes of a network's outputs. Memoized: a study plans the same networks hundreds of times."""
+  """Shapes of a network's outputs, memoized.
+
+  A study plans the same networks hundreds of times.
+  """
   leaves, structure = jax.tree.flatten(variables)
   shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
   return _output_spec(network, structure, shapes, (image.shape, image.dtype), jnp.result_type(float))
@@ -162,7 +165,7 @@ def _head_and_norms(network: nn.Module, variables: Any, image: jax.Array) -> Any
 
 
 def _constant_outputs(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """Outputs that do not depend on the image, the classifier and the norms; shapes of the other outputs."""
+  """The classifier and the norms, which no image changes; shapes of the other outputs."""
   blank = jnp.zeros((1, *image.shape[1:]), image.dtype)
   head, norms = _head_and_norms(network, variables, blank)
   return output_spec(network, variables, blank)._replace(head=head, norms=norms)

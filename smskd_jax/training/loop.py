@@ -1,4 +1,4 @@
-"""Training loop of a stage: batches to the compiled step, metrics, evaluations, checkpoints, progress.
+"""Training loop of a stage: compiled steps, metrics, evaluations, checkpoints, progress.
 
 A loop trains one seed, or several seeds in one program; each seed has its own batches, metrics and checkpoints. The
 config alone decides at which steps the loop logs, evaluates and saves, and only the state carries over from step to
@@ -65,12 +65,12 @@ class LoopConfig(NamedTuple):
     return bool(self.probe_every_steps) and (step - 1) % self.probe_every_steps == 0
 
   def should_evaluate(self, step: int) -> bool:
-    """True if the network is evaluated after `step` steps: at ends of epochs, and always at the last."""
+    """True if the network is evaluated after `step` steps; always at the last step."""
     epoch, within = divmod(step, self.steps_per_epoch)
     return within == 0 and (epoch % self.evaluate_every_epochs == 0 or step == self.num_steps)
 
   def should_checkpoint(self, step: int) -> bool:
-    """True if a checkpoint is saved after `step` steps; the last step has the stage's result instead."""
+    """True if a checkpoint is saved after `step` steps; the last step saves the result."""
     return step % self.checkpoint_every_steps == 0 and step != self.num_steps
 
   def has_event(self, step: int) -> bool:
@@ -119,7 +119,7 @@ class Trainer(Protocol):
     """Current state of a seed, on devices. The next call of `train` donates its buffers."""
 
   def train(self, batches: Sequence[SeedBatches]) -> Metrics:
-    """Trains one step on each of `batches`; returns metrics on the devices, for `split_metrics`."""
+    """Trains one step on each of `batches`; returns metrics for `split_metrics`."""
 
   def gradient_stats(self, batches: SeedBatches) -> Metrics:
     """Gradient diagnostics of the next step, for `split_metrics`."""
@@ -134,7 +134,7 @@ class SingleTrainer:
   num_seeds = 1
 
   def __init__(self, stage: Stage, devices: parallel.Devices, state: TrainState, frozen: Frozen):
-    """Takes a state and frozen inputs that are replicated on the devices. The first calls compile."""
+    """Takes a state and frozen inputs, replicated on the devices. The first calls compile."""
     self.devices, self._state, self._frozen = devices, state, frozen
     step = make_train_step(stage, parallel.AXIS)
     self._step = parallel.compile_step(step, devices)
@@ -230,13 +230,13 @@ class SeedParallelTrainer:
     return step if self._seeds_per_device == 1 else jax.vmap(step, in_axes=(0, axes, 0))
 
   def _shard(self, trees: Sequence[Any]) -> Any:
-    """One tree of arrays [devices, ...], or [devices, seeds per device, ...], from a tree for each seed."""
+    """Stacks the trees of all seeds: [devices, ...] or [devices, seeds per device, ...]."""
     shape = (len(self.devices), self._seeds_per_device)[: 2 if self._seeds_per_device > 1 else 1]
     stacked = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), seed_parallel.stack(trees))
     return seed_parallel.shard_seeds(stacked, self.devices)
 
   def _shard_frozen(self, seeds: Sequence[SeedState]) -> tuple[Frozen, Frozen]:
-    """Frozen inputs of all seeds, and their axes of seeds; None for inputs that all seeds share."""
+    """Frozen inputs of all seeds, and their axes of seeds; None for shared inputs."""
     first = seeds[0].frozen
     shared = [len({seed.teacher_ids[i] for seed in seeds}) == 1 for i in range(len(first.teachers))]
     teachers = tuple(
@@ -326,7 +326,7 @@ class MetricAccumulator:
     restored: Sequence[dict[str, Any] | None] = (None,),
     split: Callable[[Metrics], list[Metrics]] = lambda metrics: [metrics],
   ):
-    """Takes the metrics of each seed from a checkpoint, or None, and the function that splits metrics by seed."""
+    """Takes each seed's metrics from a checkpoint, or None, and `Trainer.split_metrics`."""
     self._fetched = [{name: list(v) for name, v in (values or {}).items()} for values in restored]
     self._split = split
     self._pending: list[Metrics] = []
@@ -405,7 +405,7 @@ class _CompileTimer:
 def _chunk_steps(
   config: LoopConfig, batches: Iterable[SeedBatches], step: int, steps_per_call: int
 ) -> Iterator[list[SeedBatches]]:
-  """Batches of each compiled call: `steps_per_call`, or one where an event comes before so many steps."""
+  """Batches of each compiled call: `steps_per_call`, or one where an event comes earlier."""
   batches = iter(batches)
   while step < config.num_steps:
     end = step + steps_per_call

@@ -18,7 +18,7 @@ class Overlap(NamedTuple):
 
   @property
   def iou(self) -> float:
-    """|A and B| / |A or B| of the two sets of correctly classified examples; 1 for two empty sets."""
+    """Intersection over union of the sets of correct examples; 1 for two empty sets."""
     union = sum(self)
     return self.kept / union if union else 1.0
 
@@ -41,7 +41,7 @@ def negative_log_likelihood(logits: np.ndarray, label: np.ndarray) -> float:
 
 
 def expected_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
-  """Mean gap between confidence and accuracy over equally wide bins of confidence, weighted by their sizes.
+  """Mean gap between confidence and accuracy over equally wide bins, weighted by their sizes.
 
   Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
   https://arxiv.org/abs/1706.04599, equation 3.
@@ -58,7 +58,7 @@ def expected_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int 
 
 
 def confidence_bins(logits: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray]:
-  """Confidences of the examples [n], their largest probabilities, and the indices of their bins [n].
+  """Confidences (largest probabilities) of the examples [n], and indices of their bins [n].
 
   Bins are equally wide; bin i, from 0, holds the confidences in (i / bins, (i + 1) / bins].
   """
@@ -67,7 +67,7 @@ def confidence_bins(logits: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.
 
 
 def adaptive_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
-  """Mean gap between probability and frequency over ranges of equally many examples, class by class.
+  """Mean gap between probability and frequency over equally large ranges, class by class.
 
   Nixon, Dusenberry, Zhang, Jerfel, Tran, "Measuring Calibration in Deep Learning", CVPR Workshops 2019,
   https://arxiv.org/abs/1904.01685, their ACE:
@@ -96,13 +96,16 @@ def adaptive_calibration_error(logits: np.ndarray, label: np.ndarray, bins: int 
 
 
 def _ranked_gaps(probability: np.ndarray, hit: np.ndarray) -> np.ndarray:
-  """Probability minus hit, in ascending order of probability, [n]; equal probabilities get the mean of their hits."""
+  """Probability minus hit, in ascending order of probability, [n].
+
+  Equal probabilities get the mean of their hits.
+  """
   value, group, size = np.unique(probability, return_inverse=True, return_counts=True)
   return np.repeat(value - np.bincount(group, hit) / size, size)
 
 
 def brier_score(logits: np.ndarray, label: np.ndarray) -> float:
-  """Mean squared distance of the probabilities from the label's one-hot vector, summed over classes: from 0 to 2.
+  """Mean squared distance of the probabilities from the one-hot label, from 0 to 2.
 
   Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 78(1), 1950,
   https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2. For two classes the sum is twice the one-class score
@@ -125,7 +128,7 @@ def class_accuracy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def class_accuracy_delta(logits: np.ndarray, other_logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """Difference of each class's accuracy from another network's, [k], in [-1, 1]; NaN for a class without examples."""
+  """Difference of each class's accuracy from another network's, [k]; NaN without examples."""
   return class_accuracy(logits, label) - class_accuracy(other_logits, label)
 
 
@@ -172,7 +175,10 @@ def kl_divergence(logits: np.ndarray, other_logits: np.ndarray) -> float:
 
 
 def ensemble_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
-  """Logits of the mean of several networks' probabilities, [n, k]; a single network's logits are returned unchanged."""
+  """Logits of the mean of several networks' probabilities, [n, k].
+
+  A single network's logits are returned unchanged.
+  """
   if len(logits) == 1:
     return logits[0]
   return np.log(np.mean([np.exp(log_softmax(one)) for one in logits], axis=0))

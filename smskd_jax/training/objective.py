@@ -100,7 +100,7 @@ def compute_objective(
 
 
 def term_scale(stage: Stage, index: int, epoch: jax.Array) -> jax.Array | float:
-  """Fraction of a term's weight that counts in an epoch: the warm-up, and 0 where another term has its turn.
+  """Fraction of a term's weight in an epoch, by warm-up and alternation.
 
   The warm-up is constant within an epoch, as in the public code of DKD and ReviewKD.
   """
@@ -118,7 +118,7 @@ def apply_per_view(
   views: Sequence[ViewInputs],
   context: Context,
 ) -> tuple[jax.Array, Any]:
-  """Applies a method to each view alone; returns the mean loss [b] and the state, which passes from view to view."""
+  """Applies a method to each view alone; returns the mean loss [b] and the last state."""
   values = []
   for i, (student, view) in enumerate(zip(students, views, strict=True)):
     key = context.key if i == 0 else jax.random.fold_in(context.key, i)
@@ -136,7 +136,7 @@ def apply_all_views(
   views: Sequence[ViewInputs],
   context: Context,
 ) -> tuple[jax.Array, Any]:
-  """Applies a method once to all views: the first one's outputs, with the others in `Outputs.view_outputs`."""
+  """Applies a method to the first view, with the others in `Outputs.view_outputs`."""
   teachers = zip(*(view.teachers for view in views), strict=True)
   return apply(
     method_state, _join_views(students), tuple(map(_join_views, teachers)), _view_context(context, views[0])
@@ -161,7 +161,7 @@ def _student_outputs(
   views: Sequence[ViewInputs],
   axis_name: str | None,
 ) -> tuple[list[Outputs], Mapping[str, Any]]:
-  """Outputs of the student in training mode for each view, and its batch statistics after all views."""
+  """Outputs of the student in training mode for each view, and its last batch statistics."""
   students = []
   for view in views:
     student, model_state = stage.student.apply(
@@ -176,7 +176,7 @@ def _student_outputs(
 
 
 def _task_loss(stage: Stage, student: Outputs, view: ViewInputs) -> jax.Array:
-  """Mean cross-entropy over the labeled images; the sum over the networks of a cohort, which all learn the task."""
+  """Mean cross-entropy over the labeled images, summed over the networks of a cohort."""
   networks = (student, *student.peer_outputs)
   values = sum_arrays(
     [targets.cross_entropy(n.logits, view.targets, smoothing=stage.label_smoothing) for n in networks]

@@ -14,7 +14,7 @@ from smskd_jax.errors import check_decay, check_non_negative, check_positive_int
 def sgd(
   schedule: optax.Schedule, *, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
-  """SGD as in PyTorch: weight decay on every parameter, added to the gradient before the momentum.
+  """SGD as in PyTorch, with weight decay added to the gradient of every parameter.
 
   Scales and offsets of batch norm and the methods' parameters are decayed too, as in all public KD code.
   """
@@ -89,7 +89,9 @@ def lamb(
   eps: float = 1e-6,
   weight_decay: float = 1e-2,
 ) -> optax.GradientTransformation:
-  """Adam for large batches with a learning rate for each layer: `optax.lamb`; weight decay on weights alone.
+  """Adam for large batches with a learning rate for each layer: `optax.lamb`.
+
+  Weight decay applies to weights alone.
 
   You et al., "Large Batch Optimization for Deep Learning", ICLR 2020, https://arxiv.org/abs/1904.00962
   """

@@ -1,4 +1,4 @@
-"""Reference term of SMSKD: the divergence of the student from a frozen copy of an earlier student, weighted. Pure.
+"""Reference term of SMSKD: weighted divergence from a frozen copy of an earlier student.
 
 Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
 https://arxiv.org/abs/2601.15657
@@ -90,14 +90,14 @@ def conflicting_option(config: Reference) -> str | None:
 
 
 def init_params(config: Reference | None) -> dict[str, jax.Array]:
-  """Parameters of the weighting: a = b = 0, a weight of 1, for the learned one; none for the others."""
+  """Parameters of the learned weighting, a = b = 0, a weight of 1; none of the others."""
   if config is None or config.weighting != LEARNED:
     return {}
   return {"a": jnp.zeros(()), "b": jnp.zeros(())}
 
 
 def copy_variables(variables: Any) -> Any:
-  """Copy of a network's variables, for a reference: the training step donates the buffers of the original."""
+  """Copy of a network's variables, because the training step donates their buffers."""
   return jax.tree.map(jnp.copy, variables)
 
 
@@ -182,7 +182,7 @@ def weighted_divergence(
   temperature: float = 1.0,
   scale_by_temperature_squared: bool = False,
 ) -> jax.Array:
-  """Weighted divergence between the softened probabilities of student and reference, per example (Eq. 8 and 9).
+  """Weighted divergence between student and reference, per example (Eq. 8 and 9).
 
   Args:
     student_logits: [b, k].
@@ -220,7 +220,7 @@ def weighting_inputs(
   key: jax.Array,
   axis_name: str | None = None,
 ) -> WeightingInputs:
-  """Probabilities from which weightings compute weights. XLA drops those that the chosen weighting does not read.
+  """Probabilities from which weightings compute weights; XLA drops unused ones.
 
   Args:
     config: options of the term.
@@ -313,7 +313,7 @@ def _disagreement(inputs: WeightingInputs) -> jax.Array:
 
 
 def _shuffle(values: jax.Array, inputs: WeightingInputs) -> jax.Array:
-  """Values [b] in a random order of the global batch, which does not depend on the number of devices."""
+  """Values [b] in a random order of the global batch, for any number of devices."""
   global_values = gather(values, inputs.axis_name)
   order = jax.random.permutation(inputs.key, len(global_values))
   b = len(values)

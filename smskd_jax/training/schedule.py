@@ -71,7 +71,7 @@ def step(
   factor: float = 0.1,
   warmup_epochs: float = 0.0,
 ) -> optax.Schedule:
-  """Multiplies the rate by `factor` after every `every_epochs` epochs, counted from the schedule's start."""
+  """Multiplies the rate by `factor` after every `every_epochs` epochs of the schedule."""
   check_positive_integer(every_epochs=every_epochs)
   milestones = tuple(epoch / epochs for epoch in range(every_epochs, epochs, every_epochs))
   return multistep(

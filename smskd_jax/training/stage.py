@@ -1,4 +1,4 @@
-"""Stage of training: its networks, its objective, its optimizer, and the outputs of its frozen networks. Pure.
+"""Stage of training: its networks, objective and optimizer. Pure.
 
 `training/train_step.py` makes the training step of a stage.
 """
@@ -80,7 +80,7 @@ class Stage(NamedTuple):
 
 
 def student_variables(state: TrainState) -> Mapping[str, Any]:
-  """Variables of the student that a stage hands on: their moving average if the stage keeps one."""
+  """Variables of the student that a stage ends with: the moving average if there is one."""
   return state.ema if state.ema else raw_student_variables(state)
 
 
@@ -97,21 +97,21 @@ def frozen_outputs(network: nn.Module, variables: VariableDict, image: Any) -> O
 def frozen_outputs_batch_stats(
   network: nn.Module, variables: VariableDict, image: Any, axis_name: str | None
 ) -> Outputs:
-  """Outputs of a frozen network, by the statistics of the batch; updates of the running statistics are dropped."""
+  """Outputs of a frozen network, by the statistics of the batch."""
   collections = [name for name in variables if name != "params"]
   outputs, _ = network.apply(variables, image, train=True, axis_name=axis_name, mutable=collections)
   return cast(Outputs, outputs)
 
 
 def teacher_forward(stage: Stage, axis_name: str | None) -> Callable[[nn.Module, VariableDict, Any], Outputs]:
-  """The function (network, variables, image) -> outputs of a stage's teachers, by its `teacher_statistics`."""
+  """The function (network, variables, image) -> outputs of a stage's teachers."""
   if stage.teacher_statistics == "running":
     return frozen_outputs
   return functools.partial(frozen_outputs_batch_stats, axis_name=axis_name)
 
 
 def lookup_outputs(cached: CachedOutputs, index: jax.Array, view_index: jax.Array) -> Outputs:
-  """Outputs of a frozen network from its cache: logits and embedding in float32, without feature maps.
+  """Outputs of a frozen network from its cache: logits and embedding, in float32.
 
   Args:
     cached: the cache. Without embeddings in it, the embedding is [b, 0].
@@ -134,7 +134,7 @@ def lookup_spec(outputs: Outputs, embeddings: bool) -> Outputs:
 
 
 def head_mask(network: nn.Module, variables: VariableDict, image: Any) -> Any:
-  """Mask of the parameters of a network's linear classifier: a tree of bools like `variables["params"]`.
+  """Mask of a network's linear classifier: a tree of bools like `variables["params"]`.
 
   The masked parameters are those that the network returns as `Outputs.head`, found by tracing the network.
 

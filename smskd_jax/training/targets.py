@@ -1,4 +1,4 @@
-"""Targets of the cross-entropy: labels, soft labels of mixed images, label smoothing, missing labels. Pure.
+"""Targets of the cross-entropy: labels, soft labels, smoothing, missing labels. Pure.
 
 b batch, k classes. An image without a label has the label -1 and trains by distillation alone.
 """
@@ -53,6 +53,6 @@ def soft_labels(targets: Targets, num_classes: int, dtype: jax.typing.DTypeLike 
 
 
 def labeled_fraction(label: jax.Array, axis_name: str | None = None) -> jax.Array:
-  """Fraction of the global batch's images that have a label, []; the least positive float32 if none has."""
+  """Fraction of labeled images in the global batch, []; the least positive float32 if none."""
   fraction = pmean(jnp.mean(label != IGNORE_LABEL, dtype=jnp.float32), axis_name)
   return jnp.maximum(fraction, jnp.finfo(jnp.float32).tiny)

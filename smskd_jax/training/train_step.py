@@ -64,11 +64,10 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> TrainStep:
     updates, opt_state = stage.optimizer.update(
       gradient, state.opt_state, state.params, **({"distill": distill[0]} if distill else {})
     )
+    updates = apply_mask(updates)  # again, because weight decay adds to updates
     new_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(
-        state.params, apply_mask(updates)
-      ),  # masked again: weight decay adds to updates
+      params=optax.apply_updates(state.params, updates),
       model_state=aux.model_state,
       method_state=aux.method_state,
       opt_state=opt_state,
@@ -83,7 +82,7 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> TrainStep:
 
 
 def make_gradient_diagnostics(stage: Stage, axis_name: str | None = None) -> GradientDiagnostics:
-  """Makes the function that compares the gradients of the objective's parts, for the caller to compile.
+  """Makes the function that compares the gradients of the objective's parts.
 
   The cost is one forward pass of all networks, and a backward pass for each part.
 
@@ -176,7 +175,7 @@ def _make_view(
 def _teacher_outputs(
   stage: Stage, frozen: Frozen, key: jax.Array, image: jax.Array, batch: Batch, axis_name: str | None
 ) -> tuple[Outputs, ...]:
-  """Outputs of the teachers for the images of the view with this key: computed, or looked up in their caches."""
+  """Outputs of the teachers for a view's images, computed or looked up in their caches."""
   if stage.view_index_fn is not None:
     view_index = stage.view_index_fn(key, batch)
     return tuple(lookup_outputs(cached, batch.index, view_index) for cached in frozen.teachers)
@@ -187,14 +186,14 @@ def _teacher_outputs(
 def _gradients(
   objective: Callable[[Any], tuple[LossParts, ObjectiveAux]], params: Any, part_weights: Sequence[LossParts]
 ) -> tuple[tuple[Any, ...], ObjectiveAux]:
-  """Gradients of weighted sums of the objective's parts, one for each entry of `part_weights`."""
+  """Gradients of weighted sums of the objective's parts, one for each weighting."""
   parts, vjp, aux = jax.vjp(objective, params, has_aux=True)
   cotangents = [LossParts(*map(jnp.full_like, parts, weights)) for weights in part_weights]
   return tuple(vjp(cotangent)[0] for cotangent in cotangents), aux
 
 
 def _make_mask(stage: Stage, state: TrainState, image: jax.Array) -> Callable[[Any], Any]:
-  """The function that zeroes a tree like `TrainState.params` where the student is not trained."""
+  """The function that zeroes a tree like `TrainState.params` at frozen parameters."""
   if stage.trainable == "all":
     return lambda tree: tree
   mask = head_mask(stage.student, raw_student_variables(state), image)

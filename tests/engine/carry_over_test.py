@@ -1,4 +1,4 @@
-"""Tests of stages that take over more than variables: they continue the previous stage, or its optimiser."""
+"""Tests of stages that take over state of the previous stage."""
 
 import json
 
@@ -21,10 +21,10 @@ SHARED = {"name": "multistep", "milestones": (0.25, 0.75), "total_epochs": 4}
 
 
 def config(*parts):
-  """The student's stages of so many epochs, on one schedule; each but the first continues the one before."""
+  """Stages of the student with the given epochs, on one schedule, each continuing the last."""
   base = runs.tiny()
   teacher = base.stages[0]
-  stages, begin = [], 0
+  stages, start_epoch = [], 0
   for epochs in parts:
     stages.append(
       stage(
@@ -34,24 +34,25 @@ def config(*parts):
         epochs=epochs,
         batch_size=128,
         augment={"crop_flip": {"padding": 1, "flip": False}},
-        schedule=SHARED | {"start_epoch": begin},
-        carry_over="all" if begin else "variables",
+        schedule=SHARED | {"start_epoch": start_epoch},
+        carry_over="all" if start_epoch else "variables",
       )
     )
-    begin += epochs
-  return runs.tiny(stages=(teacher, *stages), log_every_steps=1000)  # metrics once an epoch
+    start_epoch += epochs
+  return runs.tiny(stages=(teacher, *stages), log_every_steps=1000)  # metrics once per epoch
 
 
 def run(workdir, *parts, store):
   return experiment.run(config(*parts), workdir, store=store, cpu_devices=2)["stages"][1:]
 
 
-def lines(store, stages):
-  return [
-    json.loads(line)
-    for one in stages
-    for line in (store / one["key"] / "metrics.jsonl").read_text().splitlines()
-  ]
+def losses_of(store, stages):
+  """The training losses of all stages, one per epoch."""
+  losses = []
+  for result in stages:
+    lines = (store / result["key"] / "metrics.jsonl").read_text().splitlines()
+    losses += [line["train/loss"] for line in map(json.loads, lines) if "train/loss" in line]
+  return losses
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +61,23 @@ def whole(tmp_path_factory):
   return folder / "store", run(folder / "whole", 4, store=folder / "store"), folder
 
 
-def final(store, one):
-  return checkpoint.tree_digest(checkpoint.load_variables(store / one["key"] / "final"))
+def final_digest(store, result):
+  return checkpoint.tree_digest(checkpoint.load_variables(store / result["key"] / "final"))
 
 
 @pytest.mark.parametrize("parts", [(2, 2), (1, 1, 2)])
-def test_a_stage_in_parts_is_the_whole_stage_bit_for_bit(whole, parts):
-  store, (of_whole,), folder = whole
-  of_parts = run(folder / f"parts_{parts}", *parts, store=store)
-  assert final(store, of_parts[-1]) == final(store, of_whole)
-  losses = [
-    [line["train/loss"] for line in lines(store, stages) if "train/loss" in line]
-    for stages in (of_parts, [of_whole])
-  ]
-  assert losses[0] == losses[1] and len(losses[0]) == 4
-  last = of_parts[-1]["metrics"]["last"]
-  assert last["test/accuracy"] == of_whole["metrics"]["last"]["test/accuracy"]
-  assert last["epoch"] == of_parts[-1]["epochs"] == parts[-1], "epochs are the stage's own"
+def test_a_stage_in_parts_equals_the_whole_stage_bit_for_bit(whole, parts):
+  store, (one_stage,), folder = whole
+  several = run(folder / f"parts_{parts}", *parts, store=store)
+  assert final_digest(store, several[-1]) == final_digest(store, one_stage)
+  losses = losses_of(store, several)
+  assert losses == losses_of(store, [one_stage]) and len(losses) == 4
+  last = several[-1]["metrics"]["last"]
+  assert last["test/accuracy"] == one_stage["metrics"]["last"]["test/accuracy"]
+  assert last["epoch"] == several[-1]["epochs"] == parts[-1], "epochs are those of the stage"
 
 
-def test_the_first_part_is_shared(whole):
+def test_configs_share_an_equal_first_part(whole):
   keys = {
     parts: [plan.key for plan in make_plans(resolve(config(*parts)), experiment.data.load("digits"))]
     for parts in ((2, 2), (2, 1, 1))
@@ -87,36 +85,36 @@ def test_the_first_part_is_shared(whole):
   assert keys[2, 2][:2] == keys[2, 1, 1][:2] and keys[2, 2][2] != keys[2, 1, 1][2]
 
 
-def grown(how, name="sgd", **options):
-  """The optimiser's states of a stage's end and of the next one's beginning, which has another method."""
-  # The network has a module of the name under which the methods' parameters are.
+def merge_states(mode, name="sgd", **options):
+  """(last state of a stage, new state of the next stage, merged state) of an optimizer."""
+  # A module of the network has the name of the group of the methods' parameters.
   params = {"student": {"methods": {"w": jnp.ones(3)}}, "methods": ({"r": jnp.ones(2)},)}
-  of = optimizer.make(name, optax.constant_schedule(0.1), **options)
-  _, ended = of.update(jax.tree.map(jnp.ones_like, params), of.init(params), params)
-  fresh = of.init({"student": params["student"], "methods": ()} if how == "optimizer" else params)
-  return ended, fresh, carry_over._merge(fresh, carry_over.flatten_opt_state(ended), everything=how == "all")
+  sgd = optimizer.make(name, optax.constant_schedule(0.1), **options)
+  _, last = sgd.update(jax.tree.map(jnp.ones_like, params), sgd.init(params), params)
+  new = sgd.init({"student": params["student"], "methods": ()} if mode == "optimizer" else params)
+  return last, new, carry_over._merge(new, carry_over.flatten_opt_state(last), everything=mode == "all")
 
 
-def count(state, kind):
-  found = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
-  return [int(x.count) for x in found]
+def counts(state, kind):
+  leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
+  return [int(leaf.count) for leaf in leaves if isinstance(leaf, kind)]
 
 
 @pytest.mark.parametrize(("name", "options"), [("sgd", {}), ("adam", {}), ("sgd", {"clip_norm": 1.0})])
-def test_momentum_is_carried_and_the_schedule_begins_anew(name, options):
-  ended, _, merged = grown("optimizer", name, **options)
-  saved = carry_over.flatten_opt_state(ended)
+def test_momentum_is_carried_and_the_schedule_starts_anew(name, options):
+  last, _, merged = merge_states("optimizer", name, **options)
+  saved = carry_over.flatten_opt_state(last)
   for path, leaf in carry_over.flatten_opt_state(merged).items():
     if "student" in path:
       np.testing.assert_array_equal(leaf, saved[path], err_msg=path)
       assert np.any(leaf)
-  assert count(merged, optax.ScaleByScheduleState) == [0]
-  assert count(merged, optax.ScaleByAdamState) == ([1] if name == "adam" else [])
+  assert counts(merged, optax.ScaleByScheduleState) == [0]
+  assert counts(merged, optax.ScaleByAdamState) == ([1] if name == "adam" else [])
 
 
-def test_a_stage_that_continues_takes_everything():
-  ended, _, merged = grown("all")
-  jax.tree.map(np.testing.assert_array_equal, ended, merged)
+def test_a_continued_stage_takes_over_the_whole_state():
+  last, _, merged = merge_states("all")
+  jax.tree.map(np.testing.assert_array_equal, last, merged)
 
 
 BEFORE = {"epochs": 3, "schedule": SHARED}
@@ -143,7 +141,7 @@ ALL = AFTER | {"carry_over": "all"}
     (BEFORE, ALL | {"reference": {"stage": "previous"}}, "but the stage has a reference"),
   ],
 )  # fmt: skip
-def test_schedules_and_states_that_do_not_fit_are_refused(before, after, message):
+def test_schedules_and_states_that_do_not_match_are_refused(before, after, message):
   networks = runs.tiny().networks.to_dict() | {"other": runs.tiny().networks.student.to_dict()}
   first = stage("student", **{"teachers": ("teacher",), "methods": (METHOD,)} | before)
   second = stage(**{"network": "student", "teachers": ("teacher",)} | after)

@@ -20,7 +20,10 @@ def rotation(d, seed=0):
 
 
 def by_definition(x, y):
-  """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with HSIC(K, L) = tr(K H L H) / (n - 1)^2, equations 3 and 4."""
+  """Equations 3 and 4: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)).
+
+  HSIC(K, L) = tr(K H L H) / (n - 1)^2.
+  """
   n = len(x)
   k_x, k_y, h = x @ x.T, y @ y.T, np.eye(n) - 1 / n
 

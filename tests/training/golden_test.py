@@ -1,4 +1,7 @@
-"""Whole training runs of PyTorch, reproduced: losses, weights of examples and the final student; golden/README.md."""
+"""Whole training runs of PyTorch, reproduced: losses, weights and the final student.
+
+golden/README.md describes them.
+"""
 
 import jax
 import jax.numpy as jnp

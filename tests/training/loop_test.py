@@ -1,4 +1,7 @@
-"""Tests of training/loop.py: events of the loop, and metrics. engine/experiment_test.py tests whole runs."""
+"""Tests of training/loop.py: events of the loop, and metrics.
+
+engine/experiment_test.py tests whole runs.
+"""
 
 import jax.numpy as jnp
 import numpy as np

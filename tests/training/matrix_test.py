@@ -1,4 +1,4 @@
-"""Every method with every kind of pair of networks, through the differentiated training step."""
+"""Every method with every kind of pair of networks, through the training step."""
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ SINGLE_VIEW = sorted(set(NAMES) - set(MULTI_VIEW))
 
 
 def make_stage(pair, names):
-  """A stage of the pair with the methods as joint terms, of two views if one needs them; the shape of its images."""
+  """A stage of the pair with joint methods, of two views if needed; the shape of its images."""
   (teacher, teacher_width), (student, width), shape = PAIRS[pair]
 
   def make(name, width):

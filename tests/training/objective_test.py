@@ -49,7 +49,7 @@ VIEWS = [view_of(0), view_of(1), view_of(2)]
 
 
 class Recorder:
-  """A method that records its inputs; its loss is the student's number, its state counts the calls."""
+  """A method that records its inputs; its loss is the student's number, its state a count."""
 
   def __init__(self):
     self.calls = []

@@ -35,7 +35,10 @@ def train(transform, gradients=GRADIENTS):
 
 
 def apply_rule(rule):
-  """The parameters after each step of a rule: (parameter, gradient, memory, step from 1, rate) -> new parameter."""
+  """The parameters after each step of a rule.
+
+  The rule is (parameter, gradient, memory, step from 1, rate) -> new parameter.
+  """
   params, memory, after = PARAMS, {name: {} for name in PARAMS}, []
   for count, gradient in enumerate(GRADIENTS):
     params = {
@@ -50,7 +53,7 @@ def assert_equal(ours, theirs, rtol=1e-9):
 
 
 def sgd(p, g, memory, count, rate, *, momentum, nesterov, decay):
-  """torch.optim.SGD: g += decay p; v = momentum v + g; p -= rate (g + momentum v if nesterov else v)."""
+  """torch.optim.SGD: g += decay p; v = momentum v + g; p -= rate v, or Nesterov's form."""
   g = g + decay * p
   memory["v"] = v = momentum * memory.get("v", 0) + g
   return p - rate * (g + momentum * v if nesterov else v)
@@ -71,7 +74,10 @@ def adamw(p, g, memory, count, rate, *, b1, b2, eps, decay):
 
 
 def lars(p, g, memory, count, rate, *, momentum, nesterov, decay, trust):
-  """Plain SGD for vectors. The momentum accumulates rate times gradient, as in the paper, unlike PyTorch's."""
+  """Plain SGD for vectors.
+
+  The momentum accumulates rate times gradient, as in the paper, unlike PyTorch's.
+  """
   if p.ndim > 1:
     g = g + decay * p
     g = trust * np.linalg.norm(p) / np.linalg.norm(g) * g

@@ -1,4 +1,4 @@
-"""Tests of training/stage.py: the trainable part of the student, and the statistics of the teachers' batch norm."""
+"""Tests of training/stage.py: trainable parameters, and the teachers' batch norm."""
 
 import jax
 import jax.numpy as jnp

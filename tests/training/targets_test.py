@@ -1,4 +1,4 @@
-"""Tests of training/targets.py: cross-entropy with whole, smoothed, mixed and absent labels, in NumPy."""
+"""Tests of training/targets.py: cross-entropy with all kinds of labels, in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from smskd_jax.training.targets import Targets
 RNG = np.random.default_rng(0)
 LOGITS = 3 * RNG.normal(size=(6, 4))
 LABEL = np.array([2, 0, 3, 3, 1, 0], np.int32)
-SOME_ABSENT = np.array([2, -1, 3, -1, 1, 0], np.int32)
+SOME_MISSING = np.array([2, -1, 3, -1, 1, 0], np.int32)
 MIXED = RNG.dirichlet(np.ones(4), 6)  # each row adds up to 1
 BY_KIND = pytest.mark.parametrize(
   ("target", "smoothing"),
   [(None, 0.0), (None, 0.1), (MIXED, 0.0), (MIXED, 0.3)],
-  ids=["whole", "smoothed", "mixed", "mixed and smoothed"],
+  ids=["hard", "smoothed", "mixed", "mixed and smoothed"],
 )
 
 
@@ -24,45 +24,45 @@ def log_softmax(x):
   return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
 
 
-def asked_of(label, target, smoothing):
-  """The distribution that the labels ask for; rows of zeros where one is absent."""
-  whole = np.eye(4)[label] if target is None else target
-  return ((1 - smoothing) * whole + smoothing / 4) * (label != targets.IGNORE_LABEL)[:, None]
+def target_of(label, target, smoothing):
+  """The target distribution; rows of zeros for missing labels."""
+  hard = np.eye(4)[label] if target is None else target
+  return ((1 - smoothing) * hard + smoothing / 4) * (label != targets.IGNORE_LABEL)[:, None]
 
 
 @BY_KIND
-@pytest.mark.parametrize("label", [LABEL, SOME_ABSENT], ids=["all labelled", "some absent"])
+@pytest.mark.parametrize("label", [LABEL, SOME_MISSING], ids=["all labeled", "some missing"])
 def test_cross_entropy_and_its_gradient(label, target, smoothing, float64):
   def loss(logits):
     return targets.cross_entropy(logits, Targets(label, target), smoothing=smoothing)
 
-  asked = asked_of(label, target, smoothing)
-  values, pull_back = jax.vjp(loss, jnp.asarray(LOGITS))
-  np.testing.assert_allclose(values, -(asked * log_softmax(LOGITS)).sum(-1), rtol=1e-12, atol=1e-14)
-  (gradient,) = pull_back(jnp.ones(6))
+  expected = target_of(label, target, smoothing)
+  values, vjp = jax.vjp(loss, jnp.asarray(LOGITS))
+  np.testing.assert_allclose(values, -(expected * log_softmax(LOGITS)).sum(-1), rtol=1e-12, atol=1e-14)
+  (gradient,) = vjp(jnp.ones(6))
   softmax = np.exp(log_softmax(LOGITS))
-  np.testing.assert_allclose(gradient, asked.sum(-1, keepdims=True) * softmax - asked, atol=1e-12)
+  np.testing.assert_allclose(gradient, expected.sum(-1, keepdims=True) * softmax - expected, atol=1e-12)
 
 
 @BY_KIND
-def test_an_absent_label_asks_for_nothing_whatever_the_logits(target, smoothing):
+def test_a_missing_label_gives_no_loss_and_no_gradient(target, smoothing):
   logits = jnp.array([[1e30, -1e30, 0, 0]] * 6, jnp.float32)
 
   def loss(logits):
     return targets.cross_entropy(logits, Targets(np.full(6, -1), target), smoothing=smoothing)
 
-  values, pull_back = jax.vjp(loss, logits)
+  values, vjp = jax.vjp(loss, logits)
   np.testing.assert_array_equal(values, 0)
-  np.testing.assert_array_equal(pull_back(jnp.ones(6))[0], 0)
+  np.testing.assert_array_equal(vjp(jnp.ones(6))[0], 0)
 
 
-def test_a_mixture_of_one_is_the_label(float64):
+def test_a_one_hot_soft_label_is_the_label(float64):
   whole = targets.cross_entropy(jnp.asarray(LOGITS), Targets(LABEL))
   mixed = targets.cross_entropy(jnp.asarray(LOGITS), Targets(LABEL, jnp.eye(4)[LABEL]))
   np.testing.assert_allclose(mixed, whole, rtol=1e-12)
 
 
-def test_the_label_of_a_mixture_only_says_whether_there_is_one(float64):
+def test_with_soft_labels_the_label_is_only_checked_for_being_missing(float64):
   def loss(label):
     return targets.cross_entropy(jnp.asarray(LOGITS), Targets(label, jnp.asarray(MIXED)))
 
@@ -70,7 +70,7 @@ def test_the_label_of_a_mixture_only_says_whether_there_is_one(float64):
 
 
 def test_smoothing_by_hand():
-  """Of two classes, 0.2 of smoothing asks for 0.9 and 0.1."""
+  """With two classes, a smoothing of 0.2 gives the targets 0.9 and 0.1."""
   logits = jnp.log(jnp.array([[0.8, 0.2]]))
   value = targets.cross_entropy(logits, Targets(np.array([0], np.int32)), smoothing=0.2)
   np.testing.assert_allclose(value, [-0.9 * np.log(0.8) - 0.1 * np.log(0.2)], rtol=1e-6)
@@ -92,23 +92,25 @@ def test_logits_and_labels_of_other_ranks_are_refused():
     targets.cross_entropy(jnp.zeros((6, 4)), Targets(LABEL[:, None]))
 
 
-def test_shares():
-  whole = targets.soft_labels(Targets(SOME_ABSENT), 4)
-  np.testing.assert_array_equal(whole, np.eye(4)[SOME_ABSENT] * (SOME_ABSENT != -1)[:, None])
+def test_soft_labels():
+  whole = targets.soft_labels(Targets(SOME_MISSING), 4)
+  np.testing.assert_array_equal(whole, np.eye(4)[SOME_MISSING] * (SOME_MISSING != -1)[:, None])
   assert whole.dtype == np.float32
   mixed = targets.soft_labels(Targets(LABEL, jnp.asarray(MIXED, jnp.float32)), 4, jnp.bfloat16)
   np.testing.assert_array_equal(mixed, jnp.asarray(MIXED, jnp.float32).astype(jnp.bfloat16))
   assert mixed.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(("label", "share"), [(LABEL, 1.0), (SOME_ABSENT, 4 / 6), (SOME_ABSENT[1:2], 0.0)])
-def test_labeled_share(label, share):
+@pytest.mark.parametrize(
+  ("label", "fraction"), [(LABEL, 1.0), (SOME_MISSING, 4 / 6), (SOME_MISSING[1:2], 0.0)]
+)
+def test_labeled_fraction(label, fraction):
   value = targets.labeled_fraction(jnp.asarray(label))
-  np.testing.assert_allclose(value, share, rtol=1e-6, atol=1e-30)
-  assert value > 0, "what it divides would not be a number"
+  np.testing.assert_allclose(value, fraction, rtol=1e-6, atol=1e-30)
+  assert value > 0, "means are divided by it"
 
 
-def test_the_share_spans_devices():
+def test_the_labeled_fraction_spans_devices():
   label = jnp.array([[1, -1], [-1, -1], [0, 2], [3, -1]])
-  each = jax.pmap(lambda one: targets.labeled_fraction(one, "d"), axis_name="d")(label)
-  np.testing.assert_array_equal(each, [0.5] * 4)
+  by_device = jax.pmap(lambda one: targets.labeled_fraction(one, "d"), axis_name="d")(label)
+  np.testing.assert_array_equal(by_device, [0.5] * 4)

@@ -1,4 +1,4 @@
-"""Tests of training/train_step.py with an exponential moving average of the student's variables."""
+"""Tests of training/train_step.py with a moving average of the student's variables."""
 
 import jax
 import numpy as np

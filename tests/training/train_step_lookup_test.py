@@ -1,4 +1,4 @@
-"""Tests of training/train_step.py with cached teacher outputs, from evaluate.make_cached_forward."""
+"""Tests of training/train_step.py with cached teacher outputs."""
 
 import jax
 import jax.numpy as jnp

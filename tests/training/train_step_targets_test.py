@@ -1,4 +1,4 @@
-"""Tests of training/train_step.py with smoothed, mixed and missing labels: the step in NumPy."""
+"""Tests of training/train_step.py with smoothed, mixed and missing labels, in NumPy."""
 
 from flax import linen as nn
 import jax
@@ -58,7 +58,7 @@ def log_softmax(x):
 
 
 def expected_terms(state, frozen, image, target, label):
-  """Each term of the objective on one view; `target` has rows of zeros for images without a label."""
+  """Each term of the objective on one view; `target` is zero for images without a label."""
   student = logits_of({"params": state.params["student"]}, image)
   teacher, reference = logits_of(frozen.teachers[0], image), logits_of(frozen.reference, image)
   labeled = target.sum(-1) > 0

@@ -1,4 +1,4 @@
-"""Tests of training/train_step.py: the objective, term by term, and the step that minimizes it."""
+"""Tests of training/train_step.py: the objective, term by term, and its minimization."""
 
 import functools
 
@@ -103,7 +103,7 @@ def test_a_method_that_is_not_defined_for_the_networks_is_refused():
 
 
 def trajectory(num_devices, dtype, steps):
-  """Losses over three stages, each starting from the variables that the previous one left; and the last state."""
+  """Losses over three consecutive stages, and the last state."""
   devices, losses, variables, reference = jax.local_devices()[:num_devices], [], None, None
   for method, weight in (("fitnet", 1.0), ("rkd", 0.05), ("kd", 0.9)):
     options = None if reference is None else networks.REFERENCE_OPTIONS | {"normalize": True}
@@ -231,7 +231,7 @@ def test_the_warm_up_scales_the_term(float64):
 
 
 def gradient_of_part(name, state, frozen, batch):
-  """The student's gradient of one part of the objective, by a step of SGD of rate 1 on that part alone."""
+  """The student's gradient of one part of the objective, by a step of SGD of rate 1."""
   without = {"task": {"task_weight": 0.0}, "distill": {"terms": ()}, "reference": {"reference": None}}
   fields = {}
   for other in without.keys() - {name}:

@@ -50,7 +50,7 @@ def assert_near(ours, theirs):
 
 
 def test_a_step_of_two_views_is_the_mean_of_a_step_of_each(float64):
-  """Batch norm normalizes each view alone; its running statistics pass through both views, in order."""
+  """Batch norm normalizes each view alone; running statistics pass through both views."""
   stage = make_stage("kd")
   state, frozen = networks.init_stage(stage, dtype=np.float64)
   batch = networks.batch_of(0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Tests of the trainers of training/loop.py: several seeds in one program train as each seed alone."""
+"""Tests of the trainers of training/loop.py: several seeds in one program."""
 
 import itertools
 
