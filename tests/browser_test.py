@@ -1,4 +1,4 @@
-"""A page as a browser sees it: Chromium, if there is one, complains of nothing and asks nobody for anything."""
+"""Reports in Chromium: no console messages, no requests, and tables that fit the window."""
 
 import json
 import re
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def opened(page, folder):
-  """Opens a page in a browser; returns (screenshot, console output, requested addresses)."""
+  """Opens a page in a browser; returns the screenshot, console messages and requested addresses."""
   folder.mkdir()
   log, picture = folder / "net.json", folder / "page.png"
   command = [
@@ -43,7 +43,7 @@ def opened(page, folder):
     return image.convert("L"), re.findall(r":CONSOLE[^\]]*\] (.*)", done.stderr), urls
 
 
-def test_a_page_opens_in_silence(tmp_path, monkeypatch):
+def test_a_report_opens_without_messages_or_requests(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, "DPI", 20)
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
@@ -54,7 +54,7 @@ def test_a_page_opens_in_silence(tmp_path, monkeypatch):
   assert darkest < 100 < 200 < lightest  # something is written
 
 
-def test_noise_would_be_heard(tmp_path):
+def test_messages_and_requests_are_detected(tmp_path):
   page = tmp_path / "noisy.html"
   page.write_text(
     '<!DOCTYPE html><title>x</title><img src="http://pictures.example/x.png"><script>console.error(1)</script>'

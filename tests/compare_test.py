@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows_of(markdown, name):
-  """The cells of the rows of a name, in all tables."""
+  """Cells of the rows that begin with a name, in all tables."""
   lines = [line for line in markdown.splitlines() if re.match(rf"\| {re.escape(name)} +\|", line)]
   return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.fixture
 def pair(tmp_path):
-  """An anchored run, and a better one that is free, of the same seed."""
+  """A run with a reference, and a more accurate run without one, of the same seed."""
   return (
     fake_runs.run(tmp_path / "anchored", fake_runs.stages(0)),
     fake_runs.run(tmp_path / "free", fake_runs.stages(0, anchored=False, accuracy=0.85, tag="free")),
@@ -62,7 +62,7 @@ def test_runs_with_other_stages(tmp_path, pair):
   assert "- only A has the stages teacher, fitnet, kd\n- only B has the stage rkd" in text
 
 
-def test_other_data_are_told(tmp_path, monkeypatch, pair):
+def test_different_data_give_a_warning(tmp_path, monkeypatch, pair):
   whole = fake_runs.config
   monkeypatch.setattr(fake_runs, "config", lambda *a: whole(*a) | {"data": {"source": "cifar10"}})
   assert "The data differ" in compare.run(pair[0], fake_runs.run(tmp_path / "other"))

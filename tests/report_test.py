@@ -1,4 +1,4 @@
-"""Tests of report.py: the pages of runs and studies. That a training run writes report.md is in experiment_test.py."""
+"""Tests of report.py: reports of runs and studies."""
 
 import json
 import os
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def undrawn_figures(monkeypatch):
-  """Encoding figures takes most of the time."""
+  """Skips the encoding of figures, which takes most of the time."""
   monkeypatch.setattr(figures, "to_png", lambda figure, *, crop=False: b"\x89PNG")
 
 
 def page(*folders, out=None):
-  """The page as (HTML, taken apart, Markdown)."""
+  """The report as HTML, parsed HTML and Markdown."""
   html, markdown = report.run(folders, out or folders[0])
   return html.read_text(), check_alone(html.read_text()), markdown.read_text()
 
@@ -37,7 +37,7 @@ def titles(html):
   return re.findall(r"<h[23]>([^<]*)", html)
 
 
-def test_the_page_of_a_run(tmp_path):
+def test_the_report_of_a_run(tmp_path):
   folder = fake_runs.run(tmp_path / "first & only", seed=3)
   (folder / "report.md").write_text("the run's own")
   html, parsed, markdown = page(folder)
@@ -65,7 +65,7 @@ def test_the_page_of_a_run(tmp_path):
 
 
 def rows_of(markdown, name):
-  """The cells of the rows of a name, in all tables."""
+  """Cells of the rows that begin with a name, in all tables."""
   lines = [line for line in markdown.splitlines() if line.startswith(f"| {name} ")]
   return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -106,7 +106,7 @@ def test_forgetting_has_a_table_and_bars(tmp_path):
     (lambda of: of["test"][0].pop("gained"), "KeyError 'gained'"),
   ],
 )
-def test_forgetting_that_cannot_be_read_is_named(tmp_path, spoil, words):
+def test_invalid_forgetting_counts_give_a_warning(tmp_path, spoil, words):
   folder = fake_runs.run(tmp_path / "run")
   result = json.loads((folder / "result.json").read_text())
   spoil(result["stages"][2]["forgetting"])
@@ -117,7 +117,7 @@ def test_forgetting_that_cannot_be_read_is_named(tmp_path, spoil, words):
   assert FORGOTTEN not in rows_of(markdown, "kd")
 
 
-def test_what_is_missing_is_left_out(tmp_path):
+def test_missing_data_are_left_out(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   shutil.rmtree(folder / "store")
   result = json.loads((folder / "result.json").read_text())
@@ -147,7 +147,7 @@ def test_strings_of_files_are_escaped(tmp_path):
   assert "<script" not in re.sub(r"```\n.*?\n```", "", markdown, flags=re.DOTALL)
 
 
-def test_runs_that_differ_by_their_seeds_are_pooled(tmp_path):
+def test_runs_that_differ_only_in_seeds_are_averaged(tmp_path):
   runs = [
     fake_runs.run(tmp_path / f"seed{seed}", fake_runs.stages(seed, accuracy=0.7 + 0.1 * seed), seed=seed)
     for seed in (0, 1)
@@ -159,7 +159,7 @@ def test_runs_that_differ_by_their_seeds_are_pooled(tmp_path):
   assert not (runs[0] / "report.html").exists()
 
 
-def test_runs_of_other_configs_are_not_pooled(tmp_path):
+def test_runs_of_different_configs_are_not_averaged(tmp_path):
   first = fake_runs.run(tmp_path / "first")
   second = fake_runs.run(tmp_path / "second", fake_runs.stages(1, anchored=False), seed=1)
   html, _, _ = page(first, second, out=tmp_path)
@@ -167,7 +167,7 @@ def test_runs_of_other_configs_are_not_pooled(tmp_path):
   assert "±" not in html
 
 
-def test_the_page_of_a_study(tmp_path):
+def test_the_report_of_a_study(tmp_path):
   folder = fake_runs.study(tmp_path / "study", gain=0.05, published={"anchored": 70.0, "free": 80.25})
   html, parsed, markdown = page(folder)
   assert "<title>study: a study of 2 variants</title>" in html
@@ -182,7 +182,7 @@ def test_the_page_of_a_study(tmp_path):
   assert "Not finished" not in html
 
 
-def test_a_study_on_the_way(tmp_path):
+def test_an_unfinished_study(tmp_path):
   folder = fake_runs.study(tmp_path / "study")
   (folder / "free" / "seed1" / "result.json").unlink()
   told = {"variants": {}, "failures": {"free:0": f"no {EVIL}"}}
@@ -228,16 +228,13 @@ def test_the_teachers_of_a_study(tmp_path):
   assert "Teachers shared by the variants" in titles(page(folder)[0])
 
 
-def test_answers_are_judged_where_labels_are_known(tmp_path):
+def captions(record):
+  parts = run_report._prediction_parts(record, record.stages[1:])
+  return [part.caption for part in parts if isinstance(part, Figure)]
+
+
+def test_predictions_are_compared_with_labels_if_known(tmp_path):
   record = records.read_run("WORKDIR", fake_runs.run(tmp_path / "run"))
-
-  def captions(record):
-    return [
-      part.caption
-      for part in run_report._prediction_parts(record, record.stages[1:])
-      if isinstance(part, Figure)
-    ]
-
   assert captions(record) == [run_report.EVENTS]
   workdir.write_labels(tmp_path / "run", {"test": np.zeros(fake_runs.IMAGES, int)})
   record = records.read_run("WORKDIR", tmp_path / "run")
@@ -248,7 +245,7 @@ def test_answers_are_judged_where_labels_are_known(tmp_path):
 
 
 def command(*arguments):
-  """(exit status, stdout, stderr) of the command line."""
+  """Exit status, stdout and stderr of the command line."""
   line = [sys.executable, "-m", "smskd_jax.report", *map(str, arguments)]
   environment = os.environ | {"PYTHONWARNINGS": "error"}
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
@@ -264,7 +261,7 @@ def test_from_the_command_line(tmp_path):
   check_alone((tmp_path / "new" / "pages" / "report.html").read_text())
 
 
-def test_a_mistake_from_the_command_line_is_one_line_too(tmp_path):
+def test_errors_on_the_command_line_are_one_line(tmp_path):
   status, out, err = command(tmp_path)
   assert (status, out) == (2, "")
   assert err.count("\n") == 1

@@ -169,8 +169,8 @@ def _inline_html(text: str) -> Any:
 
 def _escape_markdown(text: str) -> str:
   """Markdown of a paragraph line by line: code and bold stay, other markup is escaped."""
-  lines = (" ".join(line.split()) for line in text.splitlines())
-  return "\n".join(line.replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(") for line in lines)
+  lines = (re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(line.split())) for line in text.splitlines())
+  return "\n".join(line.replace("|", "\\|").replace("](", "]\\(") for line in lines)
 
 
 def _literal_markdown(text: str) -> str:

@@ -128,8 +128,8 @@ def agreement(stages: Sequence[Stage]) -> Table | None:
         rows.append([stage["name"], name, *map(percent, values), "-" if kl is None else decimals(kl)])
   caption = (
     "Each network at the end of its stage compared with another network, on the test set. Agreement: equal "
-    "predictions. Lost: the other network is correct and this one is wrong. Won: the reverse. All in percent of the "
-    "test images. KL: mean divergence from the other network, in nats."
+    "predictions. Regressions: the other network is correct and this one is wrong. Improvements: the reverse. All in "
+    "percent of the test images. KL: mean divergence from the other network, in nats."
   )
   return (
     Table(["stage", "compared with", "agreement", "regressions", "improvements", "KL"], rows, caption)

@@ -1,4 +1,4 @@
-"""Tests of analysis/comparison.py: the fields that differ. What is printed is in compare_test.py."""
+"""Tests of differences between configs in analysis/comparison.py; compare_test.py tests whole comparisons."""
 
 from smskd_jax.analysis.comparison import ABSENT, config_differences
 

@@ -25,7 +25,7 @@ def whole():
   )
 
 
-def test_html_has_everything_inside():
+def test_html_is_self_contained():
   text = document.render_html(whole())
   parsed = check_alone(text)
   assert parsed.of("img")[0]["src"].partition(",")[2] == base64.b64encode(PNG).decode()
@@ -37,7 +37,7 @@ def test_html_has_everything_inside():
   assert "prefers-color-scheme: dark" in text
 
 
-def test_contents_lead_to_the_chapters_but_not_below_folded_ones():
+def test_contents_link_to_chapters_but_not_into_folded_ones():
   text = document.render_html(whole())
   links = re.findall('<a href="#([^"]*)">([^<]*)', text)
   assert [title for _, title in links] == ["First", "Second", "Below", "Third"]
@@ -73,7 +73,7 @@ def test_markdown():
   assert "```\nls\npwd\n```" in text
 
 
-def test_markdown_cells_keep_to_themselves():
+def test_markdown_cells_are_escaped():
   text = document.render_markdown(Section("", [Table(["a|b"], [["c\nd"], ["[x](http://y)"], ["**z** `q`"]])]))
   rows = [line for line in text.splitlines() if line.startswith("|")]
   assert len(rows) == 5
@@ -82,7 +82,7 @@ def test_markdown_cells_keep_to_themselves():
   assert r"\*\*z\*\* \`q\`" in text
 
 
-def test_a_fence_is_longer_than_those_inside():
+def test_a_fence_is_longer_than_backticks_in_the_code():
   assert "\n````\n```\n````\n" in document.render_markdown(Section("", [Code("```")]))
 
 

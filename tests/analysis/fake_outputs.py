@@ -1,4 +1,4 @@
-"""What networks say of held-out images, made by hand, for the runs of `made`."""
+"""Outputs of networks on held-out images, generated for the runs of `fake_runs`."""
 
 import json
 
@@ -13,7 +13,7 @@ NAMES = ("tap_0", "tap_1", "embedding")
 
 
 def arrays(label, k, seed, *, skill=2.0):
-  """An eval_outputs.npz: logits that are right more often than not, and features of every third image."""
+  """Arrays of an eval_outputs.npz: mostly correct logits, and features of every third image."""
   random = np.random.default_rng(seed)
   n, index = len(label), np.arange(0, len(label), ROWS, dtype=np.int32)
   logits = random.normal(size=(n, k)) + skill * np.eye(k)[label]
@@ -23,7 +23,7 @@ def arrays(label, k, seed, *, skill=2.0):
 
 
 def write(folder, *, k=10, n=fake_runs.IMAGES, features=True, names=None):
-  """Gives every stage and given network of a run in FOLDER/store answers, and what is reported of them."""
+  """Adds outputs, and the results computed from them, to a run; returns the labels."""
   label = np.arange(n) % k
   workdir.write_labels(folder, {"test": label})
   result = json.loads((folder / "result.json").read_text())
@@ -39,7 +39,7 @@ def write(folder, *, k=10, n=fake_runs.IMAGES, features=True, names=None):
 
 
 def path_of(folder, one):
-  """Where the answers of a stage, or of a given network, are kept."""
+  """Path of the outputs of a stage or pretrained network."""
   given = "methods" not in one
   return (
     workdir.pretrained_outputs_path(folder, one["network"])
@@ -57,7 +57,7 @@ def by_class(stage, k):
 
 
 def similarity(stage):
-  """The same matrix, with one value missing, for every network that a stage reads."""
+  """CKA tables with one missing value for all teachers and the reference of a stage."""
   cka = [[0.9, 0.2, 0.1], [0.3, None, 0.2], [0.1, 0.2, 0.7]]
   reads = stage["inputs"]
   roles = ["teacher", *(f"teacher_{i}" for i in range(2, 9))][: len(reads["teachers"])]

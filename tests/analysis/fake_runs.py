@@ -1,4 +1,4 @@
-"""Workdirs made by hand: those of runs and studies that nobody trained."""
+"""Generated workdirs of runs and studies, without training."""
 
 import json
 
@@ -12,17 +12,20 @@ STEPS = 10  # of an epoch
 def stage(
   name, network="student", *, seed=0, epochs=3, start=None, reference=None, accuracy=0.8, tag="", **fields
 ):
-  """An item of result.json's 'stages', and the lines and answers of its folder in the store."""
-  key = lambda name: f"{tag}-{name}-{seed}"
+  """Result of a stage in result.json, its lines of metrics.jsonl, and its predictions."""
+
+  def key(name):
+    return f"{tag}-{name}-{seed}"
+
   random = np.random.default_rng([seed, len(name)])
-  taught = network != "teacher"
+  has_teacher = network != "teacher"
   lines = []
   for epoch in range(epochs + 1):
     if epoch:
-      lines += _trained(epoch, name if taught else None, reference, random)
+      lines += _training_lines(epoch, name if has_teacher else None, reference, random)
     lines.append(
       {"step": STEPS * epoch, "epoch": float(epoch)}
-      | _said(epoch, epochs, accuracy, taught, start, reference)
+      | _evaluation(epoch, epochs, accuracy, has_teacher, start, reference)
     )
   evaluations = [line for line in lines if "test/accuracy" in line]
   images = 64 * STEPS * epochs
@@ -31,15 +34,19 @@ def stage(
     "network": network,
     "key": key(name),
     "model": "resnet8",
-    "methods": [name] if taught else [],
+    "methods": [name] if has_teacher else [],
     "epochs": epochs,
     "steps": STEPS * epochs,
-    "forward_passes": {"student": images, "teachers": images * taught, "reference": images * bool(reference)},
+    "forward_passes": {
+      "student": images,
+      "teachers": images * has_teacher,
+      "reference": images * bool(reference),
+    },
     "backward_passes": images,
     "metrics": {"last": evaluations[-1], "best_by_validation": None, "oracle": evaluations[-1]},
     "inputs": {
       "init": start and key(start),
-      "teachers": [key("teacher")] if taught else [],
+      "teachers": [key("teacher")] if has_teacher else [],
       "reference": reference and key(reference),
     },
     "forgetting": {"test": [overlap(start, key(start), 20, 3, 5)] if start else []},
@@ -53,13 +60,13 @@ def stage(
 
 
 def overlap(name, key, kept, forgotten, gained):
-  """A record of result.json's forgetting: against the stage of a name and key."""
+  """Record of 'forgetting' in result.json against the stage of this name and key."""
   iou = kept / (kept + forgotten + gained)
   return {"stage": name, "key": key, "kept": kept, "forgotten": forgotten, "gained": gained, "iou": iou}
 
 
-def _said(epoch, epochs, accuracy, taught, start, reference):
-  """What an evaluation says."""
+def _evaluation(epoch, epochs, accuracy, has_teacher, start, reference):
+  """Metrics of an evaluation."""
   values = {
     "accuracy": accuracy * (0.5 + 0.5 * epoch / epochs),
     "top5": 0.95,
@@ -69,7 +76,7 @@ def _said(epoch, epochs, accuracy, taught, start, reference):
     "brier": 0.4,
   }
   roles = [
-    *(["teacher"] if taught else []),
+    *(["teacher"] if has_teacher else []),
     *(["reference"] if reference else []),
     *(["earlier_1"] if start else []),
   ]
@@ -85,8 +92,8 @@ def _said(epoch, epochs, accuracy, taught, start, reference):
   return {f"test/{name}": value for name, value in values.items()}
 
 
-def _trained(epoch, method, reference, random):
-  """The lines of an epoch's training: a probe, and two windows of unequal length."""
+def _training_lines(epoch, method, reference, random):
+  """Lines of an epoch of training: gradient statistics, and two windows of unequal length."""
   parts = ["task", *(["distill"] if method else []), *(["reference"] if reference else [])]
   probe = {f"train/gradient_norm/{part}": 1.0 + random.random() for part in parts}
   probe |= {f"train/gradient_cosine/task_{part}": random.uniform(-1, 1) for part in parts[1:]}
@@ -112,7 +119,7 @@ def _trained(epoch, method, reference, random):
 
 
 def stages(seed=0, *, anchored=True, accuracy=0.8, tag=""):
-  """A teacher, and a student in two stages; `tag` makes keys of its own."""
+  """A teacher, and a student in two stages; `tag` changes the keys."""
   common = {"seed": seed, "tag": tag}
   return [
     stage("teacher", "teacher", epochs=2, accuracy=0.9, **common),
@@ -122,7 +129,7 @@ def stages(seed=0, *, anchored=True, accuracy=0.8, tag=""):
 
 
 def config(seed, made):
-  """As much of a resolved config as pages read, and some to differ in."""
+  """The fields of a resolved config that reports read, and some that can differ."""
   entries = [
     {
       "name": result["name"],
@@ -147,7 +154,7 @@ ENVIRONMENT = {
 
 
 def run(folder, made=None, *, seed=0, store=None, given=()):
-  """A finished run's workdir and its part of the store; returns the folder."""
+  """Writes the workdir of a finished run and its entries of the store; returns the workdir."""
   made = stages(seed) if made is None else made
   store = store or folder / "store"
   settings = {"config": config(seed, made), "store": str(store)} | ENVIRONMENT
@@ -163,7 +170,7 @@ def run(folder, made=None, *, seed=0, store=None, given=()):
 
 
 def study(folder, *, seeds=(0, 1), gain=0.0, variants=("anchored", "free"), published=None):
-  """A finished study's folder; `gain` is added to the accuracy of every variant but the first."""
+  """Writes the workdir of a finished study; `gain` is added to the accuracy of every variant but the first."""
   store = folder / "store"
   made = {
     (name, seed): stages(seed, anchored=not i, accuracy=0.7 + 0.01 * seed + (gain if i else 0.0), tag=name)

@@ -1,4 +1,4 @@
-"""Tests of the chapter on fidelity: what it shows of which runs, and what it leaves out."""
+"""Tests of the section on fidelity in reports of runs."""
 
 import json
 
@@ -24,24 +24,26 @@ ALL = ["reliability", "correlations", "cka", "embeddings", "classes"]
 
 @pytest.fixture(autouse=True)
 def undrawn_figures(monkeypatch):
-  """Encoding figures takes most of the time."""
+  """Skips the encoding of figures, which takes most of the time."""
   monkeypatch.setattr(figures, "to_png", lambda figure, *, crop=False: b"\x89PNG")
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """What the pictures are made of, by their names: the arguments of the last call."""
+  """Arguments of the last call that drew each figure, by the name of the figure."""
   found = {}
+
+  def keep_arguments(name, draw):
+    return lambda *args: found.update({name: args}) or draw(*args)
+
   functions = ("reliability", "correlation_gaps", "cka", "embeddings", "class_accuracy")
   for name, function in zip(ALL, functions, strict=True):
-    draw = getattr(fidelity_figures, function)
-    keep = lambda *args, name=name, draw=draw: found.update({name: args}) or draw(*args)
-    monkeypatch.setattr(fidelity_figures, function, keep)
+    monkeypatch.setattr(fidelity_figures, function, keep_arguments(name, getattr(fidelity_figures, function)))
   return found
 
 
 def chapter(folder, embedding="pca"):
-  """The parts of a run's chapter by network; {} where it has none."""
+  """Parts of the section of a run by network; {} for no section."""
   found = run_report.fidelity_sections(records.read_run("WORKDIR", folder), embedding)
   return {section.title: section.parts for chapter in found for section in chapter.parts}
 
@@ -55,7 +57,7 @@ def answers(folder, name):
     return dict(file)
 
 
-def test_the_chapter_of_a_run(tmp_path, drawn):
+def test_figures_of_a_run(tmp_path, drawn):
   folder = fake_runs.run(tmp_path / "run")
   label = fake_outputs.write(folder)
   parts = chapter(folder)
@@ -72,7 +74,7 @@ def test_the_chapter_of_a_run(tmp_path, drawn):
   assert [title for title, _ in gaps][1] == f"kd\nmean {gap[np.triu_indices(10, 1)].mean():.3f}"
 
 
-def test_its_table_and_captions(tmp_path):
+def test_table_and_captions_of_a_run(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   table, *_ = parts = chapter(folder)["student"]
@@ -108,14 +110,14 @@ def test_embeddings_are_of_the_same_images(tmp_path, drawn):
   assert [title for title, _ in drawn["embeddings"][0]] == ["teacher", "after kd"]
 
 
-def test_tsne_takes_the_place_of_the_principal_components(tmp_path, drawn):
+def test_tsne_replaces_the_principal_components(tmp_path, drawn):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   assert "t-SNE" in figures_of(chapter(folder, "tsne")["student"])["embeddings"].caption
   assert [embedded.explained_variance for _, embedded in drawn["embeddings"][0]] == [None] * 3
 
 
-def test_nothing_is_said_where_nothing_was_kept(tmp_path):
+def test_no_section_without_outputs_or_teachers(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   assert chapter(folder) == {}
   fake_outputs.write(folder)
@@ -124,7 +126,7 @@ def test_nothing_is_said_where_nothing_was_kept(tmp_path):
   assert chapter(tmp_path / "alone") == {}
 
 
-def test_logits_alone(tmp_path):
+def test_outputs_without_features(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder, features=False)
   parts = chapter(folder)["student"]
@@ -132,14 +134,14 @@ def test_logits_alone(tmp_path):
   assert "the test images with saved features" in figures_of(parts)["cka"].caption
 
 
-def test_without_labels_what_needs_them_is_left_out(tmp_path):
+def test_without_labels_reliability_and_embeddings_are_left_out(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   (folder / "labels.npz").unlink()
   assert list(figures_of(chapter(folder)["student"])) == ["correlations", "cka", "classes"]
 
 
-def test_the_result_alone(tmp_path):
+def test_without_outputs_only_results_are_shown(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   for path in (folder / "store").glob("*/eval_outputs.npz"):
@@ -149,7 +151,7 @@ def test_the_result_alone(tmp_path):
   assert [row[2:] for row in parts[0].rows] == [["-", "0.700"]] * 2
 
 
-def test_without_the_teachers_answers(tmp_path, drawn):
+def test_without_outputs_of_the_teacher(tmp_path, drawn):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   (folder / "store" / "-teacher-0" / "eval_outputs.npz").unlink()
@@ -158,7 +160,7 @@ def test_without_the_teachers_answers(tmp_path, drawn):
   assert [title for title, _ in drawn["embeddings"][0]] == ["after fitnet", "after kd"]
 
 
-def test_several_teachers_one_of_them_given(tmp_path, drawn):
+def test_several_teachers_one_of_them_pretrained(tmp_path, drawn):
   stages = fake_runs.stages(0)
   stages[2][0]["inputs"]["teachers"] = ["-teacher-0", "given-key"]
   given = [{"network": "large", "key": "given-key", "source": "x", "metrics": {"test/accuracy": 0.9}}]
@@ -197,7 +199,7 @@ def test_the_first_stage_where_it_is_not_the_reference(tmp_path, drawn):
   assert list(drawn["reliability"][0]) == ["after kd", "its teacher"]
 
 
-def test_of_many_stages_the_last_are_shown(tmp_path, drawn):
+def test_only_the_last_of_many_stages_are_shown(tmp_path, drawn):
   names = [f"stage{i:02d}" for i in range(10)]
   stages = [
     fake_runs.stages()[0],
@@ -224,7 +226,7 @@ def test_bins_are_those_of_the_config(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK no", None])
-def test_damaged_answers_end_in_one_line(tmp_path, content):
+def test_damaged_outputs_are_refused_in_one_line(tmp_path, content):
   folder = fake_runs.run(tmp_path / "run")
   fake_outputs.write(folder)
   path = folder / "store" / "-kd-0" / "eval_outputs.npz"
@@ -250,14 +252,14 @@ def test_the_command_line(tmp_path, capsys, drawn):
   assert "--embedding" in capsys.readouterr().err
 
 
-def test_the_choices_of_the_command_line_are_all_there_are(capsys):
+def test_the_command_line_offers_all_projections(capsys):
   with pytest.raises(SystemExit):
     report.main(["--help"])
   assert "{" + ",".join(fidelity.EMBEDDINGS) + "}" in capsys.readouterr().out
   assert set(run_report.EMBEDDINGS) == set(fidelity.EMBEDDINGS)
 
 
-def test_studies_do_not_read_answers(tmp_path, monkeypatch):
+def test_reports_of_studies_do_not_read_outputs(tmp_path, monkeypatch):
   folder = fake_runs.study(tmp_path / "study", seeds=(0,))
   for run in folder.glob("*/seed*"):
     (run / "store").symlink_to(folder / "store")

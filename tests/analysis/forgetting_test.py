@@ -21,7 +21,7 @@ def test_events_balance():
   np.testing.assert_array_equal(events.gained - events.lost, net)
 
 
-def test_changes():
+def test_number_of_changes():
   assert forgetting.num_changes(ANSWERS).tolist() == [2, 3, 0]
   assert forgetting.num_changes(ANSWERS[:1]).tolist() == [0, 0, 0]
 

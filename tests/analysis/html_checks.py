@@ -1,4 +1,4 @@
-"""What every page has to be: one file that is well formed, runs nothing and asks for nothing."""
+"""Checks that a report is one well-formed, self-contained HTML file without scripts."""
 
 from html import parser
 import re
@@ -8,7 +8,7 @@ VOID = {"meta", "img", "br", "link"}
 
 
 class Parsed(parser.HTMLParser):
-  """A file of HTML, taken apart; tags have to close in turn."""
+  """Tags and text of an HTML file, whose tags must be nested correctly."""
 
   def __init__(self, text):
     super().__init__()
@@ -29,12 +29,12 @@ class Parsed(parser.HTMLParser):
     self.text.append(data)
 
   def of(self, name):
-    """The attributes of all tags of a name."""
+    """Attributes of all tags of a name."""
     return [attributes for tag, attributes in self.tags if tag == name]
 
 
 def check_alone(text):
-  """The file parses, runs nothing and asks for nothing; returns it taken apart."""
+  """Checks that the file parses, has no scripts and loads nothing; returns the parsed file."""
   parsed = Parsed(text)
   assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
   ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]

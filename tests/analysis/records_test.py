@@ -12,7 +12,7 @@ from smskd_jax.errors import UserError
 from smskd_jax.runtime import workdir
 
 
-def test_reads_what_stages_left(tmp_path):
+def test_files_of_the_stages_are_read(tmp_path):
   record = records.read_run("WORKDIR", fake_runs.run(tmp_path / "run", seed=3))
   assert record.title == "run: digits, seed 3"
   assert [stage["name"] for stage in record.stages] == ["teacher", "fitnet", "kd"]
@@ -21,7 +21,7 @@ def test_reads_what_stages_left(tmp_path):
   assert record.info["kd"]["git_revision"] == "abc"
 
 
-def test_a_store_that_has_moved_is_found_beside(tmp_path):
+def test_a_moved_store_is_found(tmp_path):
   folder = fake_runs.run(tmp_path / "run", store=tmp_path / "store")
   shutil.move(tmp_path / "store", tmp_path / "moved")
   assert len(records.read_run("WORKDIR", folder, [tmp_path / "moved"]).curves["kd"]) > 4
@@ -29,7 +29,7 @@ def test_a_store_that_has_moved_is_found_beside(tmp_path):
   assert len(records.read_run("WORKDIR", folder).curves["kd"]) > 4
 
 
-def test_without_a_store_the_results_are_left(tmp_path):
+def test_results_are_read_without_a_store(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   shutil.rmtree(folder / "store")
   record = records.read_run("WORKDIR", folder)
@@ -60,7 +60,7 @@ def test_without_a_store_the_results_are_left(tmp_path):
     ),
   ],
 )
-def test_mistakes_are_one_line(tmp_path, spoil, words):
+def test_invalid_folders_are_refused_in_one_line(tmp_path, spoil, words):
   folder = fake_runs.run(tmp_path / "run")
   spoil(folder)
   with pytest.raises(UserError, match=words) as error:
@@ -79,7 +79,7 @@ def test_mistakes_are_one_line(tmp_path, spoil, words):
     (lambda path: np.savez(path, step=np.zeros(1)), "holds no predictions of the test set"),
   ],
 )
-def test_predictions_that_cannot_be_read_are_named(tmp_path, spoil, words):
+def test_unreadable_predictions_give_a_warning(tmp_path, spoil, words):
   folder = fake_runs.run(tmp_path / "run")
   path = folder / "store" / "-kd-0" / "predictions.npz"
   spoil(path)
@@ -89,28 +89,31 @@ def test_predictions_that_cannot_be_read_are_named(tmp_path, spoil, words):
   assert set(record.predictions) == {"teacher", "fitnet"}
 
 
-def test_what_is_damaged_or_missing_is_warnings_and_told(tmp_path):
+def test_damaged_and_missing_files_are_left_out_with_a_warning(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   workdir.write_labels(folder, {"test": np.zeros(fake_runs.IMAGES, int)})
   assert not records.read_run("WORKDIR", folder).warnings
-  of = lambda name: folder / "store" / f"-{name}-0"
-  (of("kd") / "predictions.npz").write_bytes(b"PK")
-  (of("fitnet") / "stage.json").write_text("{")
-  (of("fitnet") / "metrics.jsonl").unlink()
-  shutil.rmtree(of("teacher"))
+
+  def entry(name):
+    return folder / "store" / f"-{name}-0"
+
+  (entry("kd") / "predictions.npz").write_bytes(b"PK")
+  (entry("fitnet") / "stage.json").write_text("{")
+  (entry("fitnet") / "metrics.jsonl").unlink()
+  shutil.rmtree(entry("teacher"))
   (folder / "labels.npz").unlink()
   record = records.read_run("WORKDIR", folder)
   assert [line.partition(" is ")[0] for line in record.warnings] == [
     "stage 'teacher': -teacher-0",
-    str(of("fitnet") / "metrics.jsonl"),
-    str(of("fitnet") / "stage.json"),
-    str(of("kd") / "predictions.npz"),
+    str(entry("fitnet") / "metrics.jsonl"),
+    str(entry("fitnet") / "stage.json"),
+    str(entry("kd") / "predictions.npz"),
     str(folder / "labels.npz"),
   ]
   assert set(record.predictions) == {"fitnet"} and len(record.curves["fitnet"]) == 1 and not record.labels
 
 
-def test_metrics_that_were_lost_in_training_are_told(tmp_path):
+def test_lost_metrics_give_a_warning(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   path = folder / "store" / "-kd-0" / "metrics.jsonl"
   path.write_text("".join(path.read_text().splitlines(keepends=True)[4:]))
@@ -118,7 +121,7 @@ def test_metrics_that_were_lost_in_training_are_told(tmp_path):
   assert any("begins at step" in line and str(path) in line for line in lines)
 
 
-def test_stages_of_versions_that_kept_less(tmp_path):
+def test_optional_fields_of_stages_may_be_missing(tmp_path):
   folder = fake_runs.run(tmp_path / "run")
   result = json.loads((folder / "result.json").read_text())
   for stage in result["stages"]:

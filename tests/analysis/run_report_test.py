@@ -84,7 +84,7 @@ def test_best_by_validation_has_its_columns(tmp_path):
   assert row(text, "alone", 0)[-3:] == ["70.00 %", "1", "81.00 %"]
 
 
-def test_further_test_sets_have_a_table_with_corruptions_over_their_severities(tmp_path):
+def test_extra_test_sets_are_averaged_over_severities(tmp_path):
   accuracies = {"cifar10.1": 0.5, "contrast:1": 0.8, "contrast:2": 0.7, "fog:3": 0.25}
   text = write(tmp_path, stage("alone", 0.8) | {"extra_tests": accuracies})
   assert row(text, "stage", 1) == ["stage", "cifar10.1", "contrast", "fog"]

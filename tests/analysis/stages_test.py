@@ -14,13 +14,13 @@ def make_stages(*pairs):
   ]
 
 
-def test_chains():
+def test_ancestors():
   chain = make_stages(("a", None), ("b", "a"), ("x", None), ("c", "b"))
   assert [stage["name"] for stage in stages.ancestors(chain, chain[3])] == ["a", "b", "c"]
   assert [stage["name"] for stage in stages.ancestors(chain, chain[2])] == ["x"]
 
 
-def test_what_counts_is_the_last_stage_or_the_best_by_validation():
+def test_the_last_or_the_best_validated_stage_is_selected():
   chain = make_stages(("a", None), ("b", None))
   for stage, accuracy in zip(chain, (0.9, 0.8), strict=True):
     stage["metrics"] = {"last": {"validation/accuracy": accuracy}}
@@ -29,7 +29,7 @@ def test_what_counts_is_the_last_stage_or_the_best_by_validation():
   assert stages.selected_stage(chain, "s")["name"] == "b"
 
 
-def test_students_are_nobodys_teachers(tmp_path):
+def test_students_are_networks_that_are_no_teachers(tmp_path):
   record = records.read_run("WORKDIR", fake_runs.run(tmp_path / "run"))
   assert list(stages.students(record.stages)) == ["student"]
   assert list(stages.students(record.stages[:1])) == ["teacher"]

@@ -31,8 +31,8 @@ def normal(n, seed, mean=0.0):
 def noise_and_effect(rng, effects, seeds=8):
   """A family of a method for each effect, in standard deviations of the difference, against one base."""
   base = rng.normal(70, 3, seeds)
-  draw = lambda effect: of_seeds(base + effect + rng.normal(0, 1, seeds))
-  return {f"claim {i}": (draw(effect), of_seeds(base)) for i, effect in enumerate(effects)}
+  ours = [base + effect + rng.normal(0, 1, seeds) for effect in effects]
+  return {f"claim {i}": (of_seeds(values), of_seeds(base)) for i, values in enumerate(ours)}
 
 
 def test_summary():
@@ -41,7 +41,7 @@ def test_summary():
   assert statistics.summary([]) == (0, None, None)
 
 
-def test_texts():
+def test_summaries_and_intervals_as_text():
   assert statistics.Summary(5, 70.123, 0.314).text() == "70.12 ± 0.31"
   assert statistics.Summary(5, 0.5, 0.0124).text(3) == "0.500 ± 0.012"
   assert statistics.summary([70.0]).text() == "70.00"
@@ -110,13 +110,13 @@ def test_the_bootstrap_by_hand():
   assert compared([0.0, 4.0, 0.0, 0.0], base=0.0).bootstrap == (0.0, 3.0)
 
 
-def test_the_same_each_time():
+def test_random_resamples_are_deterministic():
   differences = normal(25, 7)
   assert compared(differences) == compared(differences)
 
 
 @pytest.mark.parametrize(("n", "stated"), ((3, 0.75), (6, 0.86), (20, 0.93)))
-def test_how_often_the_bootstrap_holds_the_mean(n, stated, monkeypatch):
+def test_coverage_of_the_bootstrap_interval(n, stated, monkeypatch):
   """As its docstring states."""
   monkeypatch.setattr(statistics, "NUM_RESAMPLES", 999)
   monkeypatch.setattr(statistics, "MAX_EXACT_FLIPS", 0)  # only for speed
@@ -129,7 +129,7 @@ def test_seeds_of_one_side_are_dropped():
   assert (found.n, found.dropped, found.mean) == (2, (3, 4), 1.5)
 
 
-def test_too_few_seeds_say_so():
+def test_too_few_seeds_are_undecided():
   nothing, one = (
     statistics.paired_comparison({1: 5.0}, {2: 4.0}),
     statistics.paired_comparison({1: 5.0}, {1: 4.0}),
@@ -170,7 +170,7 @@ def test_holm_by_hand():
 
 
 @pytest.mark.parametrize("p", (-0.1, 1.1, math.nan))
-def test_holm_refuses_what_is_no_probability(p):
+def test_holm_refuses_invalid_p_values(p):
   with pytest.raises(ValueError, match=f"the p-value of it is {p}"):
     statistics.holm_adjust({"other": 0.5, "it": p})
 
@@ -187,21 +187,21 @@ def test_the_least_seeds_of_the_exact_test():
 
 
 @pytest.mark.parametrize(("effect", "n"), ((1.0, 10), (0.8, 15), (0.5, 34), (0.1, 787)))
-def test_seeds_needed_are_the_tables(effect, n):
+def test_seeds_needed_are_those_of_cohens_table(effect, n):
   """Cohen's for a paired t-test of power 0.8 at 5 %, two-sided."""
   found = statistics.PairedComparison(3, (), -2 * effect, 2.0)
   assert statistics.seeds_needed(found) == n
   assert statistics.power(effect, n) >= 0.8 > statistics.power(effect, n - 1)
 
 
-def test_over_the_limit():
+def test_estimates_above_the_limit():
   found = statistics.PairedComparison(3, (), 0.05, 1.0)
   assert str(statistics.decide(found, 0.9)) == "undecided at 3 seeds, over 1000 needed"
   assert statistics.seeds_needed(found._replace(n=5000)) == statistics.MAX_SEEDS + 1
 
 
 @pytest.mark.parametrize(("effect", "n", "level"), ((1.0, 10, 0.05), (2.0, 6, 0.0125), (0.3, 4, 0.05)))
-def test_power_is_how_often_a_simulated_effect_is_found(effect, n, level):
+def test_power_is_the_detection_rate_of_a_simulated_effect(effect, n, level):
   test = stats.ttest_1samp(np.random.default_rng(10).normal(effect, 1, (20_000, n)), 0.0, axis=1)
   found = np.mean((test.pvalue <= level) & (test.statistic > 0))
   assert statistics.power(effect, n, level) == pytest.approx(found, abs=0.015)
@@ -212,7 +212,7 @@ def verdict(claim, test):
 
 
 @pytest.mark.parametrize("test", ("exact", "t"))
-def test_a_planted_effect_is_found_and_noise_is_not(test):
+def test_a_planted_effect_is_detected_and_noise_is_not(test):
   claims = noise_and_effect(np.random.default_rng(11), (4.0, 0.0, -4.0, 0.0))
   results = statistics.compare_all(claims)
   assert [claim.name for claim in results] == list(claims)

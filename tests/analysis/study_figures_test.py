@@ -71,7 +71,7 @@ def is_png(data):
   return data is not None and data.startswith(b"\x89PNG")
 
 
-def test_pictures():
+def test_figures_are_png_files():
   bars = [
     CountBar("kd after at", 6101, 481, 562),
     CountBar("a name that is much too long for the space that there is", 0, 0, 0),
@@ -85,7 +85,7 @@ def test_pictures():
     assert picture.startswith(b"\x89PNG")
 
 
-def test_the_page_of_a_study_draws_iou_against_the_weight(tmp_path, monkeypatch):
+def test_the_report_of_a_study_draws_iou_against_the_weight(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, "to_png", lambda figure, *, crop=False: b"\x89PNG")
   names = ["none", "weak", "strong"]
   folder = fake_runs.study(tmp_path / "study", variants=names)
@@ -121,7 +121,7 @@ def test_runs_of_a_study_without_counts_are_named(tmp_path, monkeypatch):
   assert "- free:1: no forgetting of stage `kd`" in markdown.read_text()
 
 
-def test_variants(tmp_path, monkeypatch):
+def test_numbers_by_stage_and_by_cost(tmp_path, monkeypatch):
   names = [f"variant{i}" for i in range(3)]
   folder = fake_runs.study(tmp_path / "study", variants=names, gain=0.1)
   found = {
@@ -144,7 +144,7 @@ def test_variants(tmp_path, monkeypatch):
   assert [(x, of[0].mean) for x, of in points["variant0"]] == [([100.0], 71.0), ([50.0], 71.0)]
 
 
-def test_points_moved_aside_are_within_the_axes():
+def test_shifted_points_are_within_the_axes():
   _, (axes,) = figures.column(3.0)
   study_figures._draw_summaries(axes, 0, "one", [5e6], [statistics.summary([70.0, 72.0])], 2)
   low, high = axes.get_ylim()
@@ -152,7 +152,7 @@ def test_points_moved_aside_are_within_the_axes():
   assert axes.get_xlim()[0] < 5e6 < axes.get_xlim()[1]
 
 
-def test_variants_along_their_training(tmp_path):
+def test_curves_are_means_over_seeds(tmp_path):
   folder = fake_runs.study(tmp_path / "study")
   found = {"anchored": {seed: records.read_run("", folder / "anchored" / f"seed{seed}") for seed in (0, 1)}}
   accuracy = study_figures.mean_curves(found["anchored"], "student", "test/accuracy")

@@ -55,7 +55,7 @@ def test_each_is_compared_with_its_own_control_and_all_are_one_family():
   assert float(raw) == pytest.approx(p, abs=1e-3) and float(corrected) == pytest.approx(2 * p, abs=1e-3)
 
 
-def test_a_variant_alone_is_compared_with_none():
+def test_variants_that_are_their_own_controls_are_not_compared():
   words, _ = rows(controls={name: name for name in FOUND})
   assert words.startswith("Test accuracy")
 
@@ -67,18 +67,21 @@ def test_both_tests_give_a_verdict():
   assert [cell.strip() for cell in row[-2:]] == ["undecided at 3 seeds, about 6 needed", "better"]
 
 
-def test_what_a_variant_costs_is_all_that_its_network_was_trained():
-  """Also where a stage began anew, and of all seeds: one of them may have asked the teacher for all."""
-  stage = lambda name, network, **reads: {
-    "name": name,
-    "network": network,
-    "key": name,
-    "inputs": {"init": None, "teachers": [], "reference": None} | reads,
-    "backward_passes": 10,
-    "forward_passes": {"student": 10, "teachers": 3, "reference": 2},
-    "seconds": 1.0,
-    "metrics": {"last": {"test/accuracy": 0.5}, "oracle": {"test/accuracy": 0.5}},
-  }
+def test_cost_counts_all_stages_of_the_network():
+  """Cost counts stages from scratch and is a mean over seeds: one seed may compute cached outputs for all."""
+
+  def stage(name, network, reference=None):
+    return {
+      "name": name,
+      "network": network,
+      "key": name,
+      "inputs": {"init": None, "teachers": [], "reference": reference},
+      "backward_passes": 10,
+      "forward_passes": {"student": 10, "teachers": 3, "reference": 2},
+      "seconds": 1.0,
+      "metrics": {"last": {"test/accuracy": 0.5}, "oracle": {"test/accuracy": 0.5}},
+    }
+
   stages = [stage("t", "teacher"), stage("1", "student"), stage("2", "student", reference="1")]
   found = records.run_outcome(stages, "student")
   assert (found.images, found.frozen, found.seconds) == (20, 10, 2)
@@ -128,7 +131,7 @@ def test_the_paper_beside_ours_with_the_interval_of_our_mean():
 
 
 def test_forgetting_of_the_first_stage_is_a_mean_over_seeds():
-  """Of the last of three stages against the first, not the second; a variant of one stage has none."""
+  """Compares the last of three stages with the first; a variant of one stage has no forgetting."""
 
   def outcome(kept, forgotten, gained):
     names, stages = ("at", "vid", "kd"), []

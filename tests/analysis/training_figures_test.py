@@ -1,4 +1,4 @@
-"""Tests of analysis/training_figures.py: which figures a run has, and the numbers behind them."""
+"""Tests of analysis/training_figures.py: the figures of a run and their numbers."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def is_png(data):
   return data is not None and data.startswith(b"\x89PNG")
 
 
-def test_pictures_are_there_where_their_data_are(record):
+def test_figures_exist_where_data_were_recorded(record):
   students, teachers = (stages.by_network(record.stages)[name] for name in ("student", "teacher"))
   lines = record.curves
   assert is_png(training_figures.objective_terms(students, lines))
@@ -51,7 +51,7 @@ def test_a_run_without_its_store_has_no_curves_of_training(record):
   assert is_png(training_figures.forgetting_curves(own, record.stages, last))
 
 
-def test_weights_of_right_and_of_wrong_images_by_hand():
+def test_mean_weights_of_correct_and_other_images_by_hand():
   # Of four images two are right, with the weights 0.2 and 0.4, and two wrong, with 0.8 and 1.0.
   means = dict(zip(training_figures.WEIGHT_MEANS, np.array([[0.5], [0.6], [0.15]]), strict=True))
   right, wrong = training_figures.mean_weights_by_correctness(means)
@@ -59,7 +59,7 @@ def test_weights_of_right_and_of_wrong_images_by_hand():
   np.testing.assert_allclose(wrong, [0.9])
 
 
-def test_images_without_labels_count_as_not_right():
+def test_images_without_labels_count_as_not_correct():
   # Of four images two have labels, one of which is right, with the weight 0.2; the others weigh 0.4 each.
   means = dict(zip(training_figures.WEIGHT_MEANS, np.array([[0.5], [0.35], [0.05]]), strict=True))
   right, wrong = training_figures.mean_weights_by_correctness(means, labeled_fraction=0.5)
@@ -76,13 +76,13 @@ def test_the_weight_of_no_image_is_no_number():
   np.testing.assert_array_equal(wrong, [0.5, np.nan])
 
 
-def test_earlier_stages_are_called_by_their_names(record):
+def test_earlier_stages_have_their_names(record):
   own = stages.by_network(record.stages)["student"]
   assert training_figures._earlier_name(own, record.stages, 1) == "fitnet"
   assert training_figures._earlier_name(own, record.stages, 2) == "stage 2"
 
 
-def test_events_of_many_kinds():
+def test_histogram_of_few_and_many_events():
   few = forgetting.Events(np.array([0, 1]), np.array([0, 0]))
   many = forgetting.Events(np.array([0, 50]), np.array([3, 0]))
   assert is_png(training_figures.event_histogram({"kd": few, "rkd": many}, ("lost", "gained")))
