@@ -1,4 +1,4 @@
-"""Knowledge distillation in JAX: any sequence of methods, stage after stage, anchored by a frozen reference.
+"""Knowledge distillation in JAX: sequences of methods, anchored by a frozen reference.
 
 The names below are for notebooks. Each is imported when it is first used, so that `import smskd_jax` takes no time.
 """

@@ -48,7 +48,10 @@ def make_parser(program: str, description: str | None) -> argparse.ArgumentParse
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of programs that train; --config and its overrides are parsed by ml_collections."""
+  """Adds the flags of programs that train.
+
+  --config and its overrides are parsed by ml_collections.
+  """
   parser.usage = "%(prog)s --config=FILE[:ARGUMENTS] --workdir=FOLDER [--config.FIELD=VALUE ...] [flags]"
   parser.epilog = _CONFIG_HELP
   add = parser.add_argument
@@ -188,7 +191,10 @@ def process_prefix() -> str:
 
 
 def _exit_status_distributed(program: Callable[[], int], folders: Callable[[], Folders]) -> int:
-  """Runs the program in one of several processes. A process that fails ends without waiting for the others."""
+  """Runs the program in one of several processes.
+
+  A process that fails ends without waiting for the others.
+  """
   faulthandler.disable()  # JAX ends this process with one line if process 0 is gone: no stack is needed
   try:
     status = exit_status(program, folders)
@@ -214,7 +220,9 @@ def _command_line(arguments: Sequence[str] | None) -> list[str]:
 
 
 def _load_config(arguments: Sequence[str], parser: argparse.ArgumentParser) -> Any:
-  """Config of the arguments that argparse left over: --config and its overrides; None without --config.
+  """Config of the arguments that argparse left over: --config and its overrides.
+
+  None without --config.
 
   Raises:
     UserError: an unknown flag, a mistake in the config file, or an override without a field or of another type.

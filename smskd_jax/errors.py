@@ -1,4 +1,7 @@
-"""User errors, reported in one line instead of a traceback, and checks of options. Imports nothing of ours."""
+"""User errors, reported in one line instead of a traceback, and checks of options.
+
+Imports nothing of ours.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 import difflib
@@ -51,7 +54,7 @@ class UserError(ValueError):
 
 
 def unknown_name_error(field: str, value: object, known: Iterable[object]) -> UserError:
-  """Error for an unknown name: gives its new name if it was renamed, else the nearest known name and all of them."""
+  """Error for an unknown name: its new name, or the nearest known name."""
   names = [str(name) for name in known]
   if RENAMED.get(str(value)) in names:
     return UserError(f"{field}: {value!r} is now {RENAMED[str(value)]!r}")
@@ -107,7 +110,10 @@ def join_names(known: Iterable[object]) -> str:
 
 
 def check_positive(owner: str = "", /, **values: float) -> None:
-  """Raises ValueError unless every value is a finite number above zero; `owner` begins the message."""
+  """Raises ValueError unless every value is a finite number above zero.
+
+  `owner` begins the message.
+  """
   _check_each(owner, values, lambda x: _is_finite(x) and x > 0, "a positive number")
 
 
@@ -122,7 +128,7 @@ def check_unit_interval(owner: str = "", /, **values: float) -> None:
 
 
 def check_decay(owner: str = "", /, **values: float) -> None:
-  """Raises ValueError unless every value is a number from 0 to below 1, as decay rates and momentum are."""
+  """Raises ValueError unless every value is a number in [0, 1), as decay rates are."""
   _check_each(owner, values, lambda x: _is_finite(x) and 0 <= x < 1, "a number from 0 to below 1")
 
 

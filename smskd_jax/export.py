@@ -1,4 +1,6 @@
-"""Exports a network of a finished run, and compares its cost and accuracy with its teachers.
+"""Exports a network of a finished run, and compares it with its teachers.
+
+Compares cost and accuracy.
 
   python -m smskd_jax.export runs/quickstart --network=student --format=stablehlo,onnx
 

@@ -1,4 +1,4 @@
-"""Writes a report of finished runs and studies: tables, figures, and the source of every number.
+"""Writes a report of finished runs and studies: tables, figures and sources.
 
   python -m smskd_jax.report runs/quickstart
   python -m smskd_jax.report runs/table3 runs/seed0 runs/seed1 --out=reports

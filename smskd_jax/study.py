@@ -1,4 +1,4 @@
-"""Runs a study: variants of an experiment times seeds, every shared stage trained once, and a report.
+"""Runs a study: variants times seeds, every shared stage trained once, and a report.
 
   python -m smskd_jax.study --config=configs/studies/table3.py --workdir=runs/table3
 

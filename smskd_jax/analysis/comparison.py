@@ -23,7 +23,10 @@ COST_CAPTION = "A gain at a different cost cannot be attributed to the method al
 
 
 def config_differences(field: str, one: Any, other: Any) -> list[tuple[str, Any, Any]]:
-  """Lists the fields in which two configs differ, with both values; list items with names are paired by name."""
+  """Lists the fields in which two configs differ, with both values.
+
+  List items with names are paired by name.
+  """
   if isinstance(one, list) and isinstance(other, list):
     named = _index_by_name(one), _index_by_name(other)
     if named[0] is not None and named[1] is not None:
@@ -175,7 +178,7 @@ def _count_images(stages: Sequence[Stage]) -> tuple[int, int]:
 
 
 def compare_studies(a: StudyRecord, b: StudyRecord) -> Section:
-  """Compares configs, and each variant of the same name over the seeds that both studies have."""
+  """Compares configs, and the variants of one name over the common seeds."""
   outcomes = a.outcomes, b.outcomes
   values = [
     {name: {seed: o.accuracy for seed, o in by_seed.items()} for name, by_seed in study.items()}

@@ -1,4 +1,6 @@
-"""Documents of text, tables and figures, rendered from one content by two templates: HTML and Markdown.
+"""Documents of text, tables and figures, rendered to HTML and Markdown.
+
+One content, two templates.
 
 A document is a `Section` whose parts are shown in order; nested sections are chapters. Strings are shown literally and
 never become markup, except `code` between backticks and **bold** in paragraphs. The HTML is one self-contained file;
@@ -68,7 +70,7 @@ def write_html(document: Section, path: Path) -> None:
 
 
 def write_markdown(document: Section, path: Path, figures: str) -> None:
-  """Writes the document as Markdown, with its figures in the folder of that name beside the file."""
+  """Writes the document as Markdown, with its figures in the folder beside the file."""
   folder = path.parent / figures
   folder.mkdir(parents=True, exist_ok=True)
   for figure in all_figures(_unique_names(document)):

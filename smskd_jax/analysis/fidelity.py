@@ -1,4 +1,4 @@
-"""Similarity of students and teachers as functions: calibration, class correlations, CKA and embeddings.
+"""Similarity of students and teachers as functions: calibration, CKA and others.
 
 A student can reach its teacher's accuracy and still be a different function: Stanton, Izmailov, Kirichenko, Alemi,
 Wilson, "Does Knowledge Distillation Really Work?", NeurIPS 2021, https://arxiv.org/abs/2106.05945.
@@ -38,7 +38,10 @@ class Embedding2D(NamedTuple):
 
 
 class OutputSummary(NamedTuple):
-  """Statistics of the outputs of one network; the outputs of all networks may not fit into memory."""
+  """Statistics of the outputs of one network.
+
+  The outputs of all networks may not fit into memory.
+  """
 
   correlation: np.ndarray  # [k, k], of the logits
   calibration: Calibration | None  # None: the labels are unknown
@@ -80,7 +83,9 @@ class TeacherPairs(NamedTuple):
 
 
 def read_teacher_pairs(record: RunRecord, network_stages: Sequence[Stage]) -> TeacherPairs | None:
-  """Reads the outputs of the stages of one network and of their teachers; None for a network without teachers.
+  """Reads the outputs of the stages of one network and of their teachers.
+
+  None for a network without teachers.
 
   Raises:
     UserError: a file of outputs is damaged.
@@ -102,7 +107,10 @@ def read_teacher_pairs(record: RunRecord, network_stages: Sequence[Stage]) -> Te
 
 
 def list_teacher_pairs(record: RunRecord, network_stages: Sequence[Stage]) -> list[TeacherPair]:
-  """Pairs every stage of a network with each of its teachers; titles name the teacher if there are several."""
+  """Pairs every stage of a network with each of its teachers.
+
+  Titles name the teacher if there are several.
+  """
   names = {item["key"]: item["network"] for item in record.pretrained}
   names |= {stage["key"]: stage["name"] for stage in record.stages}
   inputs = [(stage, i, key) for stage in network_stages for i, key in enumerate(stage["inputs"]["teachers"])]
@@ -121,7 +129,10 @@ def _calibrate_teachers(
   label: np.ndarray | None,
   bins: int,
 ) -> Calibration | None:
-  """Calibration of the mean probabilities of several teachers; None if outputs or labels are missing."""
+  """Calibration of the mean probabilities of several teachers.
+
+  None if outputs or labels are missing.
+  """
   if label is None or not summaries.keys() >= set(keys):
     return None
   if len(keys) == 1:
@@ -131,7 +142,10 @@ def _calibrate_teachers(
 
 
 def cka_table(pair: TeacherPair) -> Mapping[str, Any] | None:
-  """CKA of the features of a pair, from the 'similarity' of the stage in result.json; None without features."""
+  """CKA of the features of a pair, from the 'similarity' of the stage in result.json.
+
+  None without features.
+  """
   role = "teacher" if pair.teacher_index == 0 else f"teacher_{pair.teacher_index + 1}"
   table = pair.stage.get("similarity", {}).get(role)
   return table if table and table["student"] and table["other"] else None
@@ -157,7 +171,9 @@ def summarize_outputs(outputs: EvalOutputs, label: np.ndarray | None, bins: int)
 
 
 def calibration(logits: np.ndarray, label: np.ndarray, bins: int) -> Calibration:
-  """Computes a reliability diagram with the bins and the error of `metrics.expected_calibration_error`.
+  """Computes a reliability diagram.
+
+  Bins and error are those of `metrics.expected_calibration_error`.
 
   Args:
     logits: [n, k].
@@ -177,7 +193,10 @@ def calibration(logits: np.ndarray, label: np.ndarray, bins: int) -> Calibration
 
 
 def correlation(logits: np.ndarray) -> np.ndarray:
-  """Correlations [k, k] between the logits [n, k] of each two classes over images; NaN for constant logits."""
+  """Correlations [k, k] between the logits [n, k] of each two classes over images.
+
+  NaN for constant logits.
+  """
   # Relative to the first image, so that a constant logit has a deviation of exactly zero.
   deviation = logits.astype(np.float64) - logits[:1]
   deviation = deviation - deviation.mean(axis=0, keepdims=True)
@@ -187,7 +206,10 @@ def correlation(logits: np.ndarray) -> np.ndarray:
 
 
 def mean_correlation_gap(one: np.ndarray, other: np.ndarray) -> float:
-  """Mean absolute difference of two correlation matrices [k, k] over pairs of classes; NaN without defined pairs."""
+  """Mean absolute difference of two correlation matrices [k, k] over pairs of classes.
+
+  NaN without defined pairs.
+  """
   gap = np.abs(one - other)[np.triu_indices(len(one), 1)]
   gap = gap[~np.isnan(gap)]
   return float(gap.mean()) if gap.size else float("nan")
@@ -233,13 +255,19 @@ EMBEDDINGS: Mapping[str, Callable[[np.ndarray], Embedding2D]] = {"pca": pca, "ts
 
 
 def align_signs(embedding: Embedding2D, first: Embedding2D) -> Embedding2D:
-  """Flips axes, whose direction is arbitrary, so that they correlate with those of the first, for the same images."""
+  """Flips axes so that they correlate with those of the first, for the same images.
+
+  The direction of an axis is arbitrary.
+  """
   product = np.sum(embedding.points * first.points, axis=0)
   return embedding._replace(points=embedding.points * np.where(product < 0, -1.0, 1.0)[None])
 
 
 def most_changed(change: np.ndarray, count: int) -> np.ndarray:
-  """Classes of the `count` largest gains and the `count` largest losses, gains first; never classes without change."""
+  """Classes of the `count` largest gains and the `count` largest losses, gains first.
+
+  Never classes without change.
+  """
   order = np.argsort(-change, kind="stable")  # NaN is last
   gained = [i for i in order if change[i] > 0][:count]
   lost = [i for i in order if change[i] < 0][-count:]

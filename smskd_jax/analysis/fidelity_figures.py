@@ -16,7 +16,7 @@ MANY_POINTS = 800  # images above which points are smaller
 
 
 def reliability(calibrations: Mapping[str, Calibration]) -> bytes:
-  """Draws accuracy against confidence, and below the distribution of the confidence, by network."""
+  """Draws accuracy against confidence, and the distribution of confidence, by network."""
   figure, (upper, lower) = figures.column(3.8, 1.7)
   upper.plot((0, 100), (0, 100), color=figures.GREY, linestyle="--", linewidth=1)
   for color, marker, (name, c) in zip(figures.COLORS, "osD^vP", calibrations.items(), strict=False):
@@ -36,7 +36,7 @@ def reliability(calibrations: Mapping[str, Calibration]) -> bytes:
 
 
 def correlation_gaps(gaps: Sequence[tuple[str, np.ndarray]]) -> bytes:
-  """Draws absolute differences [k, k] of correlations, each with a title, on one colour scale."""
+  """Draws absolute differences [k, k] of correlations on one colour scale."""
   from matplotlib.ticker import MaxNLocator
 
   figure, axes = figures.grid(len(gaps))

@@ -17,7 +17,10 @@ MAX_MARKED_POINTS = 60  # lines of more points have no markers
 
 
 def column(*heights: float, shared: bool = True) -> tuple[Any, Any]:
-  """Creates axes from top to bottom, of these heights in inches, that share the x axis if `shared`."""
+  """Creates axes of these heights in inches, from top to bottom.
+
+  They share the x axis if `shared`.
+  """
   figure = _create(WIDTH, sum(heights))
   return figure, figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=shared)[:, 0]
 
@@ -74,7 +77,7 @@ def draw_line(axes: Any, points: Sequence[tuple[float, float]], *, scale: float 
 
 
 def mark_stages(axes: Any, network_stages: Sequence[Stage], with_names: bool = True) -> None:
-  """Draws a line where each stage of a network begins, with the names of the stages above the axes."""
+  """Draws a line where each stage of a network begins, with its name above the axes."""
   from matplotlib.ticker import MaxNLocator
 
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Forgetting: counts between a stage and its ancestors, and events per image between evaluations."""
+"""Forgetting: counts between a stage and its ancestors, and events per image."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from smskd_jax.training.metrics import Overlap
 
 
 class Events(NamedTuple):
-  """Number of times that each image's prediction became the target class, and ceased to be it."""
+  """Number of times that each image's prediction became the target class, and left it."""
 
   gained: np.ndarray  # [n]
   lost: np.ndarray  # [n]
@@ -26,7 +26,9 @@ class StagePair(NamedTuple):
 
 
 def stage_pairs(stages: Sequence[Stage], names: Collection[str] = ()) -> tuple[list[StagePair], list[str]]:
-  """Returns the counts of each stage against its ancestors, and a line for each stage without usable counts.
+  """Returns the counts of each stage against its ancestors, and remarks.
+
+  A remark is a line for each stage without usable counts.
 
   Args:
     stages: of a run, from result.json.
@@ -48,7 +50,10 @@ def stage_pairs(stages: Sequence[Stage], names: Collection[str] = ()) -> tuple[l
 
 
 def _parse_counts(stage: Stage, earlier: Sequence[str]) -> list[StagePair]:
-  """Returns the pairs of one stage with the keys `earlier`; raises ValueError for invalid records."""
+  """Returns the pairs of one stage with the keys `earlier`.
+
+  Raises ValueError for invalid records.
+  """
   by_split: Mapping[str, Sequence[Mapping[str, Any]]] = stage["forgetting"]
   if "test" not in by_split:
     raise ValueError("there are no records of the test set")
@@ -88,17 +93,25 @@ def events(predictions: np.ndarray, target: np.ndarray) -> Events:
 
 
 def num_changes(predictions: np.ndarray) -> np.ndarray:
-  """Number of changes [n] of each image's prediction between evaluations; predictions are [evaluations, n]."""
+  """Number of changes [n] of each image's prediction between evaluations.
+
+  Predictions are [evaluations, n].
+  """
   return np.sum(predictions[1:] != predictions[:-1], axis=0)
 
 
 def histogram(counts: np.ndarray, max_count: int) -> np.ndarray:
-  """Numbers [max_count + 1] of images with 0, 1, ..., and `max_count` or more of the counts [n]."""
+  """Numbers [max_count + 1] of images with 0, 1, ... events.
+
+  The last counts `max_count` or more.
+  """
   return np.bincount(np.minimum(counts, max_count), minlength=max_count + 1)
 
 
 def confusion(predictions: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-  """Percent [k, k] of the images of each class (rows) by predicted class (columns); 0 for classes without images.
+  """Percent [k, k] of the images of each class (rows) by predicted class (columns).
+
+  0 for classes without images.
 
   Args:
     predictions: classes [n].

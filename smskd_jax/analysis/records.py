@@ -200,7 +200,7 @@ def read_study(field: str, folder: Path) -> StudyRecord:
 
 
 def variant_controls(study: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the control of each variant of a resolved study that is compared with another variant."""
+  """Returns the control of each variant that is compared with another variant."""
   controls = study.get("controls", {})
   all_controls = {name: controls.get(name, study["control"]) for name in study["variants"]}
   return {name: control for name, control in all_controls.items() if name != control}
@@ -225,7 +225,9 @@ def run_outcome(stages: Sequence[Stage], network: str) -> Outcome:
 
 
 def read_outcomes(folder: Path, study: Mapping[str, Any]) -> dict[str, dict[int, Outcome]]:
-  """Reads the outcomes of a study's finished runs, by variant and seed, from their result.json alone.
+  """Reads the outcomes of a study's finished runs, by variant and seed.
+
+  The only source is their result.json.
 
   Runs with a damaged result.json are left out.
   """
@@ -255,7 +257,10 @@ def read_eval_outputs(record: RunRecord, key: str) -> eval_outputs.EvalOutputs:
 
 
 def read_curve(entry: StageEntry) -> tuple[Lines, str]:
-  """Reads the lines of a finished stage's metrics.jsonl, and a warning about missing ones ('': none)."""
+  """Reads the lines of a finished stage's metrics.jsonl.
+
+  Also returns a warning about missing ones ('': none).
+  """
   for file, problem in entry.problems(entry.metrics.name).items():
     return [], _describe_problem(entry, file, problem)
   lines = read_metrics(entry.metrics)

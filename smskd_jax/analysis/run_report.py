@@ -128,7 +128,10 @@ FIDELITY = (
 
 
 def write_summary(workdir: Path, store: Path) -> Path:
-  """Writes WORKDIR/report.md and WORKDIR/figures for a finished run; returns the path of the report."""
+  """Writes WORKDIR/report.md and WORKDIR/figures for a finished run.
+
+  Returns the path of the report.
+  """
   result = read_json(workdir / "result.json")
   curves = {stage["name"]: records.read_curve(StageEntry(store, stage["key"])) for stage in result["stages"]}
   path = workdir / "report.md"
@@ -189,7 +192,7 @@ def full_report(record: RunRecord, runs: Sequence[RunRecord], embedding: str = "
 
 
 def comparison_tables(runs: Sequence[RunRecord]) -> list[Part]:
-  """Tables of several runs: accuracy of each network, and means over runs that differ only in their seeds."""
+  """Tables of several runs: accuracy of each network, and means over seeds."""
   rows = [
     [run.title, network, s[-1]["name"], tables.percent(s[-1]["metrics"]["last"]["test/accuracy"])]
     for run in runs
@@ -284,7 +287,7 @@ def _figure(name: str, png: bytes | None, caption: str) -> list[Part]:
 
 
 def _forgotten_counts(network_stages: Sequence[Stage], all_stages: Sequence[Stage]) -> list[Part]:
-  """Table and bars of kept, forgotten and gained images, and a line for each stage without counts."""
+  """Table and bars of kept, forgotten and gained images."""
   pairs, problems = forgetting.stage_pairs(all_stages, {stage["name"] for stage in network_stages})
   table = tables.forgotten(pairs)
   bars = [CountBar(f"{p.stage} after {p.earlier}", *p.counts) for p in pairs if p.split == "test"]
@@ -303,7 +306,7 @@ def _labeled_fraction(entry: Mapping[str, Any]) -> float:
 
 
 def _prediction_parts(record: RunRecord, network_stages: Sequence[Stage]) -> Iterator[Part]:
-  """Yields changes of predictions: events against the labels or, if unknown, against the first predictions."""
+  """Yields figures of the changes of predictions."""
   names = [stage["name"] for stage in network_stages]
   predictions = {
     name: record.predictions[name] for name in names if "test" in record.predictions.get(name, {})
@@ -356,7 +359,9 @@ def _provenance(record: RunRecord) -> Section:
 
 
 def fidelity_sections(record: RunRecord, embedding: str = "pca") -> list[Section]:
-  """Builds the section on the similarity of students and teachers; [] if nothing was recorded.
+  """Builds the section on the similarity of students and teachers.
+
+  [] if nothing was recorded.
 
   Raises:
     UserError: a file of outputs is damaged.
@@ -448,7 +453,7 @@ def _omission_note(count: int) -> str:
 
 
 def _embeddings(record: RunRecord, teacher_pairs: TeacherPairs, kind: str) -> Iterator[Part]:
-  """Yields a figure of embeddings of teachers and of the last two stages, for the same images."""
+  """Yields a figure of embeddings of teachers and of the last two stages."""
   last_stage = teacher_pairs.last_stage
   teachers = {pair.teacher_key: pair.teacher for pair in teacher_pairs.pairs if pair.stage is last_stage}
   students = {pair.stage["key"]: f"after {pair.stage['name']}" for pair in teacher_pairs.pairs}
@@ -484,7 +489,7 @@ def _embeddings(record: RunRecord, teacher_pairs: TeacherPairs, kind: str) -> It
 
 
 def _class_accuracy(record: RunRecord, last: Stage) -> Iterator[Part]:
-  """Yields a figure of the accuracy by class that the run reported for the last stage of a network."""
+  """Yields a figure of the accuracy by class of the last stage of a network."""
   by_class = last.get("by_class", {}).get("test", {})
   values = {name: np.array(numbers, float) for name, numbers in by_class.items()}
   changes = {role: values[f"{role}_change"] for role in CLASS_ROLES if f"{role}_change" in values}

@@ -1,4 +1,4 @@
-"""Stages of a run as result.json lists them: order, ancestors, and metrics along a network's training."""
+"""Stages of a run as result.json lists them: order, ancestors and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,13 +24,19 @@ def by_network(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
 
 
 def students(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-  """Stages of the networks that are no teachers; of all networks if every network is a teacher."""
+  """Stages of the networks that are no teachers.
+
+  If every network is a teacher, of all networks.
+  """
   networks, teachers = by_network(stages), teacher_keys(stages)
   return {n: s for n, s in networks.items() if not any(stage["key"] in teachers for stage in s)} or networks
 
 
 def selected_stage(stages: Sequence[Stage], network: str) -> Stage:
-  """Last stage of a network; of several stages from scratch, the best one by validation accuracy."""
+  """Last stage of a network.
+
+  If several stages start from scratch, the best one by validation accuracy.
+  """
   network_stages = by_network(stages)[network]
   from_scratch = [stage for stage in network_stages if stage["inputs"]["init"] is None]
   validated = all("validation/accuracy" in stage["metrics"]["last"] for stage in network_stages)
@@ -40,7 +46,10 @@ def selected_stage(stages: Sequence[Stage], network: str) -> Stage:
 
 
 def ancestors(stages: Sequence[Stage], last: Stage) -> list[Stage]:
-  """Stages that a stage continues from, the first one first, and itself; the i-th is 'earlier_i' in metrics."""
+  """Stages that a stage continues from, the first one first, and itself.
+
+  The i-th is 'earlier_i' in metrics.
+  """
   by_key, chain = {stage["key"]: stage for stage in stages}, [last]
   while (init := chain[0]["inputs"]["init"]) in by_key:
     chain.insert(0, by_key[init])
@@ -121,6 +130,6 @@ def epoch_means(lines: Lines, metrics: Sequence[str]) -> tuple[np.ndarray, dict[
 def matching_metrics(
   network_stages: Sequence[Stage], curves: Mapping[str, Lines], wanted: Callable[[str], bool]
 ) -> list[str]:
-  """Names of the metrics of a network's stages that are wanted, in the order of first appearance."""
+  """Names of the wanted metrics of a network's stages, in order of first appearance."""
   lines = (line for stage in network_stages for line in curves[stage["name"]])
   return list(dict.fromkeys(name for line in lines for name in line if wanted(name)))

@@ -1,4 +1,4 @@
-"""Paired comparisons over seeds: summaries, confidence intervals, tests, Holm's correction and verdicts.
+"""Paired comparisons over seeds: intervals, tests, Holm's correction and verdicts.
 
 Two methods are compared on the seeds that both were run with, by their differences seed by seed. The effect of a seed
 on both methods (initial variables, order of the images) cancels. The comparisons of a table are one family; Holm's
@@ -36,7 +36,10 @@ ROUNDING = 1e-12  # differences closer than this, relative to the largest value,
 
 
 class Summary(NamedTuple):
-  """Mean (None without values) and sample standard deviation (None below two values) of n values."""
+  """Mean and sample standard deviation of n values.
+
+  The mean is None without values, the deviation None below two values.
+  """
 
   n: int
   mean: float | None
@@ -145,7 +148,9 @@ def paired_comparison(ours: SeedValues, theirs: SeedValues) -> PairedComparison:
 
 
 def holm_adjust(p_values: Mapping[str, float]) -> dict[str, float]:
-  """Returns p-values adjusted over a family, in its order; a claim is decided where its value is at most the level.
+  """Returns p-values adjusted over a family, in its order.
+
+  A claim is decided where its value is at most the level.
 
   Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979,
   https://www.jstor.org/stable/4615733. The bound on the chance of any false claim holds for dependent tests too.
@@ -167,7 +172,10 @@ def min_exact_p(n: int) -> float:
 
 
 def power(effect: float, n: int, level: float = 0.05) -> float:
-  """Power of the two-sided t-test for n normal differences whose mean is `effect` standard deviations."""
+  """Power of the two-sided t-test.
+
+  The n differences are normal, with a mean of `effect` standard deviations.
+  """
   from scipy import stats
 
   return float(stats.nct.sf(stats.t.isf(level / 2, n - 1), n - 1, effect * math.sqrt(n)))
@@ -176,7 +184,9 @@ def power(effect: float, n: int, level: float = 0.05) -> float:
 def seeds_needed(
   comparison: PairedComparison, *, test: Test = "exact", level: float = 0.05, num_claims: int = 1
 ) -> int | None:
-  """Estimates the smallest number of seeds, above the present one, that would decide a claim with power 0.8.
+  """Estimates the number of seeds that would decide a claim with power 0.8.
+
+  The smallest number above the present one.
 
   At that number the t-test has power 0.8 for the observed mean and standard deviation and, for the exact test, a low
   enough p-value exists; both at level / num_claims, the strictest step of Holm's procedure. The estimate is for
@@ -222,7 +232,9 @@ def decide(
 
 
 def compare_all(claims: ClaimValues, *, better: Better = "higher", level: float = 0.05) -> tuple[Claim, ...]:
-  """Compares ours with theirs in every claim by both tests, with Holm's correction over all claims.
+  """Compares ours with theirs in every claim by both tests.
+
+  Holm's correction covers all claims.
 
   Args:
     claims: values of both sides; claims without a shared seed count towards the size of the family.
@@ -253,7 +265,7 @@ def compare_all(claims: ClaimValues, *, better: Better = "higher", level: float 
 
 
 def _t_test(a: np.ndarray, b: np.ndarray) -> tuple[Interval, float]:
-  """Returns the interval and the p-value of the paired t-test of values [n] that differ with some spread."""
+  """Returns the interval and the p-value of the paired t-test of values [n]."""
   from scipy import stats
 
   result = stats.ttest_rel(a, b)
@@ -262,7 +274,10 @@ def _t_test(a: np.ndarray, b: np.ndarray) -> tuple[Interval, float]:
 
 
 def _sign_flip_p(differences: np.ndarray, rounding: float) -> float:
-  """Returns the fraction of sign flips of differences [n] whose sum is as far from zero, up to `rounding`."""
+  """Returns the fraction of sign flips whose sum is as far from zero.
+
+  The differences are [n]; sums are compared up to `rounding`.
+  """
   from scipy import stats
 
   threshold = abs(differences.sum()) - rounding
@@ -284,7 +299,10 @@ def _sign_flip_p(differences: np.ndarray, rounding: float) -> float:
 
 
 def _bootstrap_interval(differences: np.ndarray) -> Interval:
-  """Returns the percentile interval of the mean of differences [n], n >= 2; SciPy cannot enumerate all resamples."""
+  """Returns the percentile interval of the mean of differences [n], n >= 2.
+
+  SciPy cannot enumerate all resamples.
+  """
   from scipy import stats
 
   n = len(differences)

@@ -28,7 +28,7 @@ class WeightPoint(NamedTuple):
 
 
 def ancestor_chains(runs: Runs, network: str) -> dict[str, list[list[Stage]]]:
-  """Returns by variant, for each seed, the stages that the result of the network continues from."""
+  """Returns by variant, for each seed, the stages that the network continues from."""
   return {
     name: [
       stages.ancestors(run.stages, stages.selected_stage(run.stages, network)) for run in by_seed.values()
@@ -58,7 +58,7 @@ def accuracy_by_stage(chains: Mapping[str, Sequence[Sequence[Stage]]]) -> bytes:
 
 
 def accuracy_by_cost(outcomes: Mapping[str, Sequence[Outcome]]) -> bytes:
-  """Draws accuracy against the images that the student trained on, and against the images of frozen networks."""
+  """Draws accuracy against the images of training, and against those of frozen networks."""
   from matplotlib.ticker import EngFormatter
 
   figure, axes = figures.column(3.4, 3.4, shared=False)
@@ -80,7 +80,10 @@ def accuracy_by_cost(outcomes: Mapping[str, Sequence[Outcome]]) -> bytes:
 
 
 def training_curves(runs: Runs, network: str) -> bytes | None:
-  """Draws accuracy and forgetting along the training of the variants, with standard deviations over seeds."""
+  """Draws accuracy and forgetting along the training of the variants.
+
+  Standard deviations are over seeds.
+  """
   labels = {
     "test/accuracy": "test accuracy [%]",
     "test/earlier_1_regressions": "forgotten since\nstage 1 [% of images]",
@@ -114,7 +117,10 @@ def training_curves(runs: Runs, network: str) -> bytes | None:
 def mean_curves(
   by_seed: Mapping[int, RunRecord], network: str, metric: str
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Returns by stage epochs, mean and standard deviation over seeds in percent, where all seeds have a value."""
+  """Returns mean and standard deviation over seeds in percent, by stage epochs.
+
+  Stages without a value of every seed are left out.
+  """
   series = []
   for run in by_seed.values():
     chain = stages.ancestors(run.stages, stages.selected_stage(run.stages, network))
@@ -131,7 +137,10 @@ def mean_curves(
 
 
 def forgetting_by_weight(lines: Mapping[str, Sequence[WeightPoint]]) -> bytes:
-  """Draws IoU, forgotten and gained images, and accuracy against the weight of the reference, by name of a line."""
+  """Draws IoU, forgotten and gained images, and accuracy against lambda_r.
+
+  Values are by the name of a line.
+  """
   figure, axes = figures.column(2.6, 2.6, 2.2)
   panels = (
     (axes[0], "iou", "-"),
@@ -159,7 +168,7 @@ def forgetting_by_weight(lines: Mapping[str, Sequence[WeightPoint]]) -> bytes:
 
 
 def weight_families(variants: Mapping[str, Mapping[str, Any]], network: str) -> dict[str, dict[str, float]]:
-  """Groups variants that differ only in the weight lambda_r of the last stage's reference term.
+  """Groups variants that differ only in lambda_r of the last stage.
 
   A variant whose last stage has no reference belongs, with weight 0, to every family of its other fields.
 
@@ -192,7 +201,10 @@ def weight_families(variants: Mapping[str, Mapping[str, Any]], network: str) -> 
 
 
 def _split_weight(config: Mapping[str, Any], network: str) -> tuple[float, str, str | None]:
-  """Returns lambda_r of the last stage, the rest of the config, and the other options of the reference (None: none)."""
+  """Returns lambda_r of the last stage, the rest of the config, and other options.
+
+  The options are those of the reference (None: none).
+  """
   config_stages = [dict(stage) for stage in config["stages"]]
   last = [stage for stage in config_stages if stage["network"] == network][-1]
   reference = dict(last.pop("reference"))

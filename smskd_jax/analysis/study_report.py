@@ -50,7 +50,7 @@ WEIGHTS = (
 
 
 def summary(title: str, study: Mapping[str, Any], outcomes: Outcomes, failures: Mapping[str, str]) -> Section:
-  """Builds the summary of a study: variants, and comparisons with controls or with claims of a paper.
+  """Builds the summary of a study: variants, and comparisons with controls or claims.
 
   Args:
     title: of the report.
@@ -133,7 +133,10 @@ def _format_mean(values: Sequence[float]) -> str:
 
 
 def _paper_cells(accuracies: Sequence[float], paper: float | None) -> list[str]:
-  """Accuracy of a paper, and our difference with the t interval of our mean; the paper's spread is unknown."""
+  """Accuracy of a paper, and our difference with the t interval of our mean.
+
+  The paper's spread is unknown.
+  """
   if paper is None:
     return ["-", "-"]
   seeds = range(len(accuracies))
@@ -149,7 +152,10 @@ def _format_difference(comparison: statistics.PairedComparison) -> str:
 
 
 def published_table(study: Mapping[str, Any], outcomes: Outcomes) -> list[Part]:
-  """Our accuracies beside those of a paper, with differences in points and in standard errors."""
+  """Our accuracies beside those of a paper, with differences.
+
+  Differences are in points and in standard errors.
+  """
   rows = []
   for name, paper in study.get("published", {}).items():
     ours = statistics.summary([outcome.accuracy for outcome in outcomes.get(name, {}).values()])
@@ -168,7 +174,10 @@ def published_table(study: Mapping[str, Any], outcomes: Outcomes) -> list[Part]:
 
 
 def comparisons(study: Mapping[str, Any], outcomes: Outcomes) -> list[Part]:
-  """Comparisons of the variants with their controls, or the claims of a paper; all are one family of tests."""
+  """Comparisons of the variants with their controls, or the claims of a paper.
+
+  All are one family of tests.
+  """
   accuracies = {name: {seed: o.accuracy for seed, o in by_seed.items()} for name, by_seed in outcomes.items()}
   if study.get("claims"):
     return _paper_claims(study["claims"], accuracies)
@@ -216,7 +225,7 @@ def _paper_claims(
 
 
 def _paper_verdict(verdict: statistics.Verdict, paper: str) -> str:
-  """Returns 'confirmed' or 'contradicted' for a decided claim of a paper, else the verdict of the test."""
+  """Returns 'confirmed' or 'contradicted' for a decided claim of a paper."""
   if verdict.decision == "undecided" or not paper:
     return str(verdict)
   return "confirmed" if (verdict.decision == "better") == paper.startswith("+") else "contradicted"
@@ -253,7 +262,7 @@ def _comparison_figures(record: StudyRecord, outcomes: Outcomes) -> Section:
 
 
 def _forgetting(record: StudyRecord) -> list[Part]:
-  """Kept, forgotten and gained images of the variants with several stages, also by the weight of the reference."""
+  """Kept, forgotten and gained images of the variants with several stages."""
   network, counts = record.config["network"], dict[str, list[Overlap]]()
   problems: list[str] = []
   accuracies: dict[str, list[float]] = {}

@@ -1,4 +1,7 @@
-"""Tables of the stages of runs. Missing values are '-'; columns without any value are left out."""
+"""Tables of the stages of runs. Missing values are '-'.
+
+Columns without any value are left out.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -34,7 +37,10 @@ def decimals(value: float) -> str:
 
 
 def metric_value(checkpoint: str, metric: str) -> Callable[[Stage], Any]:
-  """Returns a function of a stage: a metric at its checkpoint 'last', 'best_by_validation' or 'oracle', or None."""
+  """Returns a function from a stage to a metric at one of its checkpoints, or None.
+
+  Checkpoints are 'last', 'best_by_validation' and 'oracle'.
+  """
   return lambda stage: (stage["metrics"].get(checkpoint) or {}).get(metric)
 
 
@@ -111,7 +117,10 @@ def pretrained(items: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def agreement(stages: Sequence[Stage]) -> Table | None:
-  """Agreement with the teacher, the reference and earlier stages; None if nothing was recorded."""
+  """Agreement with the teacher, the reference and earlier stages.
+
+  None if nothing was recorded.
+  """
   rows = []
   for stage in stages:
     last = stage["metrics"]["last"]
@@ -139,7 +148,10 @@ def agreement(stages: Sequence[Stage]) -> Table | None:
 
 
 def forgotten(pairs: Sequence[forgetting.StagePair]) -> Table | None:
-  """Kept, forgotten and gained images of each stage against its ancestors; None without pairs."""
+  """Kept, forgotten and gained images of each stage against its ancestors.
+
+  None without pairs.
+  """
   rows = []
   for stage, earlier, split, counts in pairs:
     before, now = counts.kept + counts.forgotten, counts.kept + counts.gained
@@ -165,7 +177,10 @@ def forgotten(pairs: Sequence[forgetting.StagePair]) -> Table | None:
 
 
 def extra_test_accuracy(stages: Sequence[Stage]) -> Table | None:
-  """Accuracy on extra test sets, averaged over the severities of a corruption; None without extra sets."""
+  """Accuracy on extra test sets, averaged over the severities of a corruption.
+
+  None without extra sets.
+  """
   values = [mean_over_severities(stage.get("extra_tests", {})) for stage in stages]
   names = list(dict.fromkeys(name for accuracies in values for name in accuracies))
   rows = [

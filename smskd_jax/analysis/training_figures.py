@@ -1,4 +1,7 @@
-"""Figures of the training of networks, stage after stage; None where the run recorded no data for a figure."""
+"""Figures of the training of networks, stage after stage.
+
+None where the run recorded no data for a figure.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +21,10 @@ MIN_LABELED_BAR = 0.05  # fraction of all images; shorter pieces of a bar have n
 
 
 class CountBar(NamedTuple):
-  """Mean numbers of test images that are correct at two times, at the earlier one only, and at the later one only."""
+  """Mean numbers of test images that are correct at two times, or at one only.
+
+  At both, at the earlier one only, at the later one only.
+  """
 
   name: str
   kept: float
@@ -29,7 +35,9 @@ class CountBar(NamedTuple):
 def accuracy_curves(
   results: Sequence[Stage], curves: Mapping[str, Lines], pretrained: Sequence[Any] = ()
 ) -> bytes:
-  """Draws the test accuracy of the students along their stages, with teachers as horizontal lines.
+  """Draws the test accuracy of the students along their stages.
+
+  Teachers are horizontal lines.
 
   Args:
     results: stages of the run.
@@ -43,7 +51,10 @@ def accuracy_curves(
 
 
 def summary(results: Sequence[Stage], curves: Mapping[str, Lines]) -> bytes:
-  """Draws test accuracy along the stages, and agreement with and divergence from the reference of each stage."""
+  """Draws test accuracy along the stages, and agreement with the reference.
+
+  Also the divergence from the reference of each stage.
+  """
   has_reference = any("test/reference_agreement" in line for lines in curves.values() for line in lines)
   figure, axes = figures.column(*((4.0, 2.0, 2.0) if has_reference else (4.0,)))
   _draw_accuracy(axes[0], results, curves)
@@ -105,7 +116,7 @@ def _draw_references(axes: Any, network_stages: Sequence[Stage], color: str) -> 
 
 
 def objective_terms(network_stages: Sequence[Stage], curves: Mapping[str, Lines]) -> bytes | None:
-  """Draws the unweighted terms of the objective, and the accuracy on training and test images."""
+  """Draws the unweighted terms of the objective, and training and test accuracy."""
   fixed = ("train/task", "train/reference", "train/loss")
   recorded = stages.matching_metrics(
     network_stages, curves, lambda name: name in fixed or name.startswith("train/distill/")
@@ -129,7 +140,7 @@ def objective_terms(network_stages: Sequence[Stage], curves: Mapping[str, Lines]
 def forgetting_curves(
   network_stages: Sequence[Stage], results: Sequence[Stage], curves: Mapping[str, Lines]
 ) -> bytes | None:
-  """Draws images forgotten since earlier stages, losses of earlier stages, and the distance from the reference.
+  """Draws forgotten images, losses of earlier stages, and distance from the reference.
 
   Args:
     network_stages: stages of one network.
@@ -198,7 +209,9 @@ def _draw_relative_losses(
 def reference_weights(
   network_stages: Sequence[Stage], curves: Mapping[str, Lines], labeled_fraction: Mapping[str, float]
 ) -> bytes | None:
-  """Draws the distribution of the weights of the reference term epoch by epoch, and their means over images.
+  """Draws the distribution of the weights of the reference term, epoch by epoch.
+
+  Also their means over images.
 
   Args:
     network_stages: stages of one network.
@@ -251,7 +264,7 @@ def _draw_mean_weights(axes: Any, lines: Lines, start: float, labeled_fraction: 
 def mean_weights_by_correctness(
   means: Mapping[str, np.ndarray], labeled_fraction: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the mean weights [e] of the images that the network classifies correctly, and of all others.
+  """Returns the mean weights [e] of correctly classified images, and of all others.
 
   NaN where there are no such images.
 
@@ -270,7 +283,7 @@ def mean_weights_by_correctness(
 
 
 def gradient_curves(network_stages: Sequence[Stage], curves: Mapping[str, Lines]) -> bytes | None:
-  """Draws the gradient norm of each part of the objective, and the cosine between each two gradients."""
+  """Draws the gradient norm of each part of the objective, and cosines between parts."""
   norms = stages.matching_metrics(
     network_stages, curves, lambda name: name.startswith("train/gradient_norm/")
   )
@@ -295,7 +308,10 @@ def gradient_curves(network_stages: Sequence[Stage], curves: Mapping[str, Lines]
 
 
 def event_histogram(events: Mapping[str, forgetting.Events], labels: tuple[str, str]) -> bytes | None:
-  """Draws how many images had how many events, by stage; `labels` describe lost and gained events."""
+  """Draws how many images had how many events, by stage.
+
+  `labels` describe lost and gained events.
+  """
   if not events:
     return None
   figure, axes = figures.column(2.2, 2.2, shared=False)
@@ -319,7 +335,10 @@ def event_histogram(events: Mapping[str, forgetting.Events], labels: tuple[str, 
 
 
 def confusion_change(change: np.ndarray, stage_names: tuple[str, str]) -> bytes:
-  """Draws the change of the confusion matrix [k, k], in percentage points, between the ends of two stages."""
+  """Draws the change of the confusion matrix [k, k] between the ends of two stages.
+
+  Changes are in percentage points.
+  """
   figure, (axes,) = figures.column(4.5)
   largest = max(1.0, float(np.abs(change).max()))
   image = axes.imshow(change, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -361,7 +380,10 @@ def _draw_metric(
 
 
 def _earlier_name(network_stages: Sequence[Stage], results: Sequence[Stage], number: int) -> str:
-  """Name of the stage that metrics call 'earlier_NUMBER'; 'stage NUMBER' where the stages differ in ancestors."""
+  """Name of the stage that metrics call 'earlier_NUMBER'.
+
+  'stage NUMBER' where the stages differ in ancestors.
+  """
   chains = [stages.ancestors(results, stage) for stage in network_stages]
   names = {chain[number - 1]["name"] for chain in chains if len(chain) > number}
   return names.pop() if len(names) == 1 else f"stage {number}"

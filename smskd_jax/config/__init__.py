@@ -1,4 +1,4 @@
-"""Configs: schema, merging, validation, and construction of the objects that a config names.
+"""Configs: schema, merging, validation, and construction of objects.
 
 The names below are for config files. Each is imported when first used: importing this package must not import JAX.
 """

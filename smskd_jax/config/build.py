@@ -1,4 +1,4 @@
-"""Construction of networks, methods, views and stages from the entries of a resolved config."""
+"""Construction of networks, methods, views and stages from a resolved config."""
 
 from collections.abc import Mapping
 import functools
@@ -179,7 +179,10 @@ def _make_view(field: str, name: str, settings: Mapping[str, Any], dataset: Data
 
 
 def make_view_index_fn(field: str, entry: Mapping[str, Any]):
-  """Function (key, batch) -> view indices [b] for a stage with a teacher cache; None for other stages."""
+  """Function (key, batch) -> view indices [b] for a stage with a teacher cache.
+
+  None for other stages.
+  """
   if entry["teacher_cache"] == "off":
     return None
   view = enumerable_view(field, entry)

@@ -1,4 +1,4 @@
-"""Builders of configs: `experiment`, `network`, `stage`, `method` and `plugin`, and `resolve`.
+"""Builders of configs: `experiment`, `network`, `stage`, `method`, `plugin`, `resolve`.
 
 A config file builds an `ml_collections.ConfigDict` with these functions. They write every field of the schema out, so
 that the command line can change any field and the resolved config is complete. `resolve` merges a config with the
@@ -84,7 +84,9 @@ def experiment(**fields: Any) -> ConfigDict:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-  """Parses the arguments of a config file, the string behind the colon of `file.py:epochs=240,student=resnet20`.
+  """Parses the arguments of a config file.
+
+  They are the string behind the colon of `file.py:epochs=240,student=resnet20`.
 
   Args:
     arg: comma-separated `name=value`, or None.
@@ -97,7 +99,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-  """Validates a config; returns plain dicts and tuples with every default written out and every stage named.
+  """Validates a config and returns plain dicts and tuples.
+
+  Every default is written out and every stage named.
 
   Raises:
     UserError: the first mistake found.
@@ -134,7 +138,10 @@ def _stage(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _augment(path: str, view_names: tuple[str, ...], options: Any) -> dict[str, Any]:
-  """Options of every part of the views. Options of other views are dropped, so that `views` may be changed alone."""
+  """Options of every part of the views.
+
+  Options of other views are dropped, so that `views` may be changed alone.
+  """
   template: dict[str, Any] = {}
   for i, name in enumerate(view_names):
     name = merge.coerce("", f"{path}.views[{i}]", name)
@@ -157,7 +164,7 @@ def _network(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _factories(
   path: str, name_field: str, entry: Any, table: Mapping[str, Callable], factory: Callable[[str], Callable]
 ) -> Mapping[str, Callable]:
-  """Factories in which the name of an entry is looked up: the table, or a user's own factory alone."""
+  """Factories in which the name of an entry is looked up."""
   name = merge.coerce({}, path, merge.to_plain(entry)).get(name_field, "")
   if not custom.is_custom(str(name)):
     return table
@@ -168,7 +175,7 @@ def _factories(
 
 
 def _drop_other_options(entry: Mapping[str, Any], factory: Callable[..., Any] | None) -> dict[str, Any]:
-  """Fields of a network without other models' options at their defaults, so that `model` may be changed alone."""
+  """Fields of a network without other models' options at their defaults."""
   own = {*schema.NETWORK, *(merge.default_kwargs(factory) if factory is not None else ())}
   others = [merge.default_kwargs(other) for other in models.MODELS.values()]
 
@@ -191,7 +198,7 @@ def _plugin(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name_stages(stages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-  """Stages with their names; the default is the network and its methods, numbered from the second stage of the name."""
+  """Stages with their names."""
   counts: Counter[str] = Counter()
   named = []
   for entry in stages:

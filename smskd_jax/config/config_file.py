@@ -67,7 +67,7 @@ def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
 
 
 def _mistake(path: str, error: Exception) -> UserError:
-  """Error of one line for an exception of a config file: the line of the file, and the message."""
+  """One-line error for an exception of a config file: line of the file and message."""
   if isinstance(error, UserError) and str(error).startswith(("--config", "config argument")):
     return error  # a mistake of the command line, not of the file
   if isinstance(error, SyntaxError) and error.filename == path:

@@ -1,4 +1,7 @@
-"""docs/config.md, generated from the schema: `python -m smskd_jax.config.docs > docs/config.md`."""
+"""docs/config.md, generated from the schema.
+
+Run `python -m smskd_jax.config.docs > docs/config.md`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import inspect

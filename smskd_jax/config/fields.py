@@ -12,7 +12,10 @@ from smskd_jax.errors import UserError, unknown_name_error
 
 
 class Field(NamedTuple):
-  """One field of a config. Bounds and choices that are None or empty allow every value of the default's type."""
+  """One field of a config.
+
+  Bounds and choices that are None or empty allow every value of the default's type.
+  """
 
   default: Any
   description: str  # for docs/config.md: meaning and unit; one or two sentences
@@ -34,7 +37,9 @@ def defaults(schema: Schema) -> dict[str, Any]:
 
 
 def check(path: str, schema: Schema, values: Mapping[str, Any]) -> None:
-  """Checks the values of a schema's fields; fields that the schema lacks are left to their own factories.
+  """Checks the values of a schema's fields.
+
+  Fields that the schema lacks are left to their own factories.
 
   Args:
     path: of the values in the config, for messages.
@@ -88,7 +93,10 @@ def check_finite(path: str, value: Any) -> None:
 
 
 def allowed(field: Field) -> str:
-  """Allowed values of a field in words, for the documentation; '' if every value of the type is allowed."""
+  """Allowed values of a field in words, for the documentation.
+
+  '' if every value of the type is allowed.
+  """
   if field.choices:
     return ", ".join(f"`{choice}`" for choice in field.choices)
   if field.below is not None or (field.at_most == 1 and field.above is not None):

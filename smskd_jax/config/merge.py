@@ -18,7 +18,7 @@ def drop_keys(entry: Mapping[str, Any], *own: str) -> dict[str, Any]:
 def merge_entry(
   field: str, template: Mapping[str, Any], values: Any, table: Mapping[str, Callable]
 ) -> dict[str, Any]:
-  """Merges an entry with a template and with the keyword arguments of the factory that the entry names.
+  """Merges an entry with a template and the keyword arguments of its factory.
 
   The first field of the template names the factory in the table.
 
@@ -43,7 +43,9 @@ def default_kwargs(factory: Callable) -> dict[str, Any]:
 def merge(
   field: str, template: Mapping[str, Any], values: Any, *, skip: Collection[str] = ()
 ) -> dict[str, Any]:
-  """Merges values with the defaults of a template, in nested dicts too; fields of `skip` keep their values unchecked.
+  """Merges values with the defaults of a template, in nested dicts too.
+
+  Fields of `skip` keep their values unchecked.
 
   Raises:
     UserError: an unknown field, or a value of another type.
@@ -138,7 +140,7 @@ def to_plain(config: Any) -> Any:
 
 
 def to_config_dict(value: Any) -> Any:
-  """Converts dicts to ConfigDicts, in tuples too, so that the command line reaches `stages[1].epochs`."""
+  """Converts dicts to ConfigDicts, in tuples too, for fields like `stages[1].epochs`."""
   if isinstance(value, dict):
     return ConfigDict({name: to_config_dict(child) for name, child in value.items()})
   return tuple(to_config_dict(child) for child in value) if isinstance(value, tuple) else value

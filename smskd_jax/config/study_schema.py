@@ -1,4 +1,4 @@
-"""Schema, builder and validation of a study's config: variants of an experiment times seeds."""
+"""Schema, builder and validation of a study's config: variants times seeds."""
 
 from collections.abc import Mapping, Sequence
 import copy
@@ -187,7 +187,10 @@ def teacher_names(study_: Mapping[str, Any]) -> list[str]:
 
 
 def seed_config(variant: Mapping[str, Any], seed: int, teachers: str) -> dict[str, Any]:
-  """Resolved variant with one seed; networks that the study's teachers give are read from the folder `teachers`."""
+  """Resolved variant with one seed.
+
+  Networks that the study's teachers give are read from the folder `teachers`.
+  """
   networks = {
     name: entry | {"variables": teachers} if entry["variables"] == FROM_STUDY else entry
     for name, entry in variant["networks"].items()

@@ -1,4 +1,4 @@
-"""Validation of a resolved config: values of fields, options of factories, and agreement between fields.
+"""Validation of a resolved config: values, options of factories, agreement of fields.
 
 Every check runs before training. A config with a mistake ends in one `UserError` that names the field, the value and
 the fix.
@@ -40,7 +40,10 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _check_values(config: dict[str, Any]) -> None:
-  """Checks every field of the schema against its bounds and choices; no number may be infinite."""
+  """Checks every field of the schema against its bounds and choices.
+
+  No number may be infinite.
+  """
   fields.check_finite("config", config)
   fields.check("config", schema.EXPERIMENT, config)
   for name, entry in config["networks"].items():
@@ -52,7 +55,7 @@ def _check_values(config: dict[str, Any]) -> None:
 
 
 def _check_factories(path: str, stage: Stage) -> None:
-  """Calls the factories of a stage's methods, plug-ins, mixing, schedule and optimizer, which check their options."""
+  """Calls the factories of a stage, which check their options."""
   for j, method in enumerate(stage["methods"]):
     factory = losses.factory(method["name"])
     inner = _check_factory(f"{path}.methods[{j}]", factory, method, *losses.METHOD_FIELDS)
@@ -80,7 +83,10 @@ def _check_factories(path: str, stage: Stage) -> None:
 
 
 def _check_factory(path: str, factory: Callable, entry: dict[str, Any], *own: str, **required: Any) -> Any:
-  """Calls a factory with the options of an entry, all but the entry's `own` fields; returns what the factory makes."""
+  """Calls a factory with the options of an entry, all but the entry's `own` fields.
+
+  Returns what the factory makes.
+  """
   try:
     return factory(**drop_keys(entry, *own) | required)
   except (TypeError, ValueError) as error:  # TypeError: an item of a tuple, whose type the schema leaves open
@@ -99,7 +105,7 @@ def _check_data(config: dict[str, Any]) -> None:
 
 
 def _check_stage(path: str, stage: Stage, earlier: tuple[Stage, ...], config: dict[str, Any]) -> None:
-  """Checks that a stage finds all that it reads: networks, trained teachers, images, a reference."""
+  """Checks that a stage finds its networks, trained teachers, images and reference."""
   _check_name(path, stage, earlier)
   _check_networks(path, stage, earlier, config["networks"])
   if stage["keep_checkpoint"] == "validation" and not config["data"]["validation"]:
@@ -213,7 +219,7 @@ def _check_reference(path: str, stage: Stage, earlier: tuple[Stage, ...]) -> Non
 
 
 def _check_carry_over(path: str, stage: Stage, earlier: tuple[Stage, ...]) -> None:
-  """Checks that the state of the previous stage fits: it is of the last step, of a stage with the same fields."""
+  """Checks that the state of the previous stage fits."""
   mode = stage["carry_over"]
   if mode == carry_over.VARIABLES:
     return
@@ -250,7 +256,7 @@ def _carried_fields(stage: Stage, previous: Stage, mode: str) -> list[tuple[str,
 
 
 def _check_schedules(network: str, stages: tuple[Stage, ...]) -> None:
-  """Checks that stages of a network that share a schedule follow each other in the schedule, and reach its end."""
+  """Checks that stages that share a schedule follow each other and reach its end."""
   position, shared = (
     0,
     dict[str, Any](),

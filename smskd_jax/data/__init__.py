@@ -108,7 +108,7 @@ def load(
 
 
 def _load_source(field: str, source: str, folder: str, crop: CropConfig | None) -> Dataset:
-  """Reads and validates a source; errors of the reader about `data.source` name the field instead."""
+  """Reads and validates a source."""
   head, colon, argument = source.partition(":")
   name = head + colon
   if name not in SOURCES:

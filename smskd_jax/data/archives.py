@@ -28,7 +28,9 @@ from smskd_jax.errors import UserError
 
 
 def read_digits(argument: str, folder: str) -> RawSplits:
-  """The 1,797 digits that come with scikit-learn: [8, 8] images, whose 17 grey levels are scaled to 0..255.
+  """The 1,797 digits that come with scikit-learn: [8, 8] images.
+
+  Their 17 grey levels are scaled to 0..255.
 
   Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
   https://doi.org/10.24432/C50P49
@@ -57,7 +59,9 @@ FASHION_MNIST_CLASSES = (
 
 
 def read_fashion_mnist(argument: str, folder: str) -> RawSplits:
-  """The 60,000 + 10,000 images of [28, 28], from `folder` or, by default, from Debian's package.
+  """The 60,000 + 10,000 images of [28, 28].
+
+  The files are those of `folder` or, by default, of Debian's package.
 
   Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017,
   https://arxiv.org/abs/1708.07747
@@ -165,7 +169,10 @@ def read_cifar10(argument: str, folder: str) -> RawSplits:
 
 
 def read_cifar100(argument: str, folder: str) -> RawSplits:
-  """The 50,000 + 10,000 images of [32, 32, 3], with the 100 fine labels. Source: as `read_cifar10`."""
+  """The 50,000 + 10,000 images of [32, 32, 3], with the 100 fine labels.
+
+  Source: as `read_cifar10`.
+  """
   del argument
   return _read_cifar(CIFAR_ARCHIVES["cifar100"], folder)
 
@@ -214,7 +221,9 @@ _TINY_IMAGENET = "data.source: 'tiny_imagenet'"  # the beginning of errors
 
 
 def read_tiny_imagenet(argument: str, folder: str) -> RawSplits:
-  """200 classes of [64, 64, 3] images, 100,000 + 10,000; the sorted names of the folders in train are the classes.
+  """200 classes of [64, 64, 3] images, 100,000 + 10,000.
+
+  The sorted names of the folders in train are the classes.
 
   Le, Yang, "Tiny ImageNet Visual Recognition Challenge", Stanford CS 231N, 2015,
   http://cs231n.stanford.edu/reports/2015/pdfs/yle_project.pdf

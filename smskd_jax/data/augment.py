@@ -24,7 +24,9 @@ def constant_color(fill: int | Sequence[int]) -> jax.Array:
 
 
 def crop_flip(key: jax.Array, image: jax.Array, index: jax.Array, *, padding: int, flip: bool) -> jax.Array:
-  """CIFAR's usual augmentation: a random crop of the zero-padded image, mirrored with probability 1/2.
+  """CIFAR's usual augmentation: a random crop of the zero-padded image, and a flip.
+
+  The flip has probability 1/2.
 
   Args:
     key: [], a typed key that already holds the stage and the step.

@@ -1,4 +1,4 @@
-"""Data sets in memory: types, validation of the arrays, the split into train and validation, resizing."""
+"""Data sets in memory: types, validation, the validation split, resizing."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def take(image: ImageArray, indices: np.ndarray) -> ImageArray:
 
 
 class ChannelStats(NamedTuple):
-  """Mean and standard deviation over all pixels of the training images, per channel, on a scale where white is 1."""
+  """Mean and standard deviation of the training images, per channel, where white is 1."""
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
@@ -56,7 +56,10 @@ class RawSplits(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """A validated data set. `validation` is split off from train; None without a validation split."""
+  """A validated data set. `validation` is split off from train.
+
+  None without a validation split.
+  """
 
   name: str
   train: Split
@@ -100,7 +103,10 @@ def validate_and_build(name: str, raw: RawSplits) -> Dataset:
 
 
 def fingerprint(train: Split, test: Split, class_names: tuple[str, ...]) -> str:
-  """SHA-256, in hex, of all labels, shapes, class names and pixels; of lazy images see `content_bytes`."""
+  """SHA-256, in hex, of all labels, shapes, class names and pixels.
+
+  For lazy images see `content_bytes`.
+  """
   shapes = [train.image.shape, test.image.shape]
   digest = hashlib.sha256(json.dumps([shapes, class_names]).encode())
   for split in (train, test):
@@ -110,7 +116,10 @@ def fingerprint(train: Split, test: Split, class_names: tuple[str, ...]) -> str:
 
 
 def content_bytes(image: ImageArray) -> bytes:
-  """All pixels; of lazy images, which are too many, a fingerprint of the files and of the crop."""
+  """All pixels; of lazy images a fingerprint of the files and of the crop.
+
+  Lazy images are too many to read.
+  """
   return image.fingerprint.encode() if isinstance(image, LazyImages) else image.tobytes()
 
 
@@ -229,7 +238,10 @@ def stratified_mask(label: np.ndarray, fraction: float, seed: int) -> np.ndarray
 
 
 def check_split_options(fraction: float, seed: int) -> None:
-  """Raises UserError for an invalid fraction or seed; needs no data, so that a run can fail at once."""
+  """Raises UserError for an invalid fraction or seed.
+
+  Needs no data, so that a run can fail at once.
+  """
   if not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
     raise UserError(f"data.validation: {fraction!r} is not a fraction of train; give 0 <= fraction < 1")
   if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
@@ -237,7 +249,9 @@ def check_split_options(fraction: float, seed: int) -> None:
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-  """Moves a fraction of each class from train to validation; both keep the order of the source.
+  """Moves a fraction of each class from train to validation.
+
+  Both keep the order of the source.
 
   Raises:
     UserError: an invalid option, or a class would have no image in train or in validation.
@@ -260,7 +274,9 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def resize_dataset(dataset: Dataset, size: int) -> Dataset:
-  """Resizes all images to squares. Mean and standard deviation stay those of the original images.
+  """Resizes all images to squares.
+
+  Mean and standard deviation stay those of the original images.
 
   Raises:
     UserError: the images would not fit into memory.
@@ -276,7 +292,9 @@ def resize_dataset(dataset: Dataset, size: int) -> Dataset:
 
 
 def resize_images(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-  """Resizes by Pillow's bilinear filter with antialiasing; repeats grey channels or takes the luma of colours.
+  """Resizes by Pillow's bilinear filter with antialiasing.
+
+  Repeats grey channels or takes the luma of colours.
 
   Args:
     image: [n, h, w, c], uint8, c 1 or 3.
@@ -305,7 +323,7 @@ def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _check_memory(num_bytes: int, description: str) -> None:
-  """Refuses arrays larger than the available memory, on systems that report it in /proc/meminfo."""
+  """Refuses arrays larger than the available memory."""
   if not Path("/proc/meminfo").is_file():
     return
   lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -19,7 +19,9 @@ MAX_ATTEMPTS = 10  # of random erasing to find a rectangle that fits; one attemp
 def cutout(
   key: jax.Array, image: jax.Array, index: jax.Array, *, size: int = 16, fill: int | Sequence[int] = 128
 ) -> jax.Array:
-  """Fills a square centred at a random pixel with one colour; the square may lie partly outside the image.
+  """Fills a square centred at a random pixel with one colour.
+
+  The square may lie partly outside the image.
 
   DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017,
   https://arxiv.org/abs/1708.04552. The paper fills with zeros after normalization, which is the mean of the data.
@@ -92,7 +94,9 @@ def random_erasing(
 
 
 def random_square(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
-  """Fills a square of up to half the image's width with one colour; the last part of the view `fixmatch`.
+  """Fills a square of up to half the image's width with one colour.
+
+  It is the last part of the view `fixmatch`.
 
   As in the published code, the left and top borders of the image shift the square without shrinking it, and its last
   row and column are included.
@@ -107,7 +111,10 @@ def random_square(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Arr
 
 
 def rectangle_mask(start: jax.Array, stop: jax.Array, image: jax.Array) -> jax.Array:
-  """Mask of rectangles, [b, h, w, 1], bool, from first and one-past-last (row, column), [b, 2] each."""
+  """Mask of rectangles, [b, h, w, 1], bool.
+
+  The arguments are first and one-past-last (row, column), [b, 2] each.
+  """
   row, column = (jnp.arange(n, dtype=start.dtype)[None] for n in image.shape[1:3])
   rows = (row >= start[:, :1]) & (row < stop[:, :1])
   columns = (column >= start[:, 1:]) & (column < stop[:, 1:])
@@ -115,7 +122,10 @@ def rectangle_mask(start: jax.Array, stop: jax.Array, image: jax.Array) -> jax.A
 
 
 def _sample_rectangle_size(uniforms, image, areas, aspects):
-  """(height, width), [b, 2], whole numbers, of the first attempt that fits, else 0. uniforms: [b, 2 attempts]."""
+  """(height, width), [b, 2], whole numbers, of the first attempt that fits, else 0.
+
+  Uniforms: [b, 2 attempts].
+  """
   h, w = image.shape[1:3]
   area = (areas[0] + (areas[1] - areas[0]) * uniforms[:, ::2]) * h * w
   aspect = aspects[0] + (aspects[1] - aspects[0]) * uniforms[:, 1::2]

@@ -66,7 +66,9 @@ def load_test_set(field: str, name: str, dataset: Dataset, folder: str) -> Split
 def lazy_test_sets(
   field: str, requested: tuple[str, ...], dataset: Dataset, folder: str
 ) -> Mapping[str, Callable[[], Split]]:
-  """Test sets by name, each computed on call. Files are read once in advance, so that errors show at once.
+  """Test sets by name, each computed on call.
+
+  Files are read once in advance, so that errors show at once.
 
   Raises:
     UserError: as `expand_names` and `load_test_set`.
@@ -80,7 +82,9 @@ def lazy_test_sets(
 
 
 def _cifar_10_1(field: str, dataset: Dataset, folder: pathlib.Path) -> Split:
-  """Recht, Roelofs, Schmidt, Shankar, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018, arXiv 1806.00451.
+  """CIFAR-10.1, version 6.
+
+  Recht, Roelofs, Schmidt, Shankar, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018, arXiv 1806.00451.
 
   2,000 images, version 6.
   """

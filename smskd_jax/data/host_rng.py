@@ -1,4 +1,6 @@
-"""Counter-based random numbers on the host: each is a function of seed, stream and counter, without state.
+"""Counter-based random numbers on the host: functions of seed, stream and counter.
+
+They have no state.
 
 NumPy guarantees the bits of its generators, but not the distributions that it draws from them (NEP 19); therefore
 numbers are computed from the bits here. Generator: Philox4x64-10 of Salmon, Moraes, Dror and Shaw, "Parallel Random

@@ -1,4 +1,6 @@
-"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or .jpg, or .jpeg; `val` may replace `test`.
+"""A user's own images: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or .jpg, or .jpeg.
+
+`val` may replace `test`.
 
 `read_image_folder` reads images of one size into memory; `stream_image_folder` leaves images of any size in files.
 """
@@ -20,7 +22,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageFiles(NamedTuple):
-  """Image files as a `RecordSource`; their paths are bytes in one array, because there may be millions."""
+  """Image files as a `RecordSource`.
+
+  Their paths are bytes in one array, because there may be millions.
+  """
 
   root: str
   relative_paths: np.ndarray  # [n], bytes: PART/CLASS/FILE
@@ -43,7 +48,9 @@ class _FileList(NamedTuple):
 
 
 def read_image_folder(argument: str, folder: str) -> RawSplits:
-  """All images of both splits in memory; grey if all are grey, else RGB; transparency is dropped.
+  """All images of both splits in memory; grey if all are grey, else RGB.
+
+  Transparency is dropped.
 
   The sorted names of the folders in train are the classes.
   """

@@ -1,4 +1,6 @@
-"""Image operations of AutoAugment and its successors; each image of a batch gets its own operation. Pure.
+"""Image operations of AutoAugment and its successors.
+
+Each image of a batch gets its own operation. Pure.
 
 Shapes: b batch, h height, w width, c channels, 1 or 3. Images are uint8.
 
@@ -43,7 +45,10 @@ GREY_LEVELS = np.arange(256, dtype=np.int32)[None, None]  # [1, 1, 256]
 
 
 def shear_x(magnitude: jax.Array, h: int, w: int) -> jax.Array:
-  """Reads each row `magnitude` pixels further right than the row above; the upper left corner stays."""
+  """Reads each row `magnitude` pixels further right than the row above.
+
+  The upper left corner stays.
+  """
   del h, w
   return _affine(
     magnitude, x_by_y=_to_fixed_point(magnitude), x=FIXED_POINT_HALF + _to_fixed_point(magnitude / 2)
@@ -51,7 +56,10 @@ def shear_x(magnitude: jax.Array, h: int, w: int) -> jax.Array:
 
 
 def shear_y(magnitude: jax.Array, h: int, w: int) -> jax.Array:
-  """Reads each column `magnitude` pixels further down than the column on its left; the upper left corner stays."""
+  """Reads each column `magnitude` pixels further down than the column on its left.
+
+  The upper left corner stays.
+  """
   del h, w
   return _affine(
     magnitude, y_by_x=_to_fixed_point(magnitude), y=FIXED_POINT_HALF + _to_fixed_point(magnitude / 2)
@@ -100,7 +108,10 @@ def _affine(
   y_by_y=FIXED_POINT_ONE,
   y=FIXED_POINT_HALF,
 ):
-  """Coefficients [b, 6] of an affine map; x and y are the source of the middle of the first pixel."""
+  """Coefficients [b, 6] of an affine map.
+
+  (x, y) is the source of the middle of the first pixel.
+  """
   coefficients = (x_by_x, x_by_y, x, y_by_x, y_by_y, y)
   return jnp.stack([jnp.broadcast_to(jnp.int32(entry), like.shape) for entry in coefficients], axis=1)
 
@@ -141,7 +152,10 @@ def cubic_shear_x(image: jax.Array, magnitude: jax.Array, fill: Fill) -> jax.Arr
 
 
 def cubic_shear_y(image: jax.Array, magnitude: jax.Array, fill: Fill) -> jax.Array:
-  """`shear_y` with cubic interpolation along the columns; the kernel is Pillow's (a = -1), in single precision."""
+  """`shear_y` with cubic interpolation along the columns.
+
+  The kernel is Pillow's (a = -1), in single precision.
+  """
   b, h, w, c = image.shape
   row, column = jnp.arange(h, dtype=jnp.float32)[None, :, None], jnp.arange(w, dtype=jnp.float32)[None, None]
   source = row + magnitude.astype(jnp.float32)[:, None, None] * (column + 0.5)
@@ -241,7 +255,10 @@ def histogram(image: jax.Array) -> jax.Array:
 
 
 def color(image: jax.Array) -> jax.Array:
-  """Grey image, by the luma weights of ITU-R 601-2 in 16 bits; images of one channel are grey already."""
+  """Grey image, by the luma weights of ITU-R 601-2 in 16 bits.
+
+  Images of one channel are grey already.
+  """
   chex.assert_axis_dimension_comparator(image, -1, lambda c: c in (1, 3), "1 or 3 channels")
   if image.shape[-1] == 1:
     return image.astype(jnp.int32)
@@ -262,7 +279,10 @@ def brightness(image: jax.Array) -> jax.Array:
 
 
 def sharpness(image: jax.Array) -> jax.Array:
-  """Smoothed image: the mean of 3x3 pixels, the middle one with weight 5; border pixels keep their levels."""
+  """Smoothed image: the mean of 3x3 pixels, the middle one with weight 5.
+
+  Border pixels keep their levels.
+  """
   level = image.astype(jnp.int32)
   three = level[:, :-2] + level[:, 1:-1] + level[:, 2:]
   nine = three[:, :, :-2] + three[:, :, 1:-1] + three[:, :, 2:]
@@ -348,7 +368,10 @@ def _apply_luts(image: jax.Array, masks: OpMasks, magnitude: jax.Array) -> jax.A
 
 
 def _apply_enhance(image: jax.Array, masks: OpMasks, magnitude: jax.Array) -> jax.Array:
-  """Blends images with degenerates: a factor of 0 gives the degenerate, 1 the image, above 1 an extrapolation."""
+  """Blends images with degenerates.
+
+  A factor of 0 gives the degenerate, 1 the image, above 1 an extrapolation.
+  """
   if not masks:
     return image
 
@@ -370,7 +393,9 @@ def _any_selected(masks: OpMasks) -> jax.Array:
 
 
 def _fusion_barrier(mask: jax.Array, fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """fn(x) as a separate computation, skipped on a CPU where no image is in the mask; then fn(x) must equal x.
+  """fn(x) as a separate computation, skipped on a CPU where no image is in the mask.
+
+  Then fn(x) must equal x.
 
   Without the barrier, XLA on a CPU fuses `fn` with the readers of its result and recomputes `fn` for every pixel that
   is

@@ -138,7 +138,9 @@ class LazyImages:
 
 
 def open_image(file: Path | BinaryIO, name: str) -> Any:
-  """Decodes an image with Pillow: mode L for grey images, else RGB, without transparency or palette.
+  """Decodes an image with Pillow: mode L for grey images, else RGB.
+
+  Transparency and palette are removed.
 
   Args:
     file: to read.
@@ -166,7 +168,9 @@ def open_image(file: Path | BinaryIO, name: str) -> Any:
 
 
 def random_crop_box(width: int, height: int, uniforms: np.ndarray, min_area: float) -> Box:
-  """Rectangle of a random area and aspect ratio at a random position; the central one if no attempt fits.
+  """Rectangle of a random area and aspect ratio at a random position.
+
+  It is central if no attempt fits.
 
   Args:
     width: of the image, pixels.

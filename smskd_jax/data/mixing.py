@@ -21,7 +21,9 @@ from smskd_jax.errors import check_positive, check_unit_interval
 def mixup(
   key: jax.Array, image: jax.Array, target: jax.Array, axis_name: str | None = None, *, alpha: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-  """weight * x + (1 - weight) * partner, of images and targets; the weight is drawn from Beta(alpha, alpha).
+  """weight * x + (1 - weight) * partner, of images and targets.
+
+  The weight is drawn from Beta(alpha, alpha).
 
   Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, https://arxiv.org/abs/1710.09412.
 
@@ -121,7 +123,10 @@ def _sample_mixing_weight(key, alpha):
 
 
 def _interval_mask(n, center, fraction):
-  """Mask [n], bool, of the interval of `fraction` n pixels about `center` n; both arguments are in [0, 1)."""
+  """Mask [n], bool, of the interval of `fraction` n pixels about `center` n.
+
+  Both arguments are in [0, 1).
+  """
   pixel, middle = jnp.arange(n, dtype=jnp.float32), jnp.floor(center * n)
   half = jnp.floor(jnp.floor(n * fraction) / 2)
   return (pixel >= middle - half) & (pixel < middle + half)

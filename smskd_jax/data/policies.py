@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment, TrivialAugment and FixMatch's strong view: random image operations and magnitudes. Pure.
+"""AutoAugment, RandAugment, TrivialAugment and FixMatch's strong view. Pure.
 
 Shapes: b batch, h height, w width, c channels. Each policy takes (key, image [b, h, w, c], index [b]) and returns the
 image, all uint8. The operations of an example depend on the key and the example's index alone, not on the device or the
@@ -79,7 +79,9 @@ class SampledOps(NamedTuple):
 
 
 def autoaugment(key: jax.Array, image: jax.Array, index: jax.Array, *, fill: Fill = 128) -> jax.Array:
-  """AutoAugment's policy for CIFAR-10: one of 25 pairs of operations, each applied with a probability.
+  """AutoAugment's policy for CIFAR-10: one of 25 pairs of operations.
+
+  Each operation is applied with a probability.
 
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", CVPR 2019, https://arxiv.org/abs/1805.09501.
   Signs, resampling, fill and units are those of the code of "The State of Knowledge Distillation for Classification",
@@ -225,7 +227,7 @@ def _round_translation(ranges: MagnitudeRanges) -> MagnitudeRanges:
 
 
 def _signed_magnitudes(ranges: MagnitudeRanges) -> dict[str, np.ndarray]:
-  """Magnitudes for `apply_ops` by operation, [levels, 2]: with both signs, if the operation has a sign."""
+  """Magnitudes for `apply_ops` by operation, [levels, 2]."""
   magnitudes = {}
   for name, level in ranges.items():
     middle = 1.0 if name in ENHANCE_OPS else 0.0

@@ -1,4 +1,6 @@
-"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow and without network access.
+"""Prepared data sets of TensorFlow Datasets (TFDS), read without TensorFlow.
+
+No network access is needed.
 
 Only files are read. A builder made from code would query Google's bucket about a data set that is absent, and prepare
 it by downloading: a machine without internet access would wait for minutes.
@@ -27,7 +29,9 @@ READ_BATCH = 1024  # examples decoded per call
 
 
 def read_tfds(argument: str, folder: str) -> RawSplits:
-  """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`; "": TFDS's default data_dir.
+  """The data set NAME, NAME/CONFIG or NAME/CONFIG:VERSION in the data_dir `folder`.
+
+  "": TFDS's default data_dir.
 
   The data set must be prepared as array_record and have the features image and label. The test split is the split named
   test or else the split named validation: ImageNet's test labels, for example, are not public. Under

@@ -1,4 +1,6 @@
-"""Views by name: chains of augmentations of uint8 images, computed on the device inside the compiled step. Pure.
+"""Views by name: chains of augmentations of uint8 images. Pure.
+
+They are computed on the device inside the compiled step.
 
   view             augmentation                                                  options and defaults
   plain            the image unchanged
@@ -122,7 +124,10 @@ def crop_flip(
   flip: bool = True,
   num_views: int = 0,
 ) -> jax.Array:
-  """`augment.crop_flip` with CIFAR's usual options; num_views > 0 samples that many views of each image."""
+  """`augment.crop_flip` with CIFAR's usual options.
+
+  `num_views` > 0 samples that many views of each image.
+  """
   if not num_views:
     return augment.crop_flip(key, image, index, padding=padding, flip=flip)
   views = enumerable_crop_flip(padding=padding, flip=flip, num_views=num_views)
@@ -130,7 +135,9 @@ def crop_flip(
 
 
 def noise(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
-  """Standard normal noise for each example, as an image that is normalized already: [b, h, w, c], float32.
+  """Standard normal noise for each example, as a normalized image.
+
+  [b, h, w, c], float32.
 
   A network with a normalization of its own gets the same noise in its own units.
   """

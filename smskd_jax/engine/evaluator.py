@@ -1,4 +1,7 @@
-"""Evaluation on validation and test sets, with comparisons to teachers, reference and earlier stages."""
+"""Evaluation on validation and test sets, with comparisons to other networks.
+
+These are teachers, reference and earlier stages.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -53,7 +56,9 @@ class Evaluator:
     return self._metrics(self._frozen_logits(key, network), {}), self._frozen_outputs(key, network)
 
   def evaluate_stage(self, plan: StagePlan, variables: Any) -> EvalResult:
-    """Evaluates a stage's network and compares it with its teachers, its reference and its earlier stages.
+    """Evaluates a stage's network and compares it with other networks.
+
+    These are its teachers, its reference and its earlier stages.
 
     'earlier_1' is the first earlier stage: 'earlier_1_regressions' is the fraction of images that the earlier stage
     classifies correctly and the network does not, 'earlier_1_iou' the IoU of their sets of correctly classified images.
@@ -64,7 +69,7 @@ class Evaluator:
   def final_outputs(
     self, plan: StagePlan, variables: Any, logits: LogitsBySplit | None = None
   ) -> tuple[EvalOutputs, dict[str, Any]]:
-    """Outputs of a stage's final network, and its metrics by class, forgetting and similarity of features.
+    """Outputs of a stage's final network, and metrics of classes, forgetting and features.
 
     Args:
       plan: of the stage.
@@ -108,7 +113,7 @@ class Evaluator:
     return values
 
   def _forgetting(self, plan: StagePlan, kept: EvalOutputs) -> dict[str, list[dict[str, Any]]]:
-    """By set, the correct predictions kept, forgotten and gained since each earlier stage of the network.
+    """By set, correct predictions kept, forgotten and gained since each earlier stage.
 
     Records name earlier stages by their keys, because a store entry does not depend on names.
     """
@@ -131,7 +136,10 @@ class Evaluator:
     return EvalResult(values, logits)
 
   def _compared_logits(self, plan: StagePlan) -> dict[str, LogitsBySplit]:
-    """Logits that a stage's network is compared with, by role; several teachers are one ensemble."""
+    """Logits that a stage's network is compared with, by role.
+
+    Several teachers are one ensemble.
+    """
     others = {}
     if plan.inputs.teachers:
       each = [

@@ -89,7 +89,9 @@ def run_seeds(
   cpu_devices: int | None = None,
   load: Callable[..., Dataset] = data.load,
 ) -> list[dict[str, Any]]:
-  """Runs experiments that differ in their seed, stage by stage, several seeds at once where the devices allow it.
+  """Runs experiments that differ in their seed, stage by stage.
+
+  Several seeds train at once where the devices allow it.
 
   Results equal those of separate runs up to rounding: on several devices of one batch, sums are taken in another order
   than on one device. An interrupted run continues together with others that were stopped at the same step. No summary
@@ -145,7 +147,7 @@ def _prepare(runs: Runs, store: Path, cpu_devices: int | None, load: Callable[..
 
 
 def _check_folders(configs: Sequence[dict[str, Any]], workdirs: Sequence[Path], store: Path) -> None:
-  """Checks that the folders can be written to and belong to these configs, which differ in their seed alone."""
+  """Checks that the folders can be written to and belong to these configs."""
   if store not in workdirs:
     workdir_lib.check_kind("--store", store, workdir_lib.STORE, allow_unknown=True)
   for resolved, workdir in zip(configs, workdirs, strict=True):
@@ -233,7 +235,10 @@ def _write(prepared: _Prepared, i: int, results: Mapping[str, Any]) -> dict[str,
 
 
 def batch_sizes(config: Mapping[str, Any]) -> list[int]:
-  """Batch sizes of all stages of a resolved config, labeled and unlabeled: each must divide over the devices."""
+  """Batch sizes of all stages of a resolved config, labeled and unlabeled.
+
+  Each must divide over the devices.
+  """
   names = ("batch_size", "unlabeled_batch_size")
   return [stage[name] for stage in config["stages"] for name in names if stage[name]]
 

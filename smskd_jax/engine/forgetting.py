@@ -37,7 +37,9 @@ def make_stage_losses(
   normalize: Callable[[jax.Array], jax.Array],
   axis_name: str | None = None,
 ) -> Callable[[Any, StageLossInputs, Batch], dict[str, jax.Array]]:
-  """Pure function (student's variables, inputs, batch) -> mean loss of each term, by the term's name.
+  """Pure function (student's variables, inputs, batch) -> mean loss of each term.
+
+  Losses are by the term's name.
 
   Images are not augmented. The student uses running batch-norm statistics, the teachers those that the stage uses.
   Parameters and states of the methods do not change. Weights of terms are left out; relational losses are those of a
@@ -76,7 +78,10 @@ class EarlierStage(NamedTuple):
 
 
 def save_method_state(entry: store.StageEntry, state: TrainState) -> None:
-  """Writes parameters and states of a stage's methods, after the stage's last step, into method_state.npz."""
+  """Writes parameters and states of a stage's methods into method_state.npz.
+
+  The values are those after the stage's last step.
+  """
   leaves = jax.tree.leaves(_method_variables(state))
   store.write_arrays(entry.method_state, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
 
@@ -93,7 +98,10 @@ def load_method_state(entry: store.StageEntry, plan: StagePlan, dataset: Dataset
 
 
 class EarlierStageLosses:
-  """Computes the losses of earlier stages; keeps compiled functions and their inputs between evaluations."""
+  """Computes the losses of earlier stages.
+
+  Keeps compiled functions and their inputs between evaluations.
+  """
 
   def __init__(self, dataset: Dataset, devices: parallel.Devices, settings: Mapping[str, Any], folder: Path):
     """Computes nothing.

@@ -1,4 +1,7 @@
-"""Plans of stages: networks, batches, inputs and keys, from a resolved config. Trains and writes nothing."""
+"""Plans of stages: networks, batches, inputs and keys, from a resolved config.
+
+Trains and writes nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -229,7 +232,10 @@ def _stage_networks(
 
 
 def _ancestors(inputs: StageInputs, earlier: list[StagePlan]) -> tuple[StagePlan, ...]:
-  """Earlier stages of the network that a stage starts from. Pretrained variables are no stage."""
+  """Earlier stages of the network that a stage starts from.
+
+  Pretrained variables are no stage.
+  """
   previous = next((plan for plan in earlier if plan.key == inputs.init), None)
   return (*previous.ancestors, previous) if previous is not None else ()
 
@@ -242,7 +248,10 @@ def _describe(
   inputs: StageInputs,
   pretrained: Mapping[str, Pretrained],
 ) -> dict[str, Any]:
-  """Everything that a stage's result depends on; the stage's key is the hash. Names are left out, to share stages."""
+  """Everything that a stage's result depends on; the stage's key is the hash.
+
+  Names are left out, to share stages.
+  """
   stage = drop_keys(entry, "name", "network", "teachers", "init")
   return {
     "stage": stage | {"reference": drop_keys(entry["reference"], "stage") if inputs.reference else None},
@@ -262,7 +271,7 @@ _FINGERPRINT_FIELDS = ("source", "image_size", "streamed", "min_crop_area", "cen
 
 
 def _describe_data(data: Mapping[str, Any], entry: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-  """Data that a stage trains on: labeled images, and unlabeled ones if the stage reads them; no extra test sets."""
+  """Data that a stage trains on: labeled images, and unlabeled ones if the stage reads them."""
   described: dict[str, Any] = {"fingerprint": dataset.fingerprint}
   described |= drop_keys(data, *_FINGERPRINT_FIELDS, "folder", "unlabeled", "extra_tests")
   if dataset.unlabeled is not None and (entry["images"] == "unlabeled" or entry["unlabeled_batch_size"]):

@@ -1,4 +1,4 @@
-"""Profiler of a stage's training step: a trace, and a table of FLOPs and bytes relative to measured hardware peaks.
+"""Profiler of a training step: a trace, and FLOPs and bytes relative to measured peaks.
 
 Profiled steps start from the stage's initial state and are discarded, so that profiling does not change a run.
 """
@@ -64,12 +64,12 @@ class Profiler:
   """Profiles the stages of a run before they train; measures the hardware peaks once."""
 
   def __init__(self, devices: parallel.Devices, folder: Path, steps: int):
-    """Stores the folder of traces and the number of steps to trace of each stage (0: profile nothing)."""
+    """Stores the folder of traces and the number of steps to trace (0: profile nothing)."""
     self._devices, self._folder, self._steps = devices, folder, steps
     self._peaks: HardwarePeaks | None = None
 
   def profile(self, plan: StagePlan, state: TrainState, frozen: Frozen, batches: Iterable[Batch]) -> None:
-    """Traces steps of a stage, writes FOLDER/STAGE/profile.json beside the trace and prints a table.
+    """Traces steps of a stage, writes FOLDER/STAGE/profile.json and prints a table.
 
     Args:
       plan: the stage.

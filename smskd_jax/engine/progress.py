@@ -1,4 +1,4 @@
-"""Console output of a stage in training: compilation, one line per evaluation, a bar for the current epoch."""
+"""Console output of a stage in training: compilation, evaluations, progress bar."""
 
 from collections.abc import Mapping, Sequence
 import math

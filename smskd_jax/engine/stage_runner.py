@@ -1,4 +1,4 @@
-"""Training of a stage, with one seed or several: read the stage from the store, or train it into the store."""
+"""Training of a stage, with one seed or several: read from the store, or trained."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -133,7 +133,10 @@ class StageRunner:
     }
 
   def _load_stored(self, plans: Sequence[StagePlan], entries: Sequence[StageEntry]) -> list[StoredStage]:
-    """Verified results of a stage in the store, one per seed; damaged evaluation outputs are computed again."""
+    """Verified results of a stage in the store, one per seed.
+
+    Damaged evaluation outputs are computed again.
+    """
     pairs = zip(plans, entries, strict=True) if distributed.is_primary() else ()
     found = [read_finished(entry, plan.name, console.log) for plan, entry in pairs]
     stored = [StoredStage(*one) for one in distributed.broadcast(found)]
@@ -205,7 +208,7 @@ class StageRunner:
 
 
 class StageTraining:
-  """One seed's training of a stage: initial state, inputs, metrics, checkpoints, and the stage's files in the store.
+  """One seed's training of a stage: initial state, inputs, metrics, checkpoints, files.
 
   `restore` before training, `finish` after training, `close` in any case. The caller holds the lock of the entry.
   """
@@ -320,7 +323,10 @@ class StageTraining:
     return result
 
   def _save_outputs(self, state: TrainState, num_seeds: int, timer: clock.Clock) -> dict[str, Any]:
-    """Saves the final network, method variables, optimizer state and evaluation outputs; returns the result."""
+    """Saves the final network, method variables, optimizer state and evaluation outputs.
+
+    Returns the result.
+    """
     plan, entry, evaluator = self.plan, self.entry, self._context.evaluator
     best = self._history.best
     final = best or stage_lib.student_variables(state)
@@ -355,7 +361,7 @@ class StageTraining:
     return parallel.replicate(parallel.broadcast_from_primary(state), self._context.devices)
 
   def _carry_over(self, state: TrainState) -> TrainState:
-    """State with all that the stage carries over from the network's previous stage besides the variables."""
+    """State with all that the stage carries over besides the variables."""
     mode = self.plan.config["carry_over"]
     if mode == carry_over.VARIABLES:
       return state
@@ -414,7 +420,10 @@ def load_final(store_folder: Path, key: str) -> Any:
 
 
 def _image_metadata(plan: StagePlan, dataset: Dataset) -> dict[str, Any]:
-  """Shape, classes and normalization of the images that a stage's network takes; stored beside its variables."""
+  """Shape, classes and normalization of the images that a stage's network takes.
+
+  Stored beside its variables.
+  """
   stats = renormalized.channel_stats(plan.stage.student) or dataset.channel_stats
   return {
     "image_shape": list(dataset.image_shape),
@@ -424,7 +433,7 @@ def _image_metadata(plan: StagePlan, dataset: Dataset) -> dict[str, Any]:
 
 
 def _result(plan: StagePlan, evaluations: Evaluations, cached_passes: int) -> dict[str, Any]:
-  """Result of a finished stage; `cached_passes` forward passes of teachers were computed before training."""
+  """Result of a finished stage."""
   images = plan.loop_config.num_steps * plan.loop_config.batch_size * len(plan.stage.views)
   return {
     "model": plan.description["network"]["model"],
@@ -443,7 +452,7 @@ def _result(plan: StagePlan, evaluations: Evaluations, cached_passes: int) -> di
 
 
 def _with_names(plan: StagePlan, result: Mapping[str, Any]) -> dict[str, Any]:
-  """Result with the names that this run gives to the stage and to the earlier stages in 'forgetting'."""
+  """Result with the names that this run gives to the stage and to earlier stages."""
   names = {ancestor.key: ancestor.name for ancestor in plan.ancestors}
   forgotten = {
     split: [{"stage": names[record["key"]], **record} for record in records]

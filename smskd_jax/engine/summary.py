@@ -1,4 +1,4 @@
-"""Summary of a run before it trains: tables of data, networks and stages, and estimates of FLOPs and seconds."""
+"""Summary of a run before it trains: data, networks, stages, FLOPs and seconds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,10 @@ class Speed(NamedTuple):
 
 
 def step_flops(plan: StagePlan, dataset: Dataset) -> float:
-  """FLOPs of a training step. A backward pass counts as two forward passes; frozen networks have none."""
+  """FLOPs of a training step. A backward pass counts as two forward passes.
+
+  Frozen networks have none.
+  """
   shape = dataset.image_shape
   student = introspection.forward_flops(plan.stage.student, shape)
   teachers = () if plan.stage.view_index_fn else plan.stage.teachers  # cached outputs cost nothing
@@ -78,7 +81,9 @@ def stage_work(plan: StagePlan, dataset: Dataset) -> Work:
 
 
 def stored_speed(works: Mapping[str, Work], store: Path, devices: parallel.Devices) -> Speed | None:
-  """Speed of finished stages that were trained on the same kind and number of devices; None if there are none.
+  """Speed of finished stages that were trained on the same kind and number of devices.
+
+  None if there are none.
 
   Args:
     works: FLOPs of stages, by their keys.
@@ -112,7 +117,9 @@ COMPILE_FACTOR = 12.0
 
 
 def timed_speed(plans: Iterable[StagePlan], dataset: Dataset, devices: parallel.Devices) -> Speed | None:
-  """Speed of a forward pass of the largest network, measured now, as an estimate before the first run.
+  """Speed of a forward pass of the largest network, measured now.
+
+  It is the estimate before the first run.
 
   None for several processes: a single process cannot measure their communication.
   """
@@ -246,7 +253,7 @@ MIN_HOURS = 0.1  # estimates of fewer device-hours are not shown
 def estimate_cost(
   plans: Sequence[StagePlan], dataset: Dataset, devices: parallel.Devices, store: Path
 ) -> str:
-  """FLOPs of the stages missing in the store, estimated time on these devices, and device-hours on other chips."""
+  """FLOPs of the missing stages, estimated time here, and device-hours on other chips."""
   works = {plan.key: stage_work(plan, dataset) for plan in plans}
   missing = [plan for plan in plans if StageEntry(store, plan.key).state() != "in the store"]
   if not missing:

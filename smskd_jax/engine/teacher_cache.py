@@ -1,4 +1,4 @@
-"""Cache of teacher outputs, filled before a stage for the views that the stage samples, once each.
+"""Cache of teacher outputs for the views that a stage samples, filled before the stage.
 
 The sampled views depend on the stage's key alone. A cache never costs more forward passes than it saves.
 """
@@ -53,7 +53,10 @@ class CacheSpec(NamedTuple):
 
   @property
   def row_index(self) -> np.ndarray:
-    """Row of each image of the training set in the cache, [n], int32; 0 for images that are not cached."""
+    """Row of each image of the training set in the cache, [n], int32.
+
+    0 for images that are not cached.
+    """
     rows = np.zeros(len(self.image), np.int32)
     rows[self.indices] = np.arange(len(self.indices), dtype=np.int32)
     return rows
@@ -70,7 +73,9 @@ def load_or_compute(
   stages: Iterable[Mapping[str, Any]] = (),
   stop: signals.StopRequest,
 ) -> CacheResult:
-  """Outputs of all teachers of a stage for the sampled views; missing ones are computed, others are zero.
+  """Outputs of all teachers of a stage for the sampled views.
+
+  Missing ones are computed, others are zero.
 
   The cache lies beside the teacher in the store, and serves all stages, seeds and runs with the same images and views.
 
@@ -123,7 +128,7 @@ def load_or_compute(
 
 
 def sampled_views(plan: StagePlan, key: jax.Array, order: jax.Array) -> np.ndarray:
-  """Views that a stage samples: [m, v], bool, for the m images that it trains on and their v views.
+  """Views that a stage samples: [m, v], bool, for m images and v views.
 
   Args:
     plan: the stage, whose views are enumerable.
@@ -224,7 +229,7 @@ Forward = Callable[..., dict[str, np.ndarray]]
 def make_forward(
   cache_spec: CacheSpec, network: nn.Module, variables: Any, dataset: Dataset, devices: parallel.Devices
 ) -> Forward:
-  """Function (images, their indices, view indices) -> outputs by name, [b, ...], in host memory."""
+  """Function (images, their indices, view indices) -> outputs by name, on the host."""
   normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
   compiled = parallel.compile_predict(
     evaluate.make_cached_forward(network, cache_spec.views, normalize, cache_spec.dtype), devices

@@ -46,7 +46,9 @@ class ExportedNetwork(NamedTuple):
     return evaluate.make_predict(self.network, normalize)
 
   def inference_fn(self) -> Callable[[jax.Array], jax.Array]:
-    """Pure function images uint8 [b, h, w, c] -> logits [b, k], with the variables as constants.
+    """Pure function images uint8 [b, h, w, c] -> logits [b, k].
+
+    The variables are constants.
 
     Convolutions are XLA's own, because other software cannot read this package's CPU convolutions.
     """
@@ -89,7 +91,7 @@ def from_description(description: dict[str, Any], variables: Any) -> ExportedNet
 
 
 def write(network: ExportedNetwork, path: Path) -> None:
-  """Writes a safetensors file: variables by path ('params/conv1/kernel'), description as JSON in the header.
+  """Writes a safetensors file: variables by path, description as JSON in the header.
 
   safetensors files do not expire: any framework reads them.
   """

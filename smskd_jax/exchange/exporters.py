@@ -31,7 +31,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # of StableHLO programs
 
 
 def write_torch(network: ExportedNetwork, path: Path) -> None:
-  """Writes a safetensors file with PyTorch's names and axes; the header has class_names, mean and std as JSON.
+  """Writes a safetensors file with PyTorch's names and axes.
+
+  The header has class_names, mean and std as JSON.
 
   The tensors load by `model.load_state_dict(safetensors.torch.load_file(path))` into the PyTorch network of the same
   name. The PyTorch network expects normalised images.
@@ -46,7 +48,9 @@ def write_torch(network: ExportedNetwork, path: Path) -> None:
 
 
 def write_stablehlo(network: ExportedNetwork, path: Path) -> None:
-  """Writes images uint8 [b, h, w, c] -> logits [b, k] as serialised StableHLO for all `PLATFORMS`, any b.
+  """Writes images uint8 [b, h, w, c] -> logits [b, k] as serialised StableHLO.
+
+  The program is for all `PLATFORMS` and any b.
 
   program = jax.export.deserialize(bytearray(open("student.stablehlo", "rb").read()))
   logits = program.call(images)
@@ -58,7 +62,9 @@ def write_stablehlo(network: ExportedNetwork, path: Path) -> None:
 
 
 def write_onnx(network: ExportedNetwork, path: Path) -> None:
-  """Writes `images` uint8 [b, h, w, c] -> `logits` [b, k], any b, with the network's description as metadata.
+  """Writes `images` uint8 [b, h, w, c] -> `logits` [b, k] as ONNX, any b.
+
+  The description of the network is in the metadata.
 
   The converter is jax2onnx (https://github.com/enpasos/jax2onnx).
 
@@ -173,7 +179,10 @@ def _cost_table(network: RunNetwork) -> str:
 
 
 def cpu_latency(network: ExportedNetwork, *, calls: int = 50, seconds: float = 2.0) -> float:
-  """Median seconds of compiled inference of one image on a CPU; stops after `calls` or `seconds`."""
+  """Median seconds of compiled inference of one image on a CPU.
+
+  Stops after `calls` or `seconds`.
+  """
   cpu = jax.devices("cpu")[0]
   image = jax.device_put(np.zeros((1, *network.image_shape), np.uint8), cpu)
   variables = jax.device_put(network.variables, cpu)

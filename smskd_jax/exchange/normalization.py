@@ -1,4 +1,4 @@
-"""Normalisation of a network's images: flags, JSON, and the values that a store entry states.
+"""Normalisation of a network's images: flags, JSON, and values of a store entry.
 
 Mean and standard deviation are per channel, for images whose white is 1.
 """
@@ -73,5 +73,8 @@ def from_json(stats: Mapping[str, Any] | None) -> ChannelStats | None:
 
 
 def read_stored(final: Path) -> ChannelStats | None:
-  """The normalisation that a store entry states for its `final` folder; None where it states none."""
+  """The normalisation that a store entry states for its `final` folder.
+
+  None where it states none.
+  """
   return from_json(StageEntry(final.parent.parent, final.parent.name).metadata().get("normalization"))

@@ -1,4 +1,4 @@
-"""Loads trained networks: an imported network, a network of a run, a stage of a store, or an exported file."""
+"""Loads trained networks: imported ones, runs, stages of a store, exported files."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +88,10 @@ def _variables_folder(field: str, path: Path) -> Path:
 
 
 def _stored_description(path: Path, entry: Path) -> tuple[str, dict[str, Any], int | None, int | None] | None:
-  """Model, options, number of classes and of channels as stored beside variables; None where they are not."""
+  """Model, options, number of classes and of channels as stored beside variables.
+
+  None where they are not.
+  """
   if (path / "network.json").is_file():
     network = read_json(path / "network.json")
     return network["network"], network["options"], network["num_classes"], _num_channels(network)

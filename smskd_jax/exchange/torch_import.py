@@ -37,7 +37,9 @@ def import_file(
   mean: str | None = None,
   std: str | None = None,
 ) -> str:
-  """Writes the network of a checkpoint to a folder; returns a line of its size and fingerprint.
+  """Writes the network of a checkpoint to a folder.
+
+  Returns a line of its size and fingerprint.
 
   Args:
     file: the checkpoint.
@@ -136,7 +138,10 @@ def load_network(
 def _num_classes(
   name: str, options: Mapping[str, Any], tensors: Mapping[str, np.ndarray], shape: ImageShape
 ) -> int:
-  """Rows of the classifier, the only matrix whose shape depends on the classes; 0 where there is none."""
+  """Rows of the classifier, the only matrix whose shape depends on the classes.
+
+  0 where there is none.
+  """
   shapes = torch_weights.torch_shapes(NETWORKS[name](num_classes=1, **options), shape)
   head = torch_weights.match_names(shapes, tensors).get(_classifier_key(shapes))
   return 0 if head is None or head.ndim != 2 else head.shape[0]
@@ -163,7 +168,9 @@ def _matching_networks(
 
 
 def _may_match(tensors: Mapping[str, np.ndarray], name: str) -> bool:
-  """False for a network of certainly another depth or kind; tracing every network would take long.
+  """False for a network of certainly another depth or kind.
+
+  Tracing every network would take long.
 
   The depth in a name is within four of the number of convolutions and the classifier. Names without a depth belong to
   networks with depthwise convolutions, or with tokens, for which this package knows no public PyTorch code.

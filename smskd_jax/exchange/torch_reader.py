@@ -58,7 +58,10 @@ class _Storage(NamedTuple):
 
 
 class _AllowedFunction(NamedTuple):
-  """A function that a pickle may call; unlike on a plain function, the pickle cannot set attributes."""
+  """A function that a pickle may call.
+
+  Unlike on a plain function, the pickle cannot set attributes.
+  """
 
   call: Callable
 
@@ -68,7 +71,10 @@ class _AllowedFunction(NamedTuple):
 
 
 class _Ignored:
-  """Placeholder of options and counters that training scripts save beside the weights; stores nothing."""
+  """Placeholder of options and counters that training scripts save beside the weights.
+
+  Stores nothing.
+  """
 
   def __init__(self, *args: Any, **kwargs: Any):
     """Takes anything."""
@@ -122,7 +128,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds data and tensors; raises `UnsafePickleError` where a pickle asks for anything else."""
+  """Builds data and tensors; raises `UnsafePickleError` for anything else in a pickle."""
 
   def __init__(self, program: bytes, read_storage: _ReadStorage):
     super().__init__(io.BytesIO(program), encoding="utf-8")
@@ -292,7 +298,7 @@ def _elements(stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def find_state_dict(content: Any, source: Path) -> dict[str, np.ndarray]:
-  """The weights in a value of `read`: the value itself, or an entry under one of `_STATE_DICT_KEYS`.
+  """Weights in a value of `read`: the value or an entry under a key of `_STATE_DICT_KEYS`.
 
   Raises:
     UserError: there are no weights.

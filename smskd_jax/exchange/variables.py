@@ -1,4 +1,4 @@
-"""Variables of a network in a folder: an imported network, a run, or a checkpoint of variables."""
+"""Variables of a network in a folder: an imported network, a run, or a checkpoint."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,10 @@ class Pretrained(NamedTuple):
 
 
 def save(folder: Path, variables: Any, description: dict[str, Any]) -> str:
-  """Writes an imported network: its variables, and its description in network.json. Returns their fingerprint."""
+  """Writes an imported network: its variables, and its description in network.json.
+
+  Returns their fingerprint.
+  """
   fingerprint = checkpoint.tree_digest(variables)
   checkpoint.save_variables(folder / _VARIABLES, variables)
   write_json_with_checksum(folder / _DESCRIPTION, description | {"fingerprint": fingerprint})
@@ -89,7 +92,7 @@ def _read(field: str, path: Path) -> Any:
 
 
 def _locate(field: str, folder: Path, network: str) -> tuple[Path, ChannelStats | None, str]:
-  """Path of the variables, and the normalisation and architecture that are stored beside them."""
+  """Path of the variables, and the normalisation and architecture beside them."""
   if folder.suffix == ".safetensors":
     return folder, _header_normalization(field, folder), ""
   if not folder.is_dir():

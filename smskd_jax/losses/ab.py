@@ -30,7 +30,9 @@ from smskd_jax.losses import adapters, contract, maps, numerics
 def loss(
   student_features: tuple[jax.Array, ...], teacher_features: tuple[jax.Array, ...], *, margin: float = 1.0
 ) -> jax.Array:
-  """Squared distance from the teacher's side of the margin, weighted over layers, per example.
+  """Squared distance from the teacher's side of the margin, per example.
+
+  Layers are weighted.
 
   Args:
     student_features: maps [b, h, w, c] before their activation, after the connectors.

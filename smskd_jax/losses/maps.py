@@ -101,7 +101,10 @@ def _pooling_weights(n: int, m: int) -> np.ndarray:
 
 
 def common_size(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
-  """(height, width) of the smaller of two maps of shapes [b, h, w, c], on each axis by itself."""
+  """(height, width) of the smaller of two maps of shapes [b, h, w, c].
+
+  Each axis is compared by itself.
+  """
   return min(a[1], b[1]), min(a[2], b[2])
 
 

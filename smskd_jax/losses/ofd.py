@@ -115,7 +115,7 @@ def _margin(norm: Norm | None, negatives: NegativeStats | None) -> jax.Array:
 
 
 def _initial_state(connectors: dict[str, jax.Array], responses: dict[str, jax.Array]) -> OfdState:
-  """State before the first step; `responses` are the shapes of the teacher's maps with running margins."""
+  """State before the first step."""
 
   def zeros(x):
     return jnp.zeros(x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32))

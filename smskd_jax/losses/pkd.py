@@ -1,4 +1,4 @@
-"""Patient knowledge distillation: the maps of all stages are brought close to the teacher's.
+"""Patient knowledge distillation: maps of all stages approach the teacher's.
 
 Sun, Cheng, Gan, Liu, "Patient Knowledge Distillation for BERT Model Compression", EMNLP 2019,
 https://arxiv.org/abs/1908.09355

@@ -93,7 +93,7 @@ def _abbreviate(names: list[str], count: int = 5) -> str:
 
 
 def check_outputs(network: nn.Module, shape: ImageShape, num_classes: int) -> None:
-  """Raises ValueError for a network without the outputs that losses and the training step need.
+  """Raises ValueError for a network that lacks outputs of losses or the training step.
 
   Raises:
     ValueError: names the actual and the expected output.

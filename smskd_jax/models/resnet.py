@@ -51,7 +51,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, layers: Layers) -> FeatureLayer:
-    """The sum of both branches [b, h / stride, w / stride, channels], after its ReLU and before."""
+    """The sum of both branches [b, h / stride, w / stride, channels]."""
     y = layers.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
     y = nn.relu(layers.norm("bn1")(y))
     last = layers.norm("bn2")

@@ -74,7 +74,9 @@ def learning_rate(model: str) -> float:
 
 @functools.cache
 def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
-  """Student accuracy in percent by (teacher, student) and recipe, `nokd` included, in the order of the paper's tables.
+  """Student accuracy in percent by (teacher, student) and recipe.
+
+  `nokd` is included; the order is that of the paper's tables.
 
   Methods with a pre-training phase (`ab` and `fsp` in that paper) are left out: they are not a single stage.
   """
@@ -87,7 +89,7 @@ def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def _method_term(row: dict[str, str]) -> ConfigDict:
-  """Method of a row. A recipe is named after its method, except for the suffix of its plug-in."""
+  """Method of a row."""
   pairs = (option.split("=") for option in row["options"].split(";") if option)
   options: dict[str, Any] = {name: ast.literal_eval(value) for name, value in pairs}
   return method(

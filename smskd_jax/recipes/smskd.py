@@ -1,4 +1,6 @@
-"""SMSKD's protocol as stage lists: one method per stage, with the previous student as the reference.
+"""SMSKD's protocol as stage lists: one method per stage, with a reference.
+
+The reference is the previous student.
 
 Tian, Huang, Tang, Yao, "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
 https://arxiv.org/abs/2601.15657, section 4.1. The recipe is that of "Contrastive Representation Distillation" (Tian,
@@ -273,7 +275,9 @@ def sequential_stages(
   fields: Mapping[str, Any],
   reference: Mapping[str, Any] | None = None,
 ) -> list[ConfigDict]:
-  """SMSKD: one method per stage; from the second on, the student after the previous stage is the reference.
+  """SMSKD: one method per stage, with a reference from the second stage on.
+
+  The reference is the student after the previous stage.
 
   Args:
     args: `STAGE_ARGUMENTS`, and those that the config file adds.
@@ -297,7 +301,9 @@ def sequential_stages(
 def student_stages(
   args: ConfigDict, methods: Sequence[str], fields: Mapping[str, Any], mode: str
 ) -> list[ConfigDict]:
-  """Stages of the student: `sequential_stages` for mode 'stages', `joint_stages` for mode 'joint'.
+  """Stages of the student by mode: `sequential_stages` or `joint_stages`.
+
+  Modes are 'stages' and 'joint'.
 
   Raises:
     UserError: an unknown mode, or as `stage_spans`.

@@ -70,7 +70,9 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def parse_arguments(arg: str | None, **defaults: Any) -> ConfigDict:
-  """Parses the arguments behind a config file's colon: `ARGUMENTS`, and `defaults` of the file with `pair`.
+  """Parses the arguments behind a config file's colon.
+
+  They are `ARGUMENTS`, and `defaults` of the file with `pair`.
 
   Raises:
     UserError: as `parse_arg`; a bad pair, or seeds that are not whole numbers.
@@ -159,7 +161,9 @@ def budget_note(args: ConfigDict, data: str) -> str:
 def pair_table(
   args: ConfigDict, table: Mapping[str, TableColumn], data: str, notes: Sequence[str]
 ) -> ConfigDict:
-  """Table 1 or 2 for one pair: labels only, KD alone, and each method alone, jointly with KD, and before KD.
+  """Table 1 or 2 for one pair.
+
+  Labels only, KD alone, and each method alone, jointly with KD, and before KD.
 
   Args:
     args: of `parse_arguments`, with `methods` and `second`.

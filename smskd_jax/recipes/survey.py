@@ -61,7 +61,9 @@ VALIDATION = 0.1  # fraction of the training images, in these modes
 
 
 def parse_arguments(arg: str | None, **defaults: Any) -> ConfigDict:
-  """Parses the arguments behind a config file's colon: `ARGUMENTS`, and `defaults` of the file.
+  """Parses the arguments behind a config file's colon.
+
+  They are `ARGUMENTS`, and `defaults` of the file.
 
   Raises:
     UserError: as `parse_arg`; an unknown `mode`, or a `weight` outside [0, 1].
@@ -149,7 +151,7 @@ def teacher_names(args: ConfigDict) -> list[str]:
 
 
 def _assistant_stages(args: ConfigDict, assistants: Sequence[str]) -> list[ConfigDict]:
-  """KD of each assistant from the previous one, of the first from the teacher, on the student's images."""
+  """KD of each assistant from the previous one, of the first from the teacher."""
   names = [f"assistant_{name}" for name in assistants]
   keep = "validation" if args.validation else "last"
   return [
@@ -230,7 +232,9 @@ def kd(args: ConfigDict) -> list[ConfigDict]:
 
 
 def allkd(args: ConfigDict) -> list[ConfigDict]:
-  """A student for each teacher, from scratch. The survey (Table 2): 90.40 from resnet26, 89.50 from resnet18.
+  """A student for each teacher, from scratch.
+
+  The survey (Table 2): 90.40 from resnet26, 89.50 from resnet18.
 
   The survey selects among resnet8 to resnet56 by the test set. Here `teachers` names the candidates, and the column
   "best by validation" of the report selects.
@@ -271,7 +275,9 @@ def mkd(args: ConfigDict) -> list[ConfigDict]:
 
 
 def uda(args: ConfigDict) -> list[ConfigDict]:
-  """KD on two views: crop and flip, and AutoAugment of the whole image. The survey: 90.52 and 91.22.
+  """KD on two views: crop and flip, and AutoAugment of the whole image.
+
+  The survey: 90.52 and 91.22.
 
   Teacher and student see the same view, and labels count on both views. `consistency` weighs the term of the UDA paper
   (Xie et al. 2020), which the survey's code contains but does not use.
@@ -281,7 +287,10 @@ def uda(args: ConfigDict) -> list[ConfigDict]:
 
 
 def uda_nokd(args: ConfigDict) -> list[ConfigDict]:
-  """The two views of `uda` with labels only. The survey: 90.34 at 350 epochs. Its code has no such mode."""
+  """The two views of `uda` with labels only. The survey: 90.34 at 350 epochs.
+
+  Its code has no such mode.
+  """
   return [plain_stage(args, **two_view_fields(args))]
 
 
@@ -295,7 +304,9 @@ def two_view_fields(args: ConfigDict) -> dict[str, Any]:
 
 
 def takd(args: ConfigDict) -> list[ConfigDict]:
-  """KD along a chain of assistants, each trained for all epochs. The survey: 90.57 and 90.97, with resnet20.
+  """KD along a chain of assistants, each trained for all epochs.
+
+  The survey: 90.57 and 90.97, with resnet20.
 
   `teacher_setup` has the assistants' stages. The survey keeps the best epoch of an assistant by the test set; here
   the best by the validation set, or the last epoch without one.
@@ -305,7 +316,10 @@ def takd(args: ConfigDict) -> list[ConfigDict]:
 
 
 def ab(args: ConfigDict) -> list[ConfigDict]:
-  """Activation boundaries for `ab_epochs`, then KD for all epochs. The survey gives no number."""
+  """Activation boundaries for `ab_epochs`, then KD for all epochs.
+
+  The survey gives no number.
+  """
   boundaries: dict[str, Any] = {"teachers": (args.teacher,), "methods": (method("ab"),), "task_weight": 0.0}
   return [
     plain_stage(args, "ab_boundaries", epochs=args.ab_epochs, **boundaries),
@@ -314,7 +328,9 @@ def ab(args: ConfigDict) -> list[ConfigDict]:
 
 
 def oh(args: ConfigDict) -> list[ConfigDict]:
-  """Labels and OFD, its margins from the teacher's batch norms. The survey: 87.09 at 200 epochs, below nokd.
+  """Labels and OFD, its margins from the teacher's batch norms.
+
+  The survey: 87.09 at 200 epochs, below nokd.
 
   The survey's teacher normalises by batch statistics, as in training: teacher_statistics=batch. Its running statistics
   change in the survey's code and do not here.
@@ -335,12 +351,17 @@ def rkd(args: ConfigDict) -> list[ConfigDict]:
 
 
 def pkd(args: ConfigDict) -> list[ConfigDict]:
-  """KD and 10 times the mean squared error of the concatenated maps. The survey gives no number."""
+  """KD and 10 times the mean squared error of the concatenated maps.
+
+  The survey gives no number.
+  """
   return [kd_stage(args, [args.teacher], methods=(method("pkd"),))]
 
 
 def sfd(args: ConfigDict) -> list[ConfigDict]:
-  """Labels and the distance of the maps' maxima, of the worst image in each batch. The survey: 87.47, below nokd.
+  """Labels and the distance of the maps' maxima, of the worst image in each batch.
+
+  The survey: 87.47, below nokd.
 
   reduction=mean takes the mean over the batch instead.
   """
@@ -348,7 +369,9 @@ def sfd(args: ConfigDict) -> list[ConfigDict]:
 
 
 def stl(args: ConfigDict) -> list[ConfigDict]:
-  """The embedding by squared error on the images of `unlabeled`, then the classifier by KD with T = 10, lambda = 0.7.
+  """The embedding on the images of `unlabeled`, then the classifier by KD.
+
+  The first by squared error, the second with T = 10, lambda = 0.7.
 
   The survey: "90.8", in the last row of a sorted table, likely a misprint. Its code, of an earlier state, has the
   teacher resnet110, the images of STL-10, and Adam at 1e-3 with a rate that falls on plateaus. The rate here is
@@ -370,7 +393,10 @@ def stl(args: ConfigDict) -> list[ConfigDict]:
 
 
 def blind(args: ConfigDict) -> list[ConfigDict]:
-  """lambda T^2 KL on noise, without labels. A class of the survey's code that no mode of that code uses."""
+  """KD on noise, without labels: lambda T^2 KL.
+
+  A class of the survey's code that no mode of that code uses.
+  """
   return [kd_stage(args, [args.teacher], task_weight=0.0, views=("noise",))]
 
 

@@ -14,7 +14,10 @@ SAVE = "save"  # checkpoints and the files of the finished stage
 
 
 class Clock:
-  """Sums the seconds of phases; a nested phase interrupts the outer one, so that no second counts twice."""
+  """Sums the seconds of phases.
+
+  A nested phase interrupts the outer one, so that no second counts twice.
+  """
 
   def __init__(self) -> None:
     """Creates a clock outside any phase; seconds outside phases are not counted."""

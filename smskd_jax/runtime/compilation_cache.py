@@ -46,7 +46,7 @@ def enable(folder: str | None = None) -> Path | None:
 
 
 def _default_folder() -> Path:
-  """One folder per kind of processor: compiled programs use its instructions, and machines share home folders."""
+  """One folder per kind of processor."""
   cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   return Path(cache) / "smskd_jax" / "programs" / f"{platform.machine()}-{_cpu_digest()}"
 

@@ -104,19 +104,25 @@ def broadcast(value: Any) -> Any:
 
 
 def barrier() -> None:
-  """Waits for all processes; files that process 0 wrote before are visible to all processes afterwards."""
+  """Waits for all processes.
+
+  Files that process 0 wrote before are visible to all processes afterwards.
+  """
   all_gather_json(None)
 
 
 def is_peer_failure(error: Exception) -> bool:
-  """True for the errors that JAX's runtime raises when the connection to another process is lost."""
+  """True for the errors of JAX's runtime for a lost connection to another process."""
   import jax
 
   return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def abort(status: int) -> None:
-  """Ends an initialised process at once, without waiting for the others, which detect the loss."""
+  """Ends an initialised process at once.
+
+  It does not wait for the others, which detect the loss.
+  """
   if is_initialized():
     sys.stdout.flush()
     sys.stderr.flush()

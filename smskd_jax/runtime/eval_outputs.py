@@ -1,4 +1,6 @@
-"""Outputs of networks on held-out images: eval_outputs.npz at a stage's end, predictions.npz at every evaluation.
+"""Outputs of networks on held-out images: eval_outputs.npz and predictions.npz.
+
+The first at a stage's end, the second at every evaluation.
 
 Reports and comparisons read these files and need no network. The arrays of eval_outputs.npz:
 
@@ -43,7 +45,10 @@ def logits(outputs: EvalOutputs) -> dict[str, np.ndarray]:
 
 
 def features(outputs: EvalOutputs) -> dict[str, np.ndarray]:
-  """The features [m, c] of test images by name, in the order of the network; {} where none are stored."""
+  """The features [m, c] of test images by name, in the order of the network.
+
+  {} where none are stored.
+  """
   taps = [f"tap_{i}" for i in range(len(outputs)) if f"test/tap_{i}" in outputs]
   names = [*taps, "embedding"] if "test/embedding" in outputs else []
   return {name: outputs[f"test/{name}"] for name in names}

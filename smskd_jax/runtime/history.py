@@ -1,4 +1,4 @@
-"""History of a stage in training: checkpoints, evaluations, the best network, metrics and predictions.
+"""History of a stage in training: checkpoints, evaluations, best network, metrics.
 
 A checkpoint contains everything that the stage's result depends on: the reported evaluations in the metadata, the best
 network in the tree. The files metrics.jsonl and predictions.npz serve only reports; the metadata holds their digests,
@@ -30,7 +30,10 @@ class Evaluations(NamedTuple):
   oracle: MetricsLine | None = None  # best by the test set: reported as in the survey, and not used otherwise
 
   def add(self, line: MetricsLine) -> "Evaluations":
-    """The evaluations with a new line. The first of equals is best; step 0, before the stage, is never best."""
+    """The evaluations with a new line.
+
+    The first of equals is best; step 0, before the stage, is never best.
+    """
     result = self._replace(last=line)
     if line["step"]:
       if _is_better(line, self.oracle, "test/accuracy"):
@@ -106,7 +109,10 @@ class History:
       self.best = jax.device_get(variables)
 
   def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-    """Starts to save a checkpoint with extended metadata, after metrics and predictions are on the disk."""
+    """Starts to save a checkpoint with extended metadata.
+
+    Metrics and predictions are on the disk before.
+    """
     self.sync()
     digests = {"metrics": self._writer.digest, "predictions": self._predictions.digest}
     metadata = metadata | digests | {"evaluations": self.evaluations._asdict()}
@@ -128,7 +134,7 @@ class History:
     self._writer.close()
 
   def _tree(self, state: Any) -> Any:
-    """Tree of a checkpoint; before the first evaluation, the current network stands for the best."""
+    """Tree of a checkpoint."""
     if not self._select:
       return state
     return {"state": state, "best": self._variables_of(state) if self.best is None else self.best}

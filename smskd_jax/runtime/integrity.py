@@ -1,4 +1,4 @@
-"""Detects damaged files, by a checksum inside each JSON file and by lists of digests of other files."""
+"""Detects damaged files, by checksums in JSON files and digests of other files."""
 
 from collections.abc import Iterable, Mapping
 import hashlib
@@ -36,7 +36,9 @@ def _checksum(plain: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path, fix: str = "") -> dict[str, Any]:
-  """Reads a JSON file; returns the content without the checksum. A file without a checksum is not checked.
+  """Reads a JSON file; returns the content without the checksum.
+
+  A file without a checksum is not checked.
 
   Args:
     path: of the file.

@@ -1,4 +1,4 @@
-"""Stages of a store: listing, dependents, verification, recovery of damaged stages, and removal."""
+"""Stages of a store: listing, dependents, verification, recovery and removal."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
@@ -52,7 +52,7 @@ def scan(store: Path) -> dict[str, StoredStageInfo]:
 
 
 def _is_entry(folder: Path) -> bool:
-  """True for files that only store entries have: other folders must never be removed as stages."""
+  """True for files that only store entries have."""
 
   def has(name: str) -> bool:
     return (folder / name).exists()
@@ -149,14 +149,19 @@ def keys_used_by(folder: Path) -> set[str]:
 
 
 def verify(store: Path, stages: Iterable[StoredStageInfo]) -> dict[str, dict[str, str]]:
-  """By key and relative path, the problems with the files of finished stages; intact stages are left out."""
+  """By key and relative path, the problems with the files of finished stages.
+
+  Intact stages are left out.
+  """
   finished = [stage for stage in stages if stage.state in ("finished", "damaged")]
   found = {stage.key: StageEntry(store, stage.key).problems() for stage in finished}
   return {key: problems for key, problems in found.items() if problems}
 
 
 def read_finished(entry: StageEntry, name: str, log: Callable[[str], None]) -> StoredStage:
-  """Verifies the files of a stage; removes a damaged stage without dependents, which is then trained again.
+  """Verifies the files of a stage.
+
+  Removes a damaged stage without dependents, which is then trained again.
 
   Args:
     entry: of the stage; the caller holds its lock, and the stage's inputs are intact.
@@ -204,7 +209,9 @@ def _describe_dependents(stages: Sequence[StoredStageInfo], limit: int) -> str:
 
 
 def list_stages(store: Path, *, verify: bool = False) -> str:
-  """A table of the stages; prints the table and the problems before the error of damaged files.
+  """A table of the stages.
+
+  Prints the table and the problems before the error of damaged files.
 
   Args:
     store: the folder.

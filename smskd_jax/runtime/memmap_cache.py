@@ -49,7 +49,10 @@ class MemmapCache:
       self.damage = f"{problem}; all of it is computed again"
 
   def verify(self) -> None:
-    """Compares all present entries with their checksums; damaged entries become absent and are named in `damage`."""
+    """Compares all present entries with their checksums.
+
+    Damaged entries become absent and are named in `damage`.
+    """
     if not self.present.any() or _VERIFIED.get(self.folder.absolute()) == self._file_stamps():
       return
     before = int(self.present.sum())
@@ -95,7 +98,7 @@ class MemmapCache:
     return [np.load(self._path(name), mmap_mode="r") for name in names]
 
   def _compute_checksums(self, images: Iterable[int], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """CRC-32 of the present entries of some images, over all arrays in the order of their names."""
+    """CRC-32 of the present entries of some images."""
     checksums = []
     for i in images:
       crc = 0

@@ -29,7 +29,9 @@ Devices = Sequence[jax.Device]
 
 
 def select_devices(batch_sizes: Sequence[int], cpu_devices: int | None = None, num_seeds: int = 1) -> Devices:
-  """Selects the devices to train on; before the first use of JAX, also creates the virtual devices of a CPU.
+  """Selects the devices to train on.
+
+  Before the first use of JAX, also creates the virtual devices of a CPU.
 
   Args:
     batch_sizes: of all stages; each must be divisible by the number of devices.
@@ -64,7 +66,10 @@ def select_devices(batch_sizes: Sequence[int], cpu_devices: int | None = None, n
 
 
 def force_cpu() -> None:
-  """Restricts this process to its CPU, because others use the GPUs and TPUs; call before the first use of JAX."""
+  """Restricts this process to its CPU, because others use the GPUs and TPUs.
+
+  Call before the first use of JAX.
+  """
   jax.config.update("jax_platforms", "cpu")
 
 
@@ -102,7 +107,10 @@ def num_cpus() -> int:
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-  """Raises UserError for a batch size that the number of devices does not divide; names the nearest valid sizes."""
+  """Raises UserError for a batch size that the number of devices does not divide.
+
+  Names the nearest valid sizes.
+  """
   if batch_size % num_devices == 0:
     return
   below = batch_size // num_devices * num_devices
@@ -113,7 +121,10 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
 
 
 def compile_step(step: Callable, devices: Devices) -> Callable:
-  """Compiles (state, frozen, batch) -> (state, metrics) for the devices; donates the old state."""
+  """Compiles (state, frozen, batch) -> (state, metrics) for the devices.
+
+  Donates the old state.
+  """
   return jax.pmap(
     step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
   )
@@ -132,7 +143,7 @@ def scan_steps(step: Callable) -> Callable:
 
 
 def steps_per_call(devices: Devices, requested: int = 0) -> int:
-  """Training steps per compiled call: `requested`, or for 0 one step on a CPU and 16 elsewhere."""
+  """Training steps per compiled call: `requested`, or for 0 one on a CPU and 16 elsewhere."""
   return requested or (1 if devices[0].platform == "cpu" else 16)
 
 
@@ -144,7 +155,9 @@ def compile_probe(probe: Callable, devices: Devices) -> Callable:
 def compile_per_device(
   step: Callable, devices: Devices, frozen_axes: Any, *, donate: bool = True
 ) -> Callable:
-  """Compiles (states [devices, ...], frozen, batches [devices, ...]) -> outputs [devices, ...].
+  """Compiles a function of arrays [devices, ...] for each device.
+
+  (states, frozen, batches) -> outputs; the frozen inputs by their axes.
 
   Each device runs the step independently, without collectives.
 
@@ -164,7 +177,10 @@ def compile_predict(predict: Callable, devices: Devices) -> Callable:
 
 
 def free_bytes(devices: Devices) -> int | None:
-  """Free bytes on the fullest device; of a CPU device, its part of the machine's free memory. None: unknown."""
+  """Free bytes on the fullest device.
+
+  For a CPU device, its part of the machine's free memory; None: unknown.
+  """
   each = distributed.all_gather_json(_free_bytes(local_devices(devices)))
   return None if None in each else min(each)
 
@@ -180,7 +196,10 @@ def _free_bytes(devices: Devices) -> int | None:
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
-  """Puts the tree on every local device; a step that donates its state needs a buffer on each device."""
+  """Puts the tree on every local device.
+
+  A step that donates its state needs a buffer on each device.
+  """
   return jax.device_put(tree, replicated(devices))
 
 
@@ -190,7 +209,10 @@ def replicated(devices: Devices) -> NamedSharding:
 
 
 def shard(tree: Any, devices: Devices) -> Any:
-  """Reshapes arrays [b, ...] to [local devices, b / devices, ...]: the local rows, in the order of the devices."""
+  """Reshapes arrays [b, ...] to [local devices, b / devices, ...].
+
+  The local rows, in the order of the devices.
+  """
   count, rows = len(devices), _local_rows(devices)
   return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])[rows], tree)
 
@@ -201,7 +223,10 @@ def local_batch_indices(batch_size: int, devices: Devices) -> np.ndarray:
 
 
 def shard_local(tree: Any, devices: Devices) -> Any:
-  """Reshapes arrays [local batch, ...], in the order of `local_batch_indices`, to [local devices, b, ...]."""
+  """Reshapes arrays [local batch, ...] to [local devices, b, ...].
+
+  The order is that of `local_batch_indices`.
+  """
   count = len(local_devices(devices))
   return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
@@ -232,5 +257,8 @@ def unshard(x: jax.Array, devices: Devices) -> np.ndarray:
 
 
 def broadcast_from_primary(tree: Any) -> Any:
-  """Process 0's tree of arrays in all processes, because different hosts may round differently."""
+  """Process 0's tree of arrays in all processes.
+
+  Different hosts may round differently.
+  """
   return multihost_utils.broadcast_one_to_all(tree) if distributed.process_count() > 1 else tree

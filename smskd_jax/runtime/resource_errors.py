@@ -1,4 +1,7 @@
-"""Explains errors of exhausted resources in one line: disk space, permissions, file handles, memory, threads."""
+"""Explains errors of exhausted resources in one line.
+
+Disk space, permissions, file handles, memory, threads.
+"""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -23,7 +26,9 @@ _PROBE = 2**20  # bytes of the test file that shows whether a folder accepts fil
 
 
 def explain(error: BaseException, folders: Mapping[str, str | Path | None]) -> str | None:
-  """One line about the exhausted resource behind an error, and the remedy; None for other errors.
+  """One line about the exhausted resource behind an error, and the remedy.
+
+  None for other errors.
 
   Args:
     error: a program's error. A note that a stage added to the error names the step to continue from.

@@ -1,4 +1,7 @@
-"""Seed parallelism: several seeds train at once, each with whole batches, one or several on a device."""
+"""Seed parallelism: several seeds train at once, one or several on a device.
+
+Each seed has whole batches.
+"""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -15,7 +18,9 @@ T = TypeVar("T")
 
 
 def select_seed_devices(devices: Devices, cpu_devices: int | None = None) -> Devices:
-  """Devices for seed-parallel training, including the virtual devices that were created for the seeds.
+  """Devices for seed-parallel training.
+
+  Includes the virtual devices that were created for the seeds.
 
   Args:
     devices: of `parallel.select_devices`.
@@ -27,7 +32,9 @@ def select_seed_devices(devices: Devices, cpu_devices: int | None = None) -> Dev
 
 
 def seed_groups(items: Sequence[T], devices: Devices) -> list[list[T]]:
-  """Groups of seeds that train at once: one per device, or on GPUs and TPUs a multiple of the devices.
+  """Groups of seeds that train at once.
+
+  One per device, or on GPUs and TPUs a multiple of the devices.
 
   One per device on CPUs, where `vmap` makes convolutions two to three times slower (`benchmarks/seeds.py`). With
   several processes, seeds train one after another.

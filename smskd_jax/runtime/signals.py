@@ -61,7 +61,10 @@ class StopRequest:
       raise Interrupted(self.signum, "stopped between two stages")
 
   def on_signal(self, signum: int) -> bool:
-    """Records a signal; False if the process may end at once: nothing is unsaved, or it is the second signal."""
+    """Records a signal; False if the process may end at once.
+
+    It may if nothing is unsaved, or at the second signal.
+    """
     several = distributed.is_initialized()
     with self._lock:
       if self.signum or self._forwarded or not (self._unsaved or several):
@@ -82,7 +85,9 @@ _finished = False  # True after the program's last line
 
 
 def install_handlers() -> None:
-  """Makes SIGTERM and Ctrl-C end this process with one line, at once where no `handle_signals` delays the end.
+  """Makes SIGTERM and Ctrl-C end this process with one line.
+
+  The end is immediate unless `handle_signals` delays it.
 
   Only for programs, as early as possible: a thread handles signals while the main thread imports or compiles. An
   ignored signal stays ignored, as Ctrl-C in a shell's background. Exit status: 128 + the signal's number.
@@ -104,7 +109,7 @@ def install_handlers() -> None:
 
 
 def _silence_background_errors() -> None:
-  """Prints errors only once: the main thread raises errors of library threads when it takes their results."""
+  """Prints errors only once."""
   excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
 
   def print_error(*error):
@@ -128,7 +133,9 @@ def write_line(line: str) -> None:
 
 
 def exit_process(status: int) -> int:
-  """Ends a program with installed handlers at once; a usual exit would wait for writes that cannot succeed.
+  """Ends a program with installed handlers at once.
+
+  A usual exit would wait for writes that cannot succeed.
 
   Without installed handlers, returns `status`.
   """
@@ -139,7 +146,9 @@ def exit_process(status: int) -> int:
 
 @contextlib.contextmanager
 def handle_signals(*, unsaved: bool = True) -> Iterator[StopRequest]:
-  """Records SIGTERM and Ctrl-C while state is unsaved; records nothing outside the main thread.
+  """Records SIGTERM and Ctrl-C while state is unsaved.
+
+  Records nothing outside the main thread.
 
   Without installed handlers, as in a notebook, a signal without unsaved state acts as before. With several processes,
   JAX forwards SIGTERM to all of them, for `StopRequest.should_stop`; Ctrl-C is treated as SIGTERM.
@@ -162,7 +171,7 @@ def handle_signals(*, unsaved: bool = True) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def _python_handlers(request: StopRequest) -> Iterator[None]:
-  """Installs Python signal handlers, which run in the main thread, in place of `install_handlers`."""
+  """Installs Python signal handlers in place of `install_handlers`."""
   signums = [signal.SIGINT] if distributed.is_initialized() else SIGNALS
   before = {signum: signal.getsignal(signum) for signum in signums}
 
@@ -198,7 +207,7 @@ def _watch_pipe(reader: int) -> None:
 
 
 def _exit_on_signal(signum: int) -> None:
-  """Ends this process at once; safe because files are written atomically and locks end with their process."""
+  """Ends this process at once."""
   if not _finished:
     line = f"stopped by {signal.Signals(signum).name}; the same command continues from the saved state\n"
     with contextlib.suppress(OSError):
@@ -207,7 +216,7 @@ def _exit_on_signal(signum: int) -> None:
 
 
 def _reset() -> None:
-  """Restores the default handlers in a forked process, which must not act on its parent's signals."""
+  """Restores the default handlers in a forked process."""
   signal.set_wakeup_fd(-1)
   for signum, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(signum) != signal.SIG_IGN:

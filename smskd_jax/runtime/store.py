@@ -153,7 +153,9 @@ class StageEntry:
 
   @contextlib.contextmanager
   def lock(self, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Context manager of the key's lock against other runs; process 0 holds the lock for all processes of its run.
+    """Context manager of the key's lock against other runs.
+
+    Process 0 holds the lock for all processes of its run.
 
     The operating system releases the lock even if the process is killed.
 

@@ -1,4 +1,7 @@
-"""Workdir of a run: its config, environment and result; and the kinds of folders that this package writes."""
+"""Workdir of a run, and the kinds of folders that this package writes.
+
+The workdir has config, environment and result.
+"""
 
 from collections.abc import Mapping
 import hashlib
@@ -87,7 +90,10 @@ def check_writable(flag: str, folder: Path) -> None:
 
 
 def first_difference(field: str, one: Any, other: Any) -> str | None:
-  """Path and both values of the first field in which two configs differ; None for equal configs."""
+  """Path and both values of the first field in which two configs differ.
+
+  None for equal configs.
+  """
   if isinstance(one, dict) and isinstance(other, dict):
     pairs = [(f"{field}.{name}", value, other.get(name, "absent")) for name, value in one.items()]
     pairs += [(f"{field}.{name}", "absent", value) for name, value in other.items() if name not in one]
@@ -99,7 +105,9 @@ def first_difference(field: str, one: Any, other: Any) -> str | None:
 
 
 def check_processes_match(**values: Any) -> None:
-  """Refuses a run whose processes have different values (configs, versions); a collective call.
+  """Refuses a run whose processes have different values (configs, versions).
+
+  A collective call.
 
   Raises:
     UserError: in all processes; names the process and the first field that differs.
@@ -114,7 +122,10 @@ def check_processes_match(**values: Any) -> None:
 
 
 def environment_fingerprint() -> dict[str, Any]:
-  """Code digest and package versions, which must be equal wherever parts of a run or a study are computed."""
+  """Code digest and package versions.
+
+  They must be equal wherever parts of a run or a study are computed.
+  """
   return {"code": _code_digest(), "versions": _versions()}
 
 
@@ -157,7 +168,10 @@ def read_labels(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def pretrained_outputs_path(workdir: Path, network: str) -> Path:
-  """Evaluation outputs of a network with variables from elsewhere, which no stage has an entry for."""
+  """Evaluation outputs of a network with variables from elsewhere.
+
+  No stage has an entry for them.
+  """
   return workdir / "pretrained" / f"{network}.npz"
 
 
@@ -193,7 +207,9 @@ class Run(NamedTuple):
 
 
 def stores(folder: Path) -> list[Path]:
-  """Stores of a run's stages: the one in config.json, and the folder's own `store`, for moved workdirs.
+  """Stores of a run's stages: the one in config.json, and the folder's own `store`.
+
+  The second is for moved workdirs.
 
   Raises:
     DamagedFileError: config.json is damaged.
@@ -260,7 +276,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-  """Revision of the checkout that this code is in; None for an installation without a checkout."""
+  """Revision of the checkout that this code is in.
+
+  None for an installation without a checkout.
+  """
   command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
   folder = Path(__file__).parent
   try:

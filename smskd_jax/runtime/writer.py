@@ -19,7 +19,9 @@ class MetricsWriter:
   """
 
   def __init__(self, path: Path, events: Path | None, *, last_step: int, digest: str | None = None):
-    """Opens the file, cut after `last_step`; a continued run writes later lines again. Only process 0 writes.
+    """Opens the file, cut after `last_step`; a continued run writes later lines again.
+
+    Only process 0 writes.
 
     Args:
       path: of the file.
@@ -112,7 +114,10 @@ def _json_line(values: Mapping[str, Any]) -> str:
 
 
 class _Events:
-  """TensorBoard events in a new folder, written synchronously so that the caller gets the errors."""
+  """TensorBoard events in a new folder.
+
+  Written synchronously so that the caller gets the errors.
+  """
 
   def __init__(self, folder: Path):
     from tensorboardX import event_file_writer  # a late import, for --help

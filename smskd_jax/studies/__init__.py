@@ -1,1 +1,1 @@
-"""Studies: variants of an experiment times seeds on one store, their executors and their report."""
+"""Studies: variants times seeds on one store, their executors and their report."""

@@ -1,4 +1,4 @@
-"""Executors of a study's units: in this process, in subprocesses of this machine, or on a Ray cluster.
+"""Executors of a study's units: this process, subprocesses, or a Ray cluster.
 
 Each executor is a generator of (unit, error message or None) in the order in which units end.
 """
@@ -54,7 +54,9 @@ def train_teachers(study: Study) -> None:
 
 
 def run_in_process(study: Study, units: Sequence[Unit], title: TitleFn) -> UnitErrors:
-  """Runs units in this process, one after another. If a unit of several seeds fails, each seed is tried alone.
+  """Runs units in this process, one after another.
+
+  If a unit of several seeds fails, each seed is tried alone.
 
   Raises:
     Interrupted: SIGTERM or Ctrl-C.

@@ -1,4 +1,6 @@
-"""Driver side of studies on a Ray cluster: Ray assigns units to nodes and restarts those whose node or worker is lost.
+"""Driver side of studies on a Ray cluster.
+
+Ray assigns units to nodes and restarts those whose node or worker is lost.
 
 The only module that imports Ray. `ray_worker.py` runs on the nodes.
 """
@@ -42,7 +44,9 @@ def check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def connect(address: str, jobs: int) -> Iterator[None]:
-  """Starts a cluster on this machine or joins one. Must precede the first use of JAX, whose threads no fork survives.
+  """Starts a cluster on this machine or joins one.
+
+  Must precede the first use of JAX, whose threads no fork survives.
 
   Args:
     address: 'local'; 'auto', the cluster of RAY_ADDRESS or the one that this machine is a node of; or HOST:PORT.
@@ -90,7 +94,10 @@ def _init_ray(ray: Any, address: str) -> None:
 
 
 def _resolve_address(address: str) -> str:
-  """Address of a cluster that accepts connections. Ray itself would take minutes to notice that none does."""
+  """Address of a cluster that accepts connections.
+
+  Ray itself would take minutes to notice that none does.
+  """
   address = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
   if address == AUTO:
     return address
@@ -142,7 +149,9 @@ def prepare_nodes(command: Sequence[str], folders: Mapping[str, Path], jobs: int
 
 
 def unit_resources(nodes: Sequence[Mapping[str, float]], jobs: int) -> tuple[int, int]:
-  """CPUs and GPUs of a unit: one GPU with its part of the node's CPUs, or the smallest node's CPUs over `jobs`.
+  """CPUs and GPUs of a unit.
+
+  One GPU with its part of the node's CPUs, or the smallest node's CPUs over `jobs`.
 
   Args:
     nodes: resources of each node, as Ray names them.
@@ -165,7 +174,9 @@ def unit_resources(nodes: Sequence[Mapping[str, float]], jobs: int) -> tuple[int
 
 
 def run_units(spec: NodeSpec, tasks: Mapping[T, UnitTask]) -> Iterator[tuple[T, str | None]]:
-  """Runs units on the cluster; yields (unit, error message or None) in the order in which they end.
+  """Runs units on the cluster.
+
+  Yields (unit, error message or None) in the order in which they end.
 
   On SIGTERM and Ctrl-C all units get SIGTERM, so that they save their state, and are waited for.
 

@@ -1,4 +1,7 @@
-"""Worker side of studies on a Ray cluster: checks of a node, and units in subprocesses. Does not import Ray."""
+"""Worker side of studies on a Ray cluster: checks of a node, and units in subprocesses.
+
+Does not import Ray.
+"""
 
 import contextlib
 import fcntl
@@ -91,7 +94,9 @@ def _find_problem(spec: NodeSpec) -> str:
 
 
 def run_unit(spec: NodeSpec, task: UnitTask) -> UnitResult:
-  """Runs a unit in a subprocess, which ends with this process: no two subprocesses train one stage.
+  """Runs a unit in a subprocess, which ends with this process.
+
+  So no two subprocesses train one stage.
 
   Raises:
     UnitStopped: the unit was stopped or killed, but not by this process.
@@ -135,7 +140,9 @@ def _can_lock(path: str) -> bool:
 
 
 def _claim_cores(count: int, locks: contextlib.ExitStack) -> set[int]:
-  """Reserves `count` cores of this machine until `locks` closes; returns all cores if so many are not free.
+  """Reserves `count` cores of this machine until `locks` closes.
+
+  Returns all cores if so many are not free.
 
   Ray counts CPUs and does not assign them. A core is reserved by the name of a socket, which the kernel releases when
   a process is killed.

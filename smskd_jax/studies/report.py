@@ -1,4 +1,4 @@
-"""Summary of a study in its folder: report.md, and result.json with the outcome of every run."""
+"""Summary of a study in its folder: report.md, and result.json of all runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,10 @@ from smskd_jax.runtime.integrity import read_json
 
 
 def write(workdir: Path, failures: Mapping[str, str]) -> Path:
-  """Writes WORKDIR/report.md and WORKDIR/result.json for the finished runs; returns the path of the report."""
+  """Writes WORKDIR/report.md and WORKDIR/result.json for the finished runs.
+
+  Returns the path of the report.
+  """
   study = read_json(workdir / records.STUDY_FILE)["study"]
   outcomes = records.read_outcomes(workdir, study)
   variants = {

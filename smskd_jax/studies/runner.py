@@ -76,7 +76,7 @@ def run_unit(
   store: str | Path | None = None,
   cpu_devices: int | None = None,
 ) -> dict[str, str]:
-  """Runs one unit of a study, after its teachers if they are not trained yet, and writes no report.
+  """Runs one unit of a study, after its missing teachers, and writes no report.
 
   Many processes and machines may do so at the same time on one store: a process waits for a stage that another one
   trains.
@@ -156,7 +156,9 @@ def _check_workdir(workdir: Path, study: Mapping[str, Any]) -> None:
 
 
 def _print_plan(study: Study, *, is_remote: bool) -> None:
-  """Prints the stages and their estimated time; raises UserError for configs that cannot be planned.
+  """Prints the stages and their estimated time.
+
+  Raises UserError for configs that cannot be planned.
 
   If other machines compute (`is_remote`), the speed of this one is not measured.
   """

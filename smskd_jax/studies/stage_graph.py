@@ -1,4 +1,7 @@
-"""Stages of a study as a graph: every stage of every variant and seed once, by key, with its state in the store."""
+"""Stages of a study as a graph: every stage of every variant and seed once, by key.
+
+Each stage has its state in the store.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +33,9 @@ class StageNode(NamedTuple):
 def variant_plans(
   config: Mapping[str, Any], dataset: Dataset, pretrained: Mapping[str, Pretrained]
 ) -> tuple[plan.StagePlan, ...]:
-  """Plans of a variant's stages. Teachers that are not trained yet are represented by the shapes of their variables.
+  """Plans of a variant's stages.
+
+  Teachers that are not trained yet are represented by the shapes of their variables.
 
   Args:
     config: resolved experiment of the variant.
@@ -85,7 +90,9 @@ def build_graph(
 
 
 def describe(graph: Mapping[str, StageNode], study: Mapping[str, Any], speed: summary.Speed | None) -> str:
-  """Table of the first seed's stages, and the number of stages and the estimated time of all seeds.
+  """Table of the first seed's stages.
+
+  Also the number of stages and the estimated time of all seeds.
 
   Args:
     graph: of `build_graph`.

@@ -32,7 +32,9 @@ def run_pool(
   num_workers: int,
   title: Callable[[T], str] = str,
 ) -> Iterator[tuple[T, str | None]]:
-  """Runs one subprocess for each job; yields (job, error message or None) in the order in which they end.
+  """Runs one subprocess for each job.
+
+  Yields (job, error message or None) in the order in which they end.
 
   On SIGTERM and Ctrl-C all subprocesses get SIGTERM, so that they save their state, and are waited for.
 
@@ -72,7 +74,10 @@ def run_pool(
 
 
 def core_groups(num_groups: int) -> list[set[int]]:
-  """Splits the cores of this machine into disjoint groups. With fewer cores than groups, each group has all cores."""
+  """Splits the cores of this machine into disjoint groups.
+
+  With fewer cores than groups, each group has all cores.
+  """
   cores = sorted(os.sched_getaffinity(0))
   size = len(cores) // num_groups
   return [set(cores[i * size : (i + 1) * size]) or set(cores) for i in range(num_groups)]
@@ -116,7 +121,7 @@ def start_process(
 
 
 def _terminate(children: Iterable[RunningProcess], signaled: set[int]) -> None:
-  """Sends SIGTERM once to each running subprocess: a second signal would end it without saving."""
+  """Sends SIGTERM once to each running subprocess."""
   for child in children:
     if child.process.poll() is None and child.process.pid not in signaled:
       child.process.send_signal(signal.SIGTERM)
@@ -124,7 +129,10 @@ def _terminate(children: Iterable[RunningProcess], signaled: set[int]) -> None:
 
 
 def error_message(child: RunningProcess) -> str | None:
-  """The last line of the log of a subprocess that failed, with its exit status; None after success."""
+  """The last line of the log of a subprocess that failed, with its exit status.
+
+  None after success.
+  """
   if not child.process.returncode:
     return None
   lines = child.log_path.read_text().strip().splitlines()

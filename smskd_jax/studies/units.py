@@ -1,4 +1,7 @@
-"""Units of a study: one variant with one seed, or with several seeds that are trained in one program."""
+"""Units of a study: one variant with one seed or several.
+
+Several seeds are trained in one program.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +34,10 @@ class Unit(NamedTuple):
     return tuple(unit.folder(workdir) / "result.json" for unit in self.split_seeds())
 
   def is_finished(self, workdir: Path) -> bool:
-    """True if every seed has an undamaged result.json. Damaged files are written again, from the store."""
+    """True if every seed has an undamaged result.json.
+
+    Damaged files are written again, from the store.
+    """
     return all(map(is_intact, self.result_paths(workdir)))
 
   def split_seeds(self) -> list["Unit"]:
@@ -53,7 +59,9 @@ def is_intact(path: Path) -> bool:
 def study_units(
   study: Mapping[str, Any], parallel_seeds: int = 1, is_wanted: Callable[[Unit], bool] = lambda unit: True
 ) -> list[Unit]:
-  """Units of a study in the order of training: all variants with the first seeds, then with the next ones.
+  """Units of a study in the order of training.
+
+  All variants with the first seeds, then with the next ones.
 
   Args:
     study: resolved study.
