@@ -104,8 +104,11 @@ def test_the_bootstrap_is_near_that_of_other_resamples(n):
 
 
 def test_the_bootstrap_by_hand():
-  """Of 27 resamples each end is more than 2.5 %. Of 256, of four of which one is 4: that is drawn k times in
-  C(4, k) 3^(4 - k), so 81, 108, 54, 12 and 1; the first 2.5 % end at k = 0, and 249.6 is among the twelve."""
+  """The resamples of three values are 27: each end is more than 2.5 % of them.
+
+  Those of four values, one of which is 4, are 256. The 4 is drawn k times in C(4, k) 3^(4 - k) of them: 81, 108, 54, 12
+  and 1. The first 2.5 % end at k = 0, and number 249.6 is among the twelve.
+  """
   assert compared([0.0, 3.0, 6.0], base=0.0).bootstrap == (0.0, 6.0)
   assert compared([0.0, 4.0, 0.0, 0.0], base=0.0).bootstrap == (0.0, 3.0)
 
