@@ -80,23 +80,27 @@ class Evaluator:
       (outputs, {'by_class', 'forgetting', 'similarity'}); similarity by the role of the compared network: 'teacher',
       'teacher_2', ..., 'reference'.
     """
-    kept = self._compute_outputs(plan.stage.student, variables, logits)
+    outputs = self._compute_outputs(plan.stage.student, variables, logits)
     others, by_class = self._compared_logits(plan), {}
-    for name, of_set in eval_outputs.logits(kept).items():
-      compared = {role: answer[name] for role, answer in others.items()}
-      by_class[name] = evaluate.per_class_metrics(of_set, self.splits[name].label, compared)
+    for name, set_logits in eval_outputs.logits(outputs).items():
+      compared = {role: other[name] for role, other in others.items()}
+      by_class[name] = evaluate.per_class_metrics(set_logits, self.splits[name].label, compared)
     roles = {
       f"teacher_{i}" if i > 1 else "teacher": self._frozen_outputs(key, network)
       for i, (key, network) in enumerate(zip(plan.inputs.teachers, plan.stage.teachers, strict=True), start=1)
     }
     if plan.inputs.reference is not None:
       roles["reference"] = self._frozen_outputs(plan.inputs.reference, plan.stage.reference_module)
-    alike = {
-      role: cka.cka_table(eval_outputs.features(kept), eval_outputs.features(other))._asdict()
+    similarity = {
+      role: cka.cka_table(eval_outputs.features(outputs), eval_outputs.features(other))._asdict()
       for role, other in roles.items()
       if len(self._index) > 1
     }
-    return kept, {"by_class": by_class, "forgetting": self._forgetting(plan, kept), "similarity": alike}
+    return outputs, {
+      "by_class": by_class,
+      "forgetting": self._forgetting(plan, outputs),
+      "similarity": similarity,
+    }
 
   def evaluate_extra_sets(
     self, plans: Sequence[StagePlan], sets: Mapping[str, Callable[[], Split]]
@@ -105,34 +109,34 @@ class Evaluator:
     values: list[dict[str, float]] = [{} for _ in plans]
     for name, make in sets.items():
       split = make()
-      for plan, of_plan in zip(plans, values, strict=True):
+      for plan, accuracies in zip(plans, values, strict=True):
         logits = self._apply(
           evaluate.make_predict, plan.stage.student, self._load_variables(plan.key), split.image
         )
-        of_plan[name] = metrics.top_k_accuracy(logits, split.label, 1)
+        accuracies[name] = metrics.top_k_accuracy(logits, split.label, 1)
     return values
 
-  def _forgetting(self, plan: StagePlan, kept: EvalOutputs) -> dict[str, list[dict[str, Any]]]:
+  def _forgetting(self, plan: StagePlan, outputs: EvalOutputs) -> dict[str, list[dict[str, Any]]]:
     """By set, correct predictions kept, forgotten and gained since each earlier stage.
 
     Records name earlier stages by their keys, because a store entry does not depend on names.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, of_set in eval_outputs.logits(kept).items():
-      found[name] = []
-      for earlier in plan.ancestors:
-        before = self._frozen_logits(earlier.key, plan.stage.student)[name]
-        overlap = metrics.overlap(of_set, before, self.splits[name].label)
-        found[name].append({"key": earlier.key, **overlap._asdict(), "iou": overlap.iou})
-    return found
+    records: dict[str, list[dict[str, Any]]] = {}
+    for name, set_logits in eval_outputs.logits(outputs).items():
+      records[name] = []
+      for ancestor in plan.ancestors:
+        earlier = self._frozen_logits(ancestor.key, plan.stage.student)[name]
+        overlap = metrics.overlap(set_logits, earlier, self.splits[name].label)
+        records[name].append({"key": ancestor.key, **overlap._asdict(), "iou": overlap.iou})
+    return records
 
   def _metrics(self, logits: LogitsBySplit, others: Mapping[str, LogitsBySplit]) -> EvalResult:
     values: dict[str, float] = {}
-    for name, of_set in logits.items():
-      compared = {role: answer[name] for role, answer in others.items()}
+    for name, set_logits in logits.items():
+      compared = {role: other[name] for role, other in others.items()}
       label, bins = self.splits[name].label, self._settings["calibration_bins"]
-      found = evaluate.classification_metrics(of_set, label, compared, bins=bins)
-      values |= {f"{name}/{metric}": value for metric, value in found.items()}
+      computed = evaluate.classification_metrics(set_logits, label, compared, bins=bins)
+      values |= {f"{name}/{metric}": value for metric, value in computed.items()}
     return EvalResult(values, logits)
 
   def _compared_logits(self, plan: StagePlan) -> dict[str, LogitsBySplit]:
@@ -142,16 +146,15 @@ class Evaluator:
     """
     others = {}
     if plan.inputs.teachers:
-      each = [
-        self._frozen_logits(k, n) for k, n in zip(plan.inputs.teachers, plan.stage.teachers, strict=True)
-      ]
+      pairs = zip(plan.inputs.teachers, plan.stage.teachers, strict=True)
+      teachers = [self._frozen_logits(key, network) for key, network in pairs]
       others["teacher"] = {
-        name: metrics.ensemble_logits([answer[name] for answer in each]) for name in each[0]
+        name: metrics.ensemble_logits([one[name] for one in teachers]) for name in teachers[0]
       }
     if plan.inputs.reference is not None:
       others["reference"] = self._frozen_logits(plan.inputs.reference, plan.stage.reference_module)
-    for i, earlier in enumerate(plan.ancestors, start=1):
-      others[f"earlier_{i}"] = self._frozen_logits(earlier.key, plan.stage.student)
+    for i, ancestor in enumerate(plan.ancestors, start=1):
+      others[f"earlier_{i}"] = self._frozen_logits(ancestor.key, plan.stage.student)
     return others
 
   def _frozen_logits(self, key: str, network: nn.Module) -> LogitsBySplit:
@@ -162,25 +165,24 @@ class Evaluator:
     """Outputs of a frozen network, read from its store entry or computed once."""
     if (key, network) not in self._outputs_cache:
       entry = StageEntry(self._store, key)
-      whole = entry.eval_outputs.is_file() and not entry.problems(entry.eval_outputs.name)
-      found = (
-        eval_outputs.read(entry.eval_outputs)
-        if whole
-        else self._compute_outputs(network, self._load_variables(key))
-      )
-      self._outputs_cache[key, network] = found
+      if entry.eval_outputs.is_file() and not entry.problems(entry.eval_outputs.name):
+        outputs = eval_outputs.read(entry.eval_outputs)
+      else:
+        outputs = self._compute_outputs(network, self._load_variables(key))
+      self._outputs_cache[key, network] = outputs
     return self._outputs_cache[key, network]
 
   def _compute_outputs(
     self, network: nn.Module, variables: Any, logits: LogitsBySplit | None = None
   ) -> EvalOutputs:
     """Outputs of a network that eval_outputs.npz stores; see runtime/eval_outputs.py."""
-    kept = {f"{name}/logits": of for name, of in (logits or self._predict(network, variables)).items()}
+    logits = logits or self._predict(network, variables)
+    outputs = {f"{name}/logits": array for name, array in logits.items()}
     if not len(self._index):
-      return kept
+      return outputs
     image = self.splits["test"].image[self._index]
     features = self._apply(evaluate.make_feature_fn, network, variables, image)
-    return kept | {"index": self._index} | {f"test/{name}": of for name, of in features.items()}
+    return outputs | {"index": self._index} | {f"test/{name}": array for name, array in features.items()}
 
   def _load_variables(self, key: str) -> Any:
     entry = StageEntry(self._store, key)
@@ -188,8 +190,8 @@ class Evaluator:
 
   def _predict(self, network: nn.Module, variables: Any) -> LogitsBySplit:
     """Logits of a network on each validation and test set."""
-    say = functools.partial(self._apply, evaluate.make_predict, network, variables)
-    return {name: say(split.image) for name, split in self.splits.items()}
+    predict = functools.partial(self._apply, evaluate.make_predict, network, variables)
+    return {name: predict(split.image) for name, split in self.splits.items()}
 
   def _apply(
     self, make: Callable[..., evaluate.PredictFn], network: nn.Module, variables: Any, image: ImageArray
@@ -200,8 +202,10 @@ class Evaluator:
     compiled, count = self._compiled[make, network], len(self._devices)
     size = -(-min(self._settings["batch_size"], len(image)) // count) * count
 
-    def predict(places: np.ndarray) -> Any:
-      said = compiled(variables, image[parallel.shard(places, self._devices)])  # read where they are needed
-      return jax.tree.map(lambda x: parallel.unshard(x, self._devices), said)
+    def predict(indices: np.ndarray) -> Any:
+      outputs = compiled(
+        variables, image[parallel.shard(indices, self._devices)]
+      )  # images are read when needed
+      return jax.tree.map(lambda x: parallel.unshard(x, self._devices), outputs)
 
     return evaluate.map_in_batches(predict, len(image), size)

@@ -235,12 +235,12 @@ def make_forward(
     evaluate.make_cached_forward(network, cache_spec.views, normalize, cache_spec.dtype), devices
   )
 
-  def say(*shown: np.ndarray) -> dict[str, np.ndarray]:
-    answers = compiled(variables, parallel.shard(shown, devices))
+  def forward(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+    outputs = compiled(variables, parallel.shard(inputs, devices))
     names = OUTPUT_NAMES[: 1 + cache_spec.embedding]
-    return {name: parallel.unshard(x, devices) for name, x in zip(names, answers, strict=False)}
+    return {name: parallel.unshard(x, devices) for name, x in zip(names, outputs, strict=False)}
 
-  return say
+  return forward
 
 
 def _compute(
@@ -260,20 +260,18 @@ def _compute(
   bar, saved = console.ProgressBar(f"{stage}  caching teacher outputs", len(images)), time.monotonic()
   try:
     for start in range(0, len(images), size):
-      of_batch = np.arange(start, start + size) % len(
-        images
-      )  # the last batch is filled up with the first views
-      rows, where = cache_spec.indices[images[of_batch]], of_batch[: len(images) - start]
-      said = forward(cache_spec.image[rows], rows, views[of_batch].astype(np.int32))
-      cache.write(images[where], views[where], {name: x[: len(where)] for name, x in said.items()})
+      batch = np.arange(start, start + size) % len(images)  # the last batch is filled with the first views
+      rows, new = cache_spec.indices[images[batch]], batch[: len(images) - start]
+      outputs = forward(cache_spec.image[rows], rows, views[batch].astype(np.int32))
+      cache.write(images[new], views[new], {name: x[: len(new)] for name, x in outputs.items()})
       stop.set_unsaved(True)
-      bar.update(len(where))
+      bar.update(len(new))
       if stop or time.monotonic() - saved > SAVE_INTERVAL_SECONDS:
         cache.save()
         saved = time.monotonic()
       if stop:
-        told = f"stopped while caching teacher outputs, at view {start + len(where):,} of {len(images):,}"
-        raise signals.Interrupted(stop.signum, told)
+        message = f"stopped while caching teacher outputs, at view {start + len(new):,} of {len(images):,}"
+        raise signals.Interrupted(stop.signum, message)
   finally:
     bar.close()
   cache.save()
