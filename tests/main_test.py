@@ -90,6 +90,7 @@ def kill_and_go_on(workdir, kills, rng):
   assert status == 0, err
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_nothing_had_happened(uninterrupted, tmp_path):
   kill_and_go_on(tmp_path, 1, random.Random(0))
   assert runs.left_by(tmp_path) == uninterrupted

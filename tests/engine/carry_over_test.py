@@ -65,7 +65,7 @@ def final_digest(store, result):
   return checkpoint.tree_digest(checkpoint.load_variables(store / result["key"] / "final"))
 
 
-@pytest.mark.parametrize("parts", [(2, 2), (1, 1, 2)])
+@pytest.mark.parametrize("parts", [(2, 2), pytest.param((1, 1, 2), marks=pytest.mark.slow)])
 def test_a_stage_in_parts_equals_the_whole_stage_bit_for_bit(whole, parts):
   store, (one_stage,), folder = whole
   several = run(folder / f"parts_{parts}", *parts, store=store)

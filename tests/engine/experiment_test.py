@@ -470,7 +470,7 @@ def test_final_variables_reproduce_the_reported_accuracy(finished):
           ),
         )
       },
-      r"config.stages\[1\]: fitnet: tap 7 does not exist",
+      r"config.stages\[1\]: fitnet: layer 7 does not exist",
     ),
   ],
 )

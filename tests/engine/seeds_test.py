@@ -146,6 +146,7 @@ def test_what_is_in_the_store_is_not_trained_again(finished, monkeypatch):
   assert json.dumps(at_once(folder)) == json.dumps(results)
 
 
+@pytest.mark.slow
 def test_teachers_that_are_kept_are_asked_by_each_and_read_by_all(tmp_path, one_by_one):
   """All have one teacher: of the first seed, given."""
   given = str(one_by_one[0] / "seed0")

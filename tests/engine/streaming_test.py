@@ -105,6 +105,7 @@ def test_a_run_stopped_within_an_epoch_resumes_bit_for_bit_with_another_number_o
   assert runs.left_by(tmp_path) == runs.left_by(finished[0])
 
 
+@pytest.mark.slow
 def test_streaming_square_images_equals_training_in_memory(tmp_path):
   """The crops are whole images, so that both runs train on equal batches."""
   folder = write_folder(tmp_path / "squares", streamed.COUNT, square=16, part="test")
