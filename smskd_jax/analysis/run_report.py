@@ -492,7 +492,9 @@ def _class_accuracy(record: RunRecord, last: Stage) -> Iterator[Part]:
   """Yields a figure of the accuracy by class of the last stage of a network."""
   by_class = last.get("by_class", {}).get("test", {})
   values = {name: np.array(numbers, float) for name, numbers in by_class.items()}
-  changes = {role: values[f"{role}_change"] for role in CLASS_ROLES if f"{role}_change" in values}
+  changes = {
+    role: values[f"{role}_accuracy_delta"] for role in CLASS_ROLES if f"{role}_accuracy_delta" in values
+  }
   if last["inputs"]["reference"] == stages.ancestors(record.stages, last)[0]["key"]:
     changes.pop("earlier_1", None)  # equal to the reference
   changes = {role: change for role, change in changes.items() if not np.isnan(change).all()}

@@ -6,7 +6,7 @@ Reports and comparisons read these files and need no network. The arrays of eval
 
   'SET/logits' [n, k], for each held-out set;
   'index' [m], indices in the test set of the images with stored features;
-  'test/tap_0', 'test/tap_1', ... [m, c], feature maps averaged over positions, the stem's first;
+  'test/feature_0', 'test/feature_1', ... [m, c], feature maps averaged over positions, the stem's first;
   'test/embedding' [m, d], the input of the classifier.
 
 The last three are absent where no features are stored. The arrays of predictions.npz are 'step' [evaluations] and, by
@@ -49,8 +49,8 @@ def features(outputs: EvalOutputs) -> dict[str, np.ndarray]:
 
   {} where none are stored.
   """
-  taps = [f"tap_{i}" for i in range(len(outputs)) if f"test/tap_{i}" in outputs]
-  names = [*taps, "embedding"] if "test/embedding" in outputs else []
+  layers = [f"feature_{i}" for i in range(len(outputs)) if f"test/feature_{i}" in outputs]
+  names = [*layers, "embedding"] if "test/embedding" in outputs else []
   return {name: outputs[f"test/{name}"] for name in names}
 
 

@@ -26,13 +26,13 @@ def make_predict(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]
 def make_feature_fn(network: nn.Module, normalize: Callable[[jax.Array], jax.Array]) -> PredictFn:
   """Makes the pure function (variables, stored images [b, h, w, c]) -> features by name.
 
-  Features are 'tap_0', 'tap_1', ... [b, c], the feature maps averaged over positions, from the stem on, and
+  Features are 'feature_0', 'feature_1', ... [b, c], the feature maps averaged over positions, from the stem on, and
   'embedding' [b, d]; in float32 or wider.
   """
 
   def features(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
     outputs = frozen_outputs(network, variables, normalize(image))
-    maps = {f"tap_{i}": feature_map for i, feature_map in enumerate(outputs.features)}
+    maps = {f"feature_{i}": feature_map for i, feature_map in enumerate(outputs.features)}
     return {name: cka.mean_pool(array) for name, array in (maps | {"embedding": outputs.embedding}).items()}
 
   return features
@@ -128,10 +128,10 @@ def per_class_metrics(
     others: logits [n, k] of networks to compare with, by role ('teacher', 'reference').
 
   Returns:
-    'accuracy', and for each other network '<role>_change', the difference of this network's accuracy from the other's;
+    'accuracy', and for each other network '<role>_accuracy_delta', the difference of this network's accuracy from the other's;
     each of length k. None for a class without examples: JSON has no NaN, and `np.array(values, float)` restores it.
   """
   values = {"accuracy": metrics.class_accuracy(logits, label)}
   for role, other in (others or {}).items():
-    values[f"{role}_change"] = metrics.class_accuracy_delta(logits, other, label)
+    values[f"{role}_accuracy_delta"] = metrics.class_accuracy_delta(logits, other, label)
   return {name: [None if np.isnan(x) else float(x) for x in by_class] for name, by_class in values.items()}

@@ -9,7 +9,7 @@ from smskd_jax.runtime import eval_outputs, workdir
 from smskd_jax.runtime.store import StageEntry
 
 ROWS = 3  # every so many test images have their features kept
-NAMES = ("tap_0", "tap_1", "embedding")
+NAMES = ("feature_0", "feature_1", "embedding")
 
 
 def arrays(label, k, seed, *, skill=2.0):
@@ -53,7 +53,7 @@ def by_class(stage, k):
   change = [*np.linspace(-0.5, 0.5, k - 1).tolist(), None]
   reads, found = stage["inputs"], {"accuracy": [0.5] * (k - 1) + [None]}
   there = {"teacher": reads["teachers"], "reference": reads["reference"], "earlier_1": reads["init"]}
-  return found | {f"{role}_change": change for role, key in there.items() if key}
+  return found | {f"{role}_accuracy_delta": change for role, key in there.items() if key}
 
 
 def similarity(stage):

@@ -149,13 +149,13 @@ def test_what_is_kept_of_a_network_is_what_it_says(finished):
   np.testing.assert_array_equal(kept["kd"]["index"], np.arange(359))
   np.testing.assert_allclose(kept["kd"]["test/logits"], said.logits, rtol=1e-4, atol=1e-4)
   features = eval_outputs.features(kept["kd"])
-  assert list(features) == [*(f"tap_{i}" for i in range(len(said.features))), "embedding"]
-  np.testing.assert_allclose(features["tap_1"], said.features[1].mean((1, 2)), rtol=1e-4, atol=1e-5)
+  assert list(features) == [*(f"feature_{i}" for i in range(len(said.features))), "embedding"]
+  np.testing.assert_allclose(features["feature_1"], said.features[1].mean((1, 2)), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(features["embedding"], said.embedding, rtol=1e-4, atol=1e-5)
   alike = kd["similarity"]
   assert set(alike) == {"teacher", "reference"} and set(fitnet["similarity"]) == {"teacher"}
   theirs = eval_outputs.features(kept["fitnet"])
-  assert alike["reference"]["cka"][1][2] == cka.linear_cka(features["tap_1"], theirs["tap_2"])
+  assert alike["reference"]["cka"][1][2] == cka.linear_cka(features["feature_1"], theirs["feature_2"])
   hit = {name: np.argmax(of["test/logits"], -1) == digits.test.label for name, of in kept.items()}
 
   def of_class(name, k):
@@ -164,7 +164,7 @@ def test_what_is_kept_of_a_network_is_what_it_says(finished):
   told = kd["by_class"]["test"]
   assert told["accuracy"][3] == pytest.approx(of_class("kd", 3))
   for role, name in (("teacher", "teacher"), ("reference", "fitnet"), ("earlier_1", "fitnet")):
-    assert told[f"{role}_change"][3] == pytest.approx(of_class("kd", 3) - of_class(name, 3))
+    assert told[f"{role}_accuracy_delta"][3] == pytest.approx(of_class("kd", 3) - of_class(name, 3))
 
 
 def test_the_same_command_again_reads_everything(finished, monkeypatch):

@@ -67,13 +67,13 @@ def test_each_role_has_its_values():
 
 def test_per_class_metrics_are_json_with_null_for_classes_without_examples():
   values = evaluate.per_class_metrics(LOGITS, LABEL, {"teacher": OTHER})
-  assert set(values) == {"accuracy", "teacher_change"}
+  assert set(values) == {"accuracy", "teacher_accuracy_delta"}
   assert json.loads(json.dumps(values, allow_nan=False)) == values
   assert [by_class[6] for by_class in values.values()] == [None, None]
   as_arrays = {name: np.array(by_class, float) for name, by_class in values.items()}
   np.testing.assert_array_equal(as_arrays["accuracy"], metrics.class_accuracy(LOGITS, LABEL))
   np.testing.assert_array_equal(
-    as_arrays["teacher_change"], metrics.class_accuracy_delta(LOGITS, OTHER, LABEL)
+    as_arrays["teacher_accuracy_delta"], metrics.class_accuracy_delta(LOGITS, OTHER, LABEL)
   )
 
 
