@@ -128,8 +128,8 @@ def per_class_metrics(
     others: logits [n, k] of networks to compare with, by role ('teacher', 'reference').
 
   Returns:
-    'accuracy', and for each other network '<role>_accuracy_delta', the difference of this network's accuracy from the other's;
-    each of length k. None for a class without examples: JSON has no NaN, and `np.array(values, float)` restores it.
+    'accuracy', and for each other network '<role>_accuracy_delta', this network's accuracy minus the other's; each of
+    length k. None for a class without examples: JSON has no NaN, and `np.array(values, float)` restores it.
   """
   values = {"accuracy": metrics.class_accuracy(logits, label)}
   for role, other in (others or {}).items():
