@@ -10,7 +10,7 @@ import runs
 from smskd_jax import data
 from smskd_jax import study as study_program
 from smskd_jax.config import resolve, study_schema
-from smskd_jax.engine import estimates
+from smskd_jax.engine import summary
 from smskd_jax.errors import UserError
 from smskd_jax.recipes import survey
 from smskd_jax.studies import stage_graph
@@ -109,7 +109,7 @@ def test_a_mistake_in_the_arguments_is_refused(arg, message):
 
 
 def test_a_dry_run_prints_the_stages_and_writes_nothing(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(estimates, "timed_speed", lambda *arguments: None)
+  monkeypatch.setattr(summary, "timed_speed", lambda *arguments: None)
   flags = [f"--config={CONFIG}:{SMALL},modes=nokd+kd,seeds=0", f"--workdir={tmp_path / 'new'}"]
   assert study_program.main([*flags, "--dry_run", "--cpu_devices=1"]) == 0
   assert "3 stages to train once each" in capsys.readouterr().out
