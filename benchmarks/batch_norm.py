@@ -1,4 +1,4 @@
-"""What the written-out gradient of batch norm is worth: a network's training step with it and with Flax's own.
+"""Speed of the written-out gradient of batch norm: a network's training step with it and with Flax's own.
 
   python benchmarks/batch_norm.py [--model=resnet14] [--size=28] [--batch_size=64] [--out=FILE]
 
@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smskd_jax.models import MODELS, layers
+from smskd_jax.layers import basic as layers
+from smskd_jax.models import MODELS
 from smskd_jax.runtime import parallel
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.training import optimizer

@@ -1,4 +1,4 @@
-"""What each distillation loss costs, forward and backward, and the same in plain PyTorch.
+"""Cost of each distillation loss, forward and backward, here and in plain PyTorch.
 
   python benchmarks/losses.py [--batch_size=64,256] [--unit=kd,at] [--out=benchmarks/results/losses.json]
 

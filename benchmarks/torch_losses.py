@@ -17,7 +17,7 @@ from smskd_jax.types import Outputs
 
 
 class Given(NamedTuple):
-  """What a loss is computed from, in tensors."""
+  """Inputs of a loss, in tensors."""
 
   student: Outputs
   teacher: Outputs

@@ -74,7 +74,7 @@ def study(workdir, config):
 
 
 def left_by(workdir, store=None):
-  """What a run leaves that must not depend on interruptions: its result but for times, and every final network."""
+  """Outputs of a run that must not depend on interruptions: its result but for times, and every final network."""
   result = integrity.read_json(Path(workdir) / "result.json")
   digests = {}
   del result["git_revision"]  # not a result: it changes when somebody commits in the meantime
@@ -93,7 +93,7 @@ def port():
 
 
 def join(count):
-  """What tells each process of the others."""
+  """Environment that tells each process of the others."""
   where = f"localhost:{port()}"
   return [f"{where},{count},{index}" for index in range(count)]
 

@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 
 
 def outputs_of(workdir, of_stage, dataset):
-  """What the network that a stage of `runs.tiny` has left says of the test images."""
+  """Outputs of the final network of a stage of `runs.tiny` for the test images."""
   variables = checkpoint.load_variables(workdir / "store" / of_stage["key"] / "final")
   width = 0.25 if of_stage["network"] == "teacher" else 0.125
   image = normalize(dataset.test.image, dataset.mean, dataset.std)

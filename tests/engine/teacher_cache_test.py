@@ -64,7 +64,7 @@ def test_a_run_with_kept_answers_is_the_run(finished, kind, tolerance):
 
 
 def asked(of_stage):
-  """Which views a finished stage has seen, from what it says of itself: its seed, place, epochs and images."""
+  """Views that a finished stage has sampled, from what it says of itself: its seed, place, epochs and images."""
   plans = make_plans(resolve(config("float32")), data.load(source="digits"))
   (plan,) = (plan for plan in plans if plan.key == of_stage["key"])
   key = jax.random.fold_in(jax.random.key(plan.description["seed"]), plan.stage_index)

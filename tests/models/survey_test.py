@@ -31,7 +31,7 @@ def test_wide_networks_refuse_what_does_not_exist(options, message):
 
 
 def test_no_relu_between_the_blocks_of_a_stage():
-  """Where the second block adds nothing, the stage's end before its ReLU is what the second block was given."""
+  """If the second block adds nothing, the block group's end before its ReLU is what the second block was given."""
   image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
   least = {}
   for name in ("survey_resnet18", "ResNet18"):

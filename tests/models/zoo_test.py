@@ -1,4 +1,4 @@
-"""What every network of the zoo promises."""
+"""Contract of every network of the zoo."""
 
 import jax
 import jax.numpy as jnp
