@@ -1,6 +1,6 @@
 """A user's own networks and methods, by import path: `custom:package.module:name`."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 import functools
 import hashlib
 import importlib
@@ -31,30 +31,22 @@ def factory(
   Args:
     name: the import path.
     kind: type of the objects.
-    required: arguments that are not options and that it must take.
-    ignored: arguments that are never given.
+    required: arguments, besides the options, that the callable must take.
+    ignored: parameters that are never passed.
     reserved: names that no option may have.
-    check: raises ValueError for an object that will not do.
+    check: raises ValueError for an object that breaks the contract.
 
   Returns:
-    The factory, with keyword arguments alone: the required ones, and the options, which are all other arguments.
+    The factory. Its keyword arguments are the required ones and the options, which are all other parameters.
 
   Raises:
-    ValueError: there is nothing of this name, or it is no such factory. So does the factory, if it fails or returns
-      something else.
+    ValueError: the object does not exist or is no such factory. The factory raises it too, if the object fails or
+      returns another type.
   """
   make = _import_object(name)
   parameters = _parameters(name, make)
-  for missing in (argument for argument in required if argument not in parameters):
-    raise ValueError(f"{name}: takes no {missing!r}, which it is given")
   options = [p for p in parameters.values() if p.name not in {*required, *ignored}]
-  for option in options:
-    if option.default is option.empty:
-      raise ValueError(
-        f"{name}: {option.name!r} has no default; give it one, so that a config may leave it out"
-      )
-    if option.name in reserved:
-      raise ValueError(f"{name}: {option.name!r} is a field of every such entry; rename the option")
+  _check_parameters(name, parameters, options, required, reserved)
 
   def build(**arguments: Any) -> Any:
     try:
@@ -72,6 +64,29 @@ def factory(
   functools.update_wrapper(build, make, assigned=("__doc__",), updated=())
   vars(build)["__signature__"] = inspect.Signature([*given, *(p.replace(kind=keyword) for p in options)])
   return build
+
+
+def _check_parameters(
+  name: str,
+  parameters: Collection[str],
+  options: Iterable[inspect.Parameter],
+  required: Iterable[str],
+  reserved: Collection[str],
+) -> None:
+  """Checks the parameters of a user's callable.
+
+  The callable has to take the required arguments, and its options have to be possible fields of a config.
+  """
+  for argument in required:
+    if argument not in parameters:
+      raise ValueError(f"{name}: takes no {argument!r}, which it is given")
+  for option in options:
+    if option.default is option.empty:
+      raise ValueError(
+        f"{name}: {option.name!r} has no default; give it one, so that a config may leave it out"
+      )
+    if option.name in reserved:
+      raise ValueError(f"{name}: {option.name!r} is a field of every such entry; rename the option")
 
 
 def code_digest(name: str) -> str:

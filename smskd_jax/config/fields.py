@@ -64,21 +64,19 @@ def check_field(path: str, field: Field, value: Any) -> None:
   """
   if field.choices and value not in field.choices:
     raise unknown_name_error(path, value, field.choices)
-  low, high = field.at_least if field.above is None else field.above, field.at_most
   too_small = (field.at_least is not None and value < field.at_least) or (
     field.above is not None and value <= field.above
   )
-  too_large = (high is not None and value > high) or (field.below is not None and value >= field.below)
-  if not (too_small or too_large):
-    return
-  if low is not None and (
-    field.below is not None or high == 1
-  ):  # an interval is clearer than one of its bounds
+  too_large = (field.at_most is not None and value > field.at_most) or (
+    field.below is not None and value >= field.below
+  )
+  if (too_small or too_large) and _is_interval(field):
     raise UserError(f"{path}: {value} is not in {_interval(field)}")
   if too_small:
     bound = f"at least {field.at_least}" if field.above is None else f"greater than {field.above}"
     raise UserError(f"{path}: {value} is too small; it must be {bound}")
-  raise UserError(f"{path}: {value} is too large; it must be at most {high}")
+  if too_large:
+    raise UserError(f"{path}: {value} is too large; it must be at most {field.at_most}")
 
 
 def check_finite(path: str, value: Any) -> None:
@@ -99,7 +97,7 @@ def allowed(field: Field) -> str:
   """
   if field.choices:
     return ", ".join(f"`{choice}`" for choice in field.choices)
-  if field.below is not None or (field.at_most == 1 and field.above is not None):
+  if _is_interval(field):
     return _interval(field)
   words = []
   if field.at_least is not None:
@@ -109,6 +107,11 @@ def allowed(field: Field) -> str:
   if field.at_most is not None:
     words.append(f"<= {field.at_most:,}")
   return ", ".join(words)
+
+
+def _is_interval(field: Field) -> bool:
+  """True for fractions, whose interval is clearer than one of its bounds."""
+  return field.below is not None or (field.at_most == 1 and field.above is not None)
 
 
 def _interval(field: Field) -> str:

@@ -185,8 +185,7 @@ class Evaluator:
     return outputs | {"index": self._index} | {f"test/{name}": array for name, array in features.items()}
 
   def _load_variables(self, key: str) -> Any:
-    entry = StageEntry(self._store, key)
-    return parallel.replicate(checkpoint.load_variables(entry.verified(entry.final)), self._devices)
+    return parallel.replicate(checkpoint.load_final(self._store, key), self._devices)
 
   def _predict(self, network: nn.Module, variables: Any) -> LogitsBySplit:
     """Logits of a network on each validation and test set."""

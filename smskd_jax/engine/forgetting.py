@@ -162,8 +162,7 @@ class EarlierStageLosses:
   def _load_teachers(self, plan: StagePlan) -> tuple[Any, ...]:
     for key in plan.inputs.teachers:
       if key not in self._teachers:
-        entry = store.StageEntry(self._store, key)
-        variables = checkpoint.load_variables(entry.verified(entry.final))
+        variables = checkpoint.load_final(self._store, key)
         self._teachers[key] = parallel.replicate(variables, self._devices)
     return tuple(self._teachers[key] for key in plan.inputs.teachers)
 

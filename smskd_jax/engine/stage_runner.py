@@ -142,7 +142,9 @@ class StageRunner:
     stored = [StoredStage(*one) for one in distributed.broadcast(found)]
     for plan, entry, one in zip(plans, entries, stored, strict=True):
       if not one.has_eval_outputs:
-        final = parallel.replicate(load_final(self._context.store, plan.key), self._context.devices)
+        final = parallel.replicate(
+          checkpoint.load_final(self._context.store, plan.key), self._context.devices
+        )
         outputs, _ = self._context.evaluator.final_outputs(plan, final)
         eval_outputs.write(entry.eval_outputs, outputs)
         entry.mark_finished(one.result or {})
@@ -348,11 +350,11 @@ class StageTraining:
     plan, dataset = self.plan, self._context.dataset
     image = introspection.image_spec(dataset.image_shape)
     if plan.inputs.init is not None:
-      variables = load_final(self._context.store, plan.inputs.init)
+      variables = checkpoint.load_final(self._context.store, plan.inputs.init)
     else:
       variables_key = jax.random.fold_in(key, RNG_VARIABLES)
       variables = initialization.init_variables(plan.stage.student, variables_key, image)
-    teachers = tuple(load_final(self._context.store, teacher) for teacher in plan.inputs.teachers)
+    teachers = tuple(checkpoint.load_final(self._context.store, teacher) for teacher in plan.inputs.teachers)
     methods_key = jax.random.fold_in(key, RNG_METHODS)
     state = initialization.init_state(
       plan.stage, methods_key, variables, teachers, image, dataset.train.label
@@ -396,8 +398,12 @@ class StageTraining:
       except signals.Interrupted as error:
         error.args = (f"stage {plan.name!r}, {error}",)
         raise
-    teachers = cache.teachers or tuple(load_final(context.store, one) for one in plan.inputs.teachers)
-    reference = None if plan.inputs.reference is None else load_final(context.store, plan.inputs.reference)
+    teachers = cache.teachers or tuple(
+      checkpoint.load_final(context.store, one) for one in plan.inputs.teachers
+    )
+    reference = (
+      None if plan.inputs.reference is None else checkpoint.load_final(context.store, plan.inputs.reference)
+    )
     return Frozen(key, teachers, reference), cache
 
   def _evaluate(self, step: int, variables: Any) -> dict[str, float]:
@@ -407,16 +413,6 @@ class StageTraining:
     line = {"step": step, "epoch": step / self.plan.loop_config.steps_per_epoch} | evaluated.values
     self._history.add_evaluation(line, evaluated.predictions, variables)
     return evaluated.values
-
-
-def load_final(store_folder: Path, key: str) -> Any:
-  """Final variables of a finished stage.
-
-  Raises:
-    DamagedFileError: a file of them is damaged.
-  """
-  entry = StageEntry(store_folder, key)
-  return checkpoint.load_variables(entry.verified(entry.final))
 
 
 def _image_metadata(plan: StagePlan, dataset: Dataset) -> dict[str, Any]:

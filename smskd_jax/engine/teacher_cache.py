@@ -93,38 +93,45 @@ def load_or_compute(
     Interrupted: the run was asked to end; computed outputs are saved.
   """
   spec, passes = _cache_spec(plan), 0
-  embeddings = spec.embedding or any(_shares_embeddings(plan, one) for one in stages)
+  later_embeddings = spec.embedding or any(_shares_embeddings(plan, one) for one in stages)
   teachers: list[CachedOutputs] = []
   folders: list[Path] = []
   for key, network in zip(plan.inputs.teachers, plan.stage.teachers, strict=True):
     entry = store.StageEntry(folder, key)
     with entry.lock(waiting=console.log):
-      caches = _caches(plan, dataset, key, entry.folder)
-      for cache in caches.values():
-        cache.verify()
-        if cache.damage:
-          console.log(f"{plan.name}: {cache.damage}")
-      missing = {with_embedding: sampled & ~cache.present for with_embedding, cache in caches.items()}
-      with_embedding = min(
-        caches, key=lambda with_embedding: (missing[with_embedding].sum(), with_embedding != embeddings)
-      )
-      if missing[with_embedding].any():
-        variables = parallel.replicate(checkpoint.load_variables(entry.verified(entry.final)), devices)
-        forward = make_forward(spec._replace(embedding=with_embedding), network, variables, dataset, devices)
-        passes += _compute(
-          plan.name,
-          spec,
-          forward,
-          missing[with_embedding],
-          caches[with_embedding],
-          batch_size,
-          len(devices),
-          stop,
-        )
-    arrays = caches[with_embedding].read(OUTPUT_NAMES[: 1 + spec.embedding])
+      caches = _verified_caches(plan, dataset, key, entry.folder)
+      embedding = _select_cache(caches, sampled, later_embeddings)
+      cache, missing = caches[embedding], sampled & ~caches[embedding].present
+      if missing.any():
+        variables = parallel.replicate(checkpoint.load_final(folder, key), devices)
+        forward = make_forward(spec._replace(embedding=embedding), network, variables, dataset, devices)
+        passes += _compute(plan.name, spec, forward, missing, cache, batch_size, len(devices), stop)
+    arrays = cache.read(OUTPUT_NAMES[: 1 + spec.embedding])
     teachers.append(CachedOutputs(*map(functools.partial(cast, jax.Array), (spec.row_index, *arrays))))
-    folders.append(caches[with_embedding].folder)
+    folders.append(cache.folder)
   return CacheResult(tuple(teachers), tuple(folders), passes)
+
+
+def _verified_caches(plan: StagePlan, dataset: Dataset, key: str, folder: Path) -> dict[bool, MemmapCache]:
+  """Verified caches of a teacher's outputs; damaged outputs count as missing."""
+  caches = _caches(plan, dataset, key, folder)
+  for cache in caches.values():
+    cache.verify()
+    if cache.damage:
+      console.log(f"{plan.name}: {cache.damage}")
+  return caches
+
+
+def _select_cache(caches: Mapping[bool, MemmapCache], sampled: np.ndarray, later_embeddings: bool) -> bool:
+  """Key of the cache with the fewest missing outputs.
+
+  Of equal caches, the one that later stages can use too.
+  """
+
+  def cost(embedding: bool) -> tuple[int, bool]:
+    return int((sampled & ~caches[embedding].present).sum()), embedding != later_embeddings
+
+  return min(caches, key=cost)
 
 
 def sampled_views(plan: StagePlan, key: jax.Array, order: jax.Array) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from smskd_jax.runtime import distributed
+from smskd_jax.runtime.store import StageEntry
 
 
 class Restored(NamedTuple):
@@ -134,6 +135,20 @@ def load_variables(path: Path) -> Any:
   from orbax.checkpoint import v1 as ocp
 
   return jax.tree.map(np.asarray, ocp.load(path.absolute()))
+
+
+def load_final(store: Path, key: str) -> Any:
+  """Final variables of a finished stage, as host arrays.
+
+  Args:
+    store: folder of the store.
+    key: of the stage.
+
+  Raises:
+    DamagedFileError: a file of them is damaged.
+  """
+  entry = StageEntry(store, key)
+  return load_variables(entry.verified(entry.final))
 
 
 def _first_line(error: Exception) -> str:

@@ -300,9 +300,8 @@ def run(
       if config.should_evaluate(step):
         _evaluate(trainer, callbacks, step, lines, timer)
         progress.evaluated(step, lines)
-      stopping = (
-        stop.should_stop()
-      )  # once: a signal that comes later waits for the next step, and its checkpoint
+      # Read once: a signal that comes later waits for the next step and its checkpoint.
+      stopping = stop.should_stop()
       if config.should_checkpoint(step) or stopping:
         # Fetches first: a state that is not finite must not replace the last good checkpoint.
         _save(trainer, callbacks, step, accumulator.fetch(step), timer)

@@ -69,7 +69,7 @@ def test_the_stages_of_smskd_are_anchored(digits):
   assert {"reference", "reference_tcp"} <= traced(runs.tiny(), digits).keys()
 
 
-def test_every_field_of_a_stage_reaches_its_step(digits):
+def test_every_field_of_an_entry_reaches_the_stage(digits):
   fields = {
     "label_smoothing": 0.1,
     "ema_decay": 0.9,
