@@ -4,6 +4,7 @@ A network is traced once for each shape of images. Nothing is allocated.
 """
 
 from collections.abc import Mapping
+import contextlib
 import functools
 import math
 from typing import Any, cast
@@ -66,9 +67,18 @@ def forward_flops(network: nn.Module, shape: ImageShape) -> float:
   def forward(values, x):
     return cast(Outputs, network.apply(values, x)).logits
 
-  with convolution.use_xla_convolution():  # forms with fewer operations do not count
-    analysis: Any = jax.jit(forward).lower(variable_shapes(network, shape), image_spec(shape)).cost_analysis()
+  # Forms with fewer operations do not count. JAX analyzes programs that are not compiled only for CPUs.
+  with convolution.use_xla_convolution(), jax.default_device(_cpu()):
+    lowered: Any = jax.jit(forward).lower(variable_shapes(network, shape), image_spec(shape))
+    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
   return float(analysis["flops"])
+
+
+def _cpu() -> jax.Device | None:
+  """A device of the CPU; None, the default device, where JAX may not use the CPU."""
+  with contextlib.suppress(RuntimeError):
+    return jax.local_devices(backend="cpu")[0]
+  return None
 
 
 def shape_mismatches(
