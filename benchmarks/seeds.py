@@ -62,16 +62,28 @@ class AtOnce:
     return [float(by_seed["loss"]) for by_seed in self._trainer.split_metrics(metrics)]
 
 
-def make_sides(case, args, dataset, devices, seed_devices):
-  plan = step.make_plan(case, "float32" if args.cached else "off", args, dataset)
-  indices = [np.arange(i, i + args.batch_size, dtype=np.int32) for i in range(args.seeds)]
+def make_seeds(plan, dataset, count, *, cached=False):
+  """(state and frozen inputs, batch) of each seed; all have one teacher."""
+  size = plan.loop_config.batch_size
+  indices = [np.arange(i, i + size, dtype=np.int32) for i in range(count)]
   batches = [Batch(dataset.train.image[index], dataset.train.label[index], index) for index in indices]
   state, frozen = step.init_train_state(plan, dataset)
-  if args.cached:
-    image = dataset.train.image[np.arange(args.batch_size + args.seeds)]
-    image = np.asarray(augment.normalize(image, dataset.mean, dataset.std))
-    frozen = step.cache_teacher(plan, frozen, image, dataset)
-  seeds = [SeedState(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(args.seeds)]
+  if cached:
+    image = augment.normalize(dataset.train.image[: size + count], dataset.mean, dataset.std)
+    frozen = step.cache_teacher(plan, frozen, np.asarray(image), dataset)
+  return [SeedState(state, frozen._replace(key=jax.random.key(i)), (0,)) for i in range(count)], batches
+
+
+def make_sides(case, args, dataset, devices, seed_devices):
+  plan = step.make_plan(
+    case,
+    dataset,
+    batch_size=args.batch_size,
+    cache="float32" if args.cached else "off",
+    source=args.data,
+    image_size=args.image_size,
+  )
+  seeds, batches = make_seeds(plan, dataset, args.seeds, cached=args.cached)
   sides = {
     "in_turn": InTurn(plan.stage, devices, seeds),
     "one_each": AtOnce(plan.stage, seed_devices[: args.seeds], seeds),

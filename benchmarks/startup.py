@@ -29,9 +29,6 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 import numpy as np
 import step
-import torch
-import torch_job
-import torch_step
 
 from smskd_jax import data
 from smskd_jax.data import augment
@@ -69,24 +66,28 @@ def spread(values):
   return {"median": middle, "quartiles": [lower, upper]}
 
 
-def our_evaluation(network, variables, dataset, devices, size):
-  """A function from images [n, h, w, c], uint8, to logits, as smskd_jax/engine/evaluator.py has it."""
+def our_evaluation(network, variables, dataset, devices, batch_size):
+  """A function from images [n, h, w, c], uint8, to logits, as in smskd_jax/engine/evaluator.py."""
   normalize = functools.partial(augment.normalize, mean=dataset.mean, std=dataset.std)
   compiled = parallel.compile_predict(evaluate.make_predict(network, normalize), devices)
   variables = parallel.replicate(variables, devices)
 
-  def of_images(image):
-    def predict(places):
-      said = compiled(variables, image[parallel.shard(places, devices)])
-      return jax.tree.map(lambda x: parallel.unshard(x, devices), said)
+  def logits(image):
+    def predict(indices):
+      outputs = compiled(variables, image[parallel.shard(indices, devices)])
+      return jax.tree.map(lambda x: parallel.unshard(x, devices), outputs)
 
-    return evaluate.map_in_batches(predict, len(image), size)
+    return evaluate.map_in_batches(predict, len(image), batch_size)
 
-  return of_images
+  return logits
 
 
 def torch_evaluation(network, variables, dataset, size, layout):
   """The same in PyTorch."""
+  import torch  # here, because other benchmarks use this file without PyTorch
+  import torch_job
+  import torch_step
+
   made = torch_step.to_torch_network(network, variables, layout)
   normalize = functools.partial(torch_job.normalize, mean=dataset.mean, std=dataset.std, layout=layout)
   return lambda image: torch_job.logits(made, torch.from_numpy(image), normalize, size).numpy()
@@ -94,6 +95,8 @@ def torch_evaluation(network, variables, dataset, size, layout):
 
 def evaluation(args, dataset, devices):
   """Of each network, by side."""
+  import torch
+
   image = dataset.test.image[evaluate.evenly_spaced(args.images, len(dataset.test.image))]
   size = min(EVALUATION_BATCH, len(image)) // len(devices) * len(devices)
   found = {}
@@ -195,7 +198,14 @@ def compile_kinds(args, dataset, devices):
   split, image = parallel.shard(batch, devices), augment.normalize(batch.image, dataset.mean, dataset.std)
   found, folder = {}, tempfile.TemporaryDirectory()
   for name, (kind, cache) in KINDS.items():
-    plan = step.make_plan(f"{kind}:{args.teacher}:{args.student}", cache, args, dataset)
+    plan = step.make_plan(
+      f"{kind}:{args.teacher}:{args.student}",
+      dataset,
+      batch_size=args.batch_size,
+      cache=cache,
+      source=args.data,
+      image_size=args.image_size,
+    )
     state, frozen = step.init_train_state(plan, dataset)
     if cache != "off":
       frozen = step.cache_teacher(plan, frozen, np.asarray(image), dataset)
@@ -231,6 +241,8 @@ def table(part, found):
 
 
 def main():
+  import torch
+
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--parts", default=",".join(PARTS), help="joined by commas")
   parser.add_argument("--data", default="cifar10")

@@ -19,6 +19,7 @@ quartiles are reported: below 1 is faster than PyTorch. The machine must be idle
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -27,8 +28,6 @@ import time
 
 import jax
 import numpy as np
-import torch
-import torch_step
 
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, resolve, stage
@@ -51,21 +50,21 @@ WEIGHTS = {"kd": 0.9, "rkd": 1.0, "crd": 0.8}
 SIDES = ("ours", "as_written", "cached", "nchw", "channels_last")
 
 
-def make_plan(case, cache, args, dataset):
+def make_plan(case, dataset, *, batch_size, cache="off", dtype="float32", source="cifar10", image_size=0):
   kind, teacher, student = case.split(":")
   name = "kd" if kind == "smskd" else kind
   fields = {
     "teachers": ("teacher",),
     "methods": (method(name, weight=WEIGHTS[name]),),
     "teacher_cache": cache,
-    "batch_size": args.batch_size,
+    "batch_size": batch_size,
     "views": ("plain",),
   }
   config = experiment(
-    data={"source": args.data, "image_size": getattr(args, "image_size", 0)},
-    networks={"teacher": network(teacher), "student": network(student)},
+    data={"source": source, "image_size": image_size},
+    networks={"teacher": network(teacher, dtype=dtype), "student": network(student, dtype=dtype)},
     stages=(
-      stage("teacher", batch_size=args.batch_size),
+      stage("teacher", batch_size=batch_size),
       stage("student", **fields),
       stage("student", reference={"stage": "previous"}, **fields),
     ),
@@ -86,22 +85,47 @@ def init_train_state(plan, dataset):
 
 
 class TrainStep:
-  """The training step of the package; `run()` as for the other sides."""
+  """The training step of the package, for one batch that lies on the devices."""
 
-  def __init__(self, plan, inputs, batch, devices):
+  def __init__(self, plan, inputs, batch, devices, steps_per_call=1):
     self.state, self.frozen = parallel.replicate(inputs, devices)
-    self.batch = jax.device_put(parallel.shard(batch, devices))
-    self.compiled = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
+    step = make_train_step(plan.stage, parallel.AXIS)
+    if steps_per_call == 1:
+      batch = parallel.shard(batch, devices)
+    else:
+      step = parallel.scan_steps(step)
+      batch = parallel.shard_local_steps([batch] * steps_per_call, devices)
+    self.batch, self.metrics = jax.device_put(batch), {}
+    self.compiled = parallel.compile_step(step, devices)
+
+  def compile(self):
+    """Compiles the program before the first call."""
+    self.compiled = self.compiled.lower(self.state, self.frozen, self.batch).compile()
+
+  def launch(self):
+    """Starts one call."""
+    self.state, self.metrics = self.compiled(self.state, self.frozen, self.batch)
+
+  def wait(self):
+    """Waits for all calls."""
+    jax.block_until_ready(self.state)
 
   def run(self):
-    """Trains one step and returns the loss."""
-    self.state, metrics = jax.block_until_ready(self.compiled(self.state, self.frozen, self.batch))
-    return float(metrics["loss"])
+    """Trains one call and returns the loss of its first step."""
+    self.launch()
+    self.wait()
+    return float(np.ravel(self.metrics["loss"])[0])
+
+
+def normalized(image, dataset):
+  """Normalized images, on the host."""
+  return np.asarray(augment.normalize(image, dataset.mean, dataset.std))
 
 
 def cache_teacher(plan, frozen, image, dataset):
   """The frozen inputs with cached teacher outputs instead of the teacher's variables."""
-  outputs = stage_lib.frozen_outputs(plan.stage.teachers[0], frozen.teachers[0], image)
+  forward = jax.jit(functools.partial(stage_lib.frozen_outputs, plan.stage.teachers[0]))
+  outputs = forward(frozen.teachers[0], image)
   row_index = np.arange(len(dataset.train.label), dtype=np.int32)
   logits, embedding = (
     np.pad(np.asarray(x), ((0, len(row_index) - len(x)), (0, 0)))[:, None]
@@ -111,10 +135,13 @@ def cache_teacher(plan, frozen, image, dataset):
 
 
 def make_sides(case, args, dataset, devices):
-  plan, cached = (make_plan(case, cache, args, dataset) for cache in ("off", "float32"))
+  import torch_step  # here, because other benchmarks use this file without PyTorch
+
+  options = {"batch_size": args.batch_size, "source": args.data}
+  plan, cached = (make_plan(case, dataset, cache=cache, **options) for cache in ("off", "float32"))
   index = np.arange(args.batch_size, dtype=np.int32)
   batch = Batch(dataset.train.image[index], dataset.train.label[index], index)
-  image = np.asarray(augment.normalize(batch.image, dataset.mean, dataset.std))
+  image = normalized(batch.image, dataset)
   inputs = init_train_state(plan, dataset)
   if case.startswith("crd:"):  # the first step sets its normalizers
     warm = TrainStep(plan, inputs, batch, devices)
@@ -149,6 +176,29 @@ def seconds_per_step(side, steps):
   return (time.perf_counter() - began) / steps
 
 
+def seconds_in_turns(sides, turns, turn_seconds):
+  """Seconds per call of each side, turn by turn; a turn is about `turn_seconds` long.
+
+  Calls of a turn are started without waiting for the previous ones, as in a training loop.
+  """
+
+  def seconds_per_call(side, calls):
+    began = time.perf_counter()
+    for _ in range(calls):
+      side.launch()
+    side.wait()
+    return (time.perf_counter() - began) / calls
+
+  calls = {}
+  for name, side in sides.items():
+    seconds_per_call(side, 1)
+    calls[name] = max(1, round(turn_seconds / seconds_per_call(side, 3)))
+  by_turn = [
+    {name: seconds_per_call(side, calls[name]) for name, side in sides.items()} for _ in range(turns)
+  ]
+  return {name: [turn[name] for turn in by_turn] for name in sides}
+
+
 def measure(case, args, dataset, devices):
   sides = dict(make_sides(case, args, dataset, devices))
   check_losses(sides, case)
@@ -180,6 +230,8 @@ def table(rows):
 
 
 def main():
+  import torch
+
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--cases", default=CASES, help="joined by commas")
   parser.add_argument("--data", default="cifar10")

@@ -14,8 +14,8 @@ import torch_step
 
 def normalize(image, mean, std, layout):
   """Normalises uint8 [b, h, w, c] to float32 [b, c, h, w] in a memory format."""
-  floats = image.float().div_(255).sub_(torch.tensor(mean)).div_(torch.tensor(std))
-  return floats.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+  mean, std = (torch.tensor(x, device=image.device) for x in (mean, std))
+  return image.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 class Images:
@@ -47,9 +47,9 @@ class Stage(torch_step.Step):
 
   def __init__(self, plan, student, teacher):
     """Copies the student as the reference if the stage has a reference term."""
-    self.stage, self.student, self.teacher = plan.stage, student, teacher
+    self.student, self.teacher = student, teacher
+    self.read_objective(plan)
     self.reference = None if plan.stage.reference is None else copy.deepcopy(student).eval()
-    (self.term,) = plan.config["methods"]
     self.aux = self.state = self.rows = None  # of methods with parameters or memory
     options = plan.config["optimizer"]
     self.optimizer = torch.optim.SGD(

@@ -6,7 +6,6 @@ kept. `nst` and `fsp` store all products of pairs of channels, as public code do
 `fsp_by_matrices` are what it could do.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -254,9 +253,9 @@ def crd(g, temperature=0.07, momentum=0.5, eps=1e-7):
 
   student, teacher = (unit(linear(getattr(g, x).embedding, g.params[x])) for x in ("student", "teacher"))
   noise, total = (columns - 1) / len(banks[0]), 0
-  for x, bank, log_z in zip((student, teacher), banks[::-1], g.state.log_normalizers.tolist(), strict=True):
+  for x, bank, log_z in zip((student, teacher), banks[::-1], g.state.log_normalizers, strict=True):
     rows = torch.index_select(bank, 0, g.rows.flatten()).view(b, columns, -1)
-    p = torch.exp(torch.bmm(rows, x[:, :, None])[:, :, 0] / temperature) / math.exp(log_z)
+    p = torch.exp(torch.bmm(rows, x[:, :, None])[:, :, 0] / temperature) / log_z.exp()
     positive, negatives = p[:, 0], p[:, 1:]
     own = torch.log(positive / (positive + noise + eps)).sum()
     total = total - (own + torch.log(noise / (negatives + noise + eps)).sum()) / b

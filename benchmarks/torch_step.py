@@ -1,4 +1,4 @@
-"""Training steps of benchmarks/step.py in plain PyTorch, eager, as in public code.
+"""Training steps of benchmarks/step.py in plain PyTorch, eager as in public code, or compiled.
 
 The CIFAR ResNets have RepDistiller's parameter names, so that our variables can be loaded; the distillation terms are
 those of benchmarks/torch_losses.py.
@@ -65,61 +65,104 @@ def to_torch_network(network, variables, memory_format):
 class Step:
   """A training step in PyTorch: `run()` trains one step and returns the loss."""
 
-  def __init__(self, plan, inputs, image, batch, *, channels_last):
-    """Takes the plan, (state, frozen) on the host, normalized images [b, h, w, c], the batch."""
+  half = False
+
+  def __init__(
+    self, plan, inputs, image, batch, *, channels_last, device="cpu", half=False, compile_mode=None
+  ):
+    """Takes the plan, (state, frozen) on the host, normalized images [b, h, w, c], the batch.
+
+    Args:
+      plan: of this package; networks in float32.
+      inputs: (state, frozen) on the host.
+      image: normalized, [b, h, w, c].
+      batch: on the host.
+      channels_last: memory format of maps and kernels.
+      device: of PyTorch.
+      half: automatic mixed precision in bfloat16.
+      compile_mode: of `torch.compile`, for everything up to the loss; None: eager.
+    """
     state, frozen = inputs
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    variables = {"params": state.params["student"], **state.model_state}
-    self.stage = plan.stage
-    self.student = to_torch_network(plan.stage.student, variables, layout)
-    self.teacher = to_torch_network(plan.stage.teachers[0], frozen.teachers[0], layout).eval()
+    self.half = half
+
+    def load(network, variables):
+      return to_torch_network(network, variables, layout).to(device)
+
+    self.student = load(plan.stage.student, {"params": state.params["student"], **state.model_state})
+    self.teacher = load(plan.stage.teachers[0], frozen.teachers[0]).eval()
     self.reference = None
     if frozen.reference is not None:
-      self.reference = to_torch_network(plan.stage.student, frozen.reference, layout).eval()
-    self.image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
-    self.label, self.index = (torch.from_numpy(np.array(x)).long() for x in (batch.label, batch.index))
-    (self.term,) = plan.config["methods"]
+      self.reference = load(plan.stage.student, frozen.reference).eval()
+    image = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+    label, index = (torch.from_numpy(np.array(x)).long() for x in (batch.label, batch.index))
+    self.image, self.label, self.index = image.to(device), label.to(device), index.to(device)
+    self.read_objective(plan)
     method_state, self.rows = state.method_state[0], None
-    if self.term["name"] == "crd":
+    if self.name == "crd":
       indices = crd.sample_indices(
         method_state.classes, batch, jax.random.key(1), num_negatives=16384, positives="exact"
       )
-      self.rows = torch.from_numpy(np.array(indices)).long()
-    self.state = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), method_state)
-    self.aux = jax.tree.map(self.parameter, state.params["methods"][0])
+      self.rows = torch.from_numpy(np.array(indices)).long().to(device)
+    self.state = jax.tree.map(lambda x: torch.from_numpy(np.array(x)).to(device), method_state)
+    self.aux = jax.tree.map(lambda x: self.parameter(x, device), state.params["methods"][0])
     options = plan.config["optimizer"]
     self.optimizer = torch.optim.SGD(
       [*self.student.parameters(), *jax.tree.leaves(self.aux)],
       options["learning_rate"],
       options["momentum"],
       weight_decay=options["weight_decay"],
+      fused=True if device == "cuda" else None,
     )
+    if compile_mode is not None:
+      self.compute_loss = torch.compile(self.compute_loss, mode=compile_mode)
+
+  def read_objective(self, plan):
+    """Reads terms and weights as plain numbers, which `torch.compile` takes for constants."""
+    (term,) = plan.config["methods"]
+    self.name, self.weight, self.task_weight = term["name"], term["weight"], plan.stage.task_weight
+    self.reference_weight = 0.0 if plan.stage.reference is None else plan.stage.reference.weight
 
   @staticmethod
-  def parameter(x):
+  def parameter(x, device="cpu"):
     """A parameter of an array; kernels are transposed from [in, out] to [out, in]."""
     x = torch.from_numpy(np.array(x))
-    return nn.Parameter((x.t() if x.ndim == 2 else x).contiguous())
+    return nn.Parameter((x.t() if x.ndim == 2 else x).contiguous().to(device))
 
-  def run(self):
-    """Trains one step and returns the loss as a number, which waits for the step to end."""
-    with torch.no_grad():
-      teacher = self.teacher(self.image)
-      reference = None if self.reference is None else self.reference(self.image)[0]
-    student = self.student(self.image)
-    outputs = [Outputs(logits, embedding, (), ()) for logits, embedding in (student, teacher)]
-    inputs = torch_losses.Given(*outputs, self.label, self.index, self.aux, self.state, self.rows, [])
-    loss = self.stage.task_weight * F.cross_entropy(student[0], self.label)
-    loss = loss + self.term["weight"] * torch_losses.LOSSES[self.term["name"]](inputs)
-    if reference is not None:
-      loss = loss + self.reference_term(student[0], reference)
+  def compute_loss(self):
+    """The objective of the step's batch."""
+    with torch.autocast(self.image.device.type, dtype=torch.bfloat16, enabled=self.half):
+      with torch.no_grad():
+        teacher = self.teacher(self.image)
+        reference = None if self.reference is None else self.reference(self.image)[0]
+      student = self.student(self.image)
+      outputs = [Outputs(logits, embedding, (), ()) for logits, embedding in (student, teacher)]
+      inputs = torch_losses.Given(*outputs, self.label, self.index, self.aux, self.state, self.rows, [])
+      loss = self.task_weight * F.cross_entropy(student[0], self.label)
+      loss = loss + self.weight * torch_losses.LOSSES[self.name](inputs)
+      if reference is not None:
+        loss = loss + self.reference_term(student[0], reference)
+      return loss
+
+  def launch(self):
+    """Starts one step; returns its loss, a tensor."""
+    loss = self.compute_loss()
     self.optimizer.zero_grad()
     loss.backward()
     self.optimizer.step()
-    return loss.item()
+    return loss.detach()
+
+  def wait(self):
+    """Waits for all steps."""
+    if self.image.device.type == "cuda":
+      torch.cuda.synchronize()
+
+  def run(self):
+    """Trains one step and returns the loss as a number, which waits for the step to end."""
+    return self.launch().item()
 
   def reference_term(self, student, reference):
     """SMSKD, Eq. 7 to 9: KL(student || reference), weighted by the reference's TCP."""
     log_p, log_q = F.log_softmax(student, 1), F.log_softmax(reference, 1)
     tcp = log_q.exp().gather(1, self.label[:, None])[:, 0]
-    return self.stage.reference.weight * (tcp * (log_p.exp() * (log_p - log_q)).sum(1)).mean()
+    return self.reference_weight * (tcp * (log_p.exp() * (log_p - log_q)).sum(1)).mean()

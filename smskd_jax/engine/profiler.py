@@ -18,14 +18,16 @@ from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen, TrainState
 
 WARMUP_STEPS = 3  # before the traced steps
-MATRIX_SIZE = 2048  # side of the matrices whose product measures peak FLOP/s
-ARRAY_SIZE = 1 << 25  # elements of the array whose sum measures peak memory bandwidth
+# Side of the matrices whose product measures peak FLOP/s, and elements of the array whose sum measures peak memory
+# bandwidth: on an accelerator, enough work that starting the program does not count.
+MATRIX_SIZE = {"cpu": 2048, "accelerator": 8192}
+ARRAY_SIZE = {"cpu": 1 << 25, "accelerator": 1 << 28}
 
 
 class HardwarePeaks(NamedTuple):
   """Measured peak performance of all devices together."""
 
-  flops: float  # per second, of a product of large float32 matrices
+  flops: float  # per second, of a product of large matrices, by default in float32
   bytes: float  # per second, read by sums over a large array
 
 
@@ -40,23 +42,42 @@ class Profile(NamedTuple):
   peaks: HardwarePeaks
 
 
-def measure_peaks(devices: parallel.Devices, repeats: int = 5) -> HardwarePeaks:
-  """Measures the peak performance of the devices."""
-  count = len(devices)
-  matrix, numbers = (
-    jnp.ones((count, MATRIX_SIZE, MATRIX_SIZE)),
-    jnp.ones((count, ARRAY_SIZE // MATRIX_SIZE // count, MATRIX_SIZE)),
-  )
-  scaled = parallel.compile_predict(lambda scale, x: scale * x, devices)
-  product = parallel.compile_predict(lambda scale, x: scale * (x @ x), devices)
+def measure_peaks(
+  devices: parallel.Devices, repeats: int = 5, *, dtype: Any = jnp.float32, matrix_size: int = 0
+) -> HardwarePeaks:
+  """Measures the peak performance of the devices.
+
+  Args:
+    devices: to measure, together.
+    repeats: timed runs; the fastest counts.
+    dtype: of the matrices.
+    matrix_size: side of the matrices; 0: a size that suits the platform.
+  """
+  count, kind = len(devices), "cpu" if devices[0].platform == "cpu" else "accelerator"
+  size, width = matrix_size or MATRIX_SIZE[kind], MATRIX_SIZE["cpu"]
+  scaled = parallel.compile_predict(lambda scale, x: scale.astype(x.dtype) * x, devices)
+  product = parallel.compile_predict(lambda scale, x: scale.astype(x.dtype) * (x @ x), devices)
   total = parallel.compile_predict(lambda scale, x: scale * x.sum(0), devices)
 
   def fastest(run, x):
-    x = scaled(1.0, x)  # on the devices, as the inputs of a step
-    return min(_seconds(lambda: run(1.0, x)) for _ in range(repeats + 1))
+    one = jnp.ones(())
+    x = scaled(one, x)  # on the devices, as the inputs of a step
+    return min(_seconds(lambda: run(one, x)) for _ in range(repeats + 1))
 
-  return HardwarePeaks(
-    2 * count * MATRIX_SIZE**3 / fastest(product, matrix), numbers.nbytes / fastest(total, numbers)
+  # Random numbers, because products of equal numbers need less power and may be faster.
+  matrix_seconds = fastest(product, jax.random.normal(jax.random.key(0), (count, size, size), dtype))
+  numbers = jnp.ones((count, ARRAY_SIZE[kind] // width // count, width))
+  return HardwarePeaks(2 * count * size**3 / matrix_seconds, numbers.nbytes / fastest(total, numbers))
+
+
+def memory_bytes(compiled: Any) -> int:
+  """Bytes on a device that a compiled program needs: arguments, results and temporaries."""
+  memory = compiled.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
   )
 
 
@@ -129,15 +150,9 @@ def profile_stage(
 
 
 def _profile(compiled: Any, seconds: float, images: int, count: int, ceilings: HardwarePeaks) -> Profile:
-  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-  needed = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
+  cost = compiled.cost_analysis()
   moved = cost.get("bytes accessed", 0.0)
-  return Profile(seconds, images, count * cost["flops"], count * moved, needed, ceilings)
+  return Profile(seconds, images, count * cost["flops"], count * moved, memory_bytes(compiled), ceilings)
 
 
 def table(profiles: dict[str, Profile]) -> str:
