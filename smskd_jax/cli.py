@@ -7,6 +7,7 @@ All programs parse their flags by argparse. Programs that train take a config fi
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import faulthandler
+import logging
 import os
 from pathlib import Path
 import re
@@ -166,6 +167,7 @@ def exit_status(program: Callable[[], int], folders: Callable[[], Folders] = dic
     program: returns its own status.
     folders: returns the folders that the program writes to, by their flags.
   """
+  logging.getLogger("absl").addFilter(_is_not_from_orbax)
   try:
     return program()
   except UserError as error:
@@ -183,6 +185,11 @@ def exit_status(program: Callable[[], int], folders: Callable[[], Folders] = dic
       raise
     signals.write_line(f"error: {process_prefix()}{line}")
     return signals.exit_process(1)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+  """Drops what orbax logs: it also raises its errors, and an error is one line."""
+  return "orbax" not in record.pathname
 
 
 def process_prefix() -> str:

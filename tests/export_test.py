@@ -90,6 +90,7 @@ def test_stablehlo_is_served_by_jax_alone(workdir, tmp_path, test_images, studen
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_onnx_is_served_by_onnxruntime_alone(workdir, tmp_path, test_images, student):
   import onnx
 

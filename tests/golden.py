@@ -3,7 +3,7 @@
 They lie in tests/golden, whose README describes them, or in the folder that SMSKD_GOLDEN names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 import json
 import os
 import pathlib
@@ -28,9 +28,14 @@ def load(room, file):
     return dict(arrays)
 
 
-def params(cases: Iterable[tuple[str, object]]):
-  """Cases, as (name, case), for `pytest.mark.parametrize`; one skipped case where there are none."""
-  found = [pytest.param(case, id=name) for name, case in cases]
+def params(cases: Iterable[tuple[str, object]], slow: Collection[str] = ()):
+  """Cases, as (name, case), for `pytest.mark.parametrize`; one skipped case where there are none.
+
+  The cases named in `slow` are marked so.
+  """
+  found = [
+    pytest.param(case, id=name, marks=[pytest.mark.slow] if name in slow else []) for name, case in cases
+  ]
   absent = pytest.param(None, id="absent", marks=pytest.mark.skip(reason=f"no golden vectors in {FOLDER}"))
   return found or [absent]
 

@@ -97,11 +97,12 @@ def test_killed_runs_end_as_if_nothing_had_happened(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills(uninterrupted, tmp_path):
-  kill_and_go_on(tmp_path, 20, random.Random(1))
+def test_six_kills(uninterrupted, tmp_path):
+  kill_and_go_on(tmp_path, 6, random.Random(1))
   assert runs.left_by(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_sigterm_saves_first(uninterrupted, tmp_path):
   process = runs.start(tmp_path, *runs.SMOKE)
   deadline = time.monotonic() + 120

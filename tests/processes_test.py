@@ -87,7 +87,8 @@ def test_only_process_0_logs_and_writes(finished):
   assert len(list((folder / "two" / "tensorboard").rglob("events*"))) == len(result(folder / "two")["stages"])
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_losses_of_three_stages_are_those_of_one_process(float64, count):
   path = os.pathsep.join((str(runs.ROOT / "tests"), str(runs.ROOT)))
   environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
@@ -156,8 +157,7 @@ def test_stopped_killed_and_ended_by_one_process_it_is_the_same_run(finished, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("ends", [sigterm, kill])
+@pytest.mark.parametrize(("ends", "who"), [(sigterm, 1), (kill, 0)])
 def test_as_many_processes_go_on_bit_for_bit(finished, tmp_path, ends, who):
   ends(tmp_path, who)
   again = runs.end(start(tmp_path))

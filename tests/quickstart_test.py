@@ -1,4 +1,4 @@
-"""Test of the quickstart's result on three seeds."""
+"""Test of the quickstart's result on two seeds."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from smskd_jax.engine import experiment
 @pytest.mark.slow
 def test_three_smskd_stages_are_not_worse_than_labels_only(tmp_path):
   quickstart, gains = runs.module("configs/quickstart.py"), []
-  for seed in range(3):
+  for seed in range(2):
     config = quickstart.get_config()
     config.seed = seed
     result = experiment.run(config, tmp_path / str(seed), cpu_devices=2)
@@ -19,4 +19,4 @@ def test_three_smskd_stages_are_not_worse_than_labels_only(tmp_path):
     assert accuracy["teacher"] > 0.8 and accuracy["dkd"] > 0.76
     assert accuracy["dkd"] > accuracy["kd"] > accuracy["at"] + 0.02, "each stage improves on the previous one"
     gains.append(accuracy["dkd"] - accuracy["alone"])
-  assert np.mean(gains) > -0.01, gains  # measured: +0.008, with a standard error of about 0.01
+  assert np.mean(gains) > -0.01, gains

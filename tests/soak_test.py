@@ -1,6 +1,6 @@
 """A small run for minutes, killed and stopped in a loop amid checkpoints and evaluations: it ends as any other.
 
-SMSKD_SOAK_MINUTES says for how long; 2 by default.
+SMSKD_SOAK_MINUTES says for how long; half a minute by default.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def used(pid):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_stopped_for_minutes_ends_as_one_that_was_not(tmp_path):
-  minutes = float(os.environ.get("SMSKD_SOAK_MINUTES", "2"))
+  minutes = float(os.environ.get("SMSKD_SOAK_MINUTES", "0.5"))
   flags = [flag.format(epochs=round(20 * minutes)) for flag in FLAGS]
   rng, deadline, most, ends = random.Random(0), time.monotonic() + 60 * minutes, (0, 0), {}
   while time.monotonic() < deadline:

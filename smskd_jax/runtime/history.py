@@ -113,13 +113,14 @@ class History:
 
     Metrics and predictions are on the disk before.
     """
-    self.sync()
+    self._writer.sync()
     digests = {"metrics": self._writer.digest, "predictions": self._predictions.digest}
     metadata = metadata | digests | {"evaluations": self.evaluations._asdict()}
     self._checkpoints.save(step, self._tree(state), metadata)
 
   def sync(self) -> None:
-    """Flushes the metrics to the disk."""
+    """Waits for the pending save and flushes the metrics to the disk."""
+    self._checkpoints.wait()
     self._writer.sync()
 
   def checkpoint_steps(self) -> list[int]:
@@ -130,8 +131,10 @@ class History:
 
   def close(self) -> None:
     """Waits for the pending save and closes all files."""
-    self._checkpoints.close()
-    self._writer.close()
+    try:
+      self._checkpoints.close()
+    finally:
+      self._writer.close()
 
   def _tree(self, state: Any) -> Any:
     """Tree of a checkpoint."""

@@ -5,6 +5,7 @@ https://github.com/karanchahal/distiller, in NumPy, on the outputs of both netwo
 """
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -318,10 +319,13 @@ def test_modes_without_labels_learn_from_unlabeled_images_and_noise():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "mode",
-  [*(mode for mode in MODES if "stl" not in mode), "stl,unlabeled=fashion_mnist_small"],
+  "mode",  # those of unusual stages, networks or images; the first step of every mode is tested above
+  [
+    *(mode for mode in MODES if mode.startswith(("kdparam", "mkd", "oh", "takd"))),
+    "stl,unlabeled=fashion_mnist_small",
+  ],
 )
-def test_each_mode_trains_from_the_command_line(mode, tmp_path):
+def test_a_mode_trains_from_the_command_line(mode, tmp_path):
   small = (
     "epochs=1,pretrain_epochs=1,ab_epochs=1,max_images=256,teacher=survey_resnet8,teachers=survey_resnet8"
   )
@@ -329,4 +333,5 @@ def test_each_mode_trains_from_the_command_line(mode, tmp_path):
   status, out, err = runs.main(tmp_path, f"--config=configs/survey.py:{arg}", "--cpu_devices=2")
   assert status == 0, err
   text = (tmp_path / "report.md").read_text()
-  assert mode.partition(",")[0] in text and "oracle" in text
+  stages = [one["name"] for one in json.loads((tmp_path / "result.json").read_text())["stages"]]
+  assert stages and all(name in text for name in stages) and "oracle" in text

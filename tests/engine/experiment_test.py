@@ -17,7 +17,7 @@ from smskd_jax.engine.plan import make_plans
 from smskd_jax.engine.stage_runner import StageTraining
 from smskd_jax.errors import UserError
 from smskd_jax.losses import Context
-from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel
+from smskd_jax.runtime import checkpoint, console, eval_outputs, integrity, parallel, store
 from smskd_jax.runtime.writer import read_metrics
 from smskd_jax.training import cka, loop
 import tiny
@@ -301,6 +301,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path):
   ):
     experiment.run(exploding, tmp_path, cpu_devices=2)
   assert not (tmp_path / "result.json").exists()
+
+
+def test_a_stage_is_marked_as_finished_after_its_last_save(tmp_path, monkeypatch):
+  """Orbax still deletes old checkpoints in a pending save, and fails if their folder is removed meanwhile."""
+  used, pending = [], []
+  save, mark_finished = checkpoint.Checkpoints.save, store.StageEntry.mark_finished
+
+  def recording_save(self, *args):
+    used.append(self)
+    save(self, *args)
+
+  def recording_mark_finished(self, result):
+    pending.extend(one._pending for one in used)
+    mark_finished(self, result)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", recording_save)
+  monkeypatch.setattr(store.StageEntry, "mark_finished", recording_mark_finished)
+  experiment.run(runs.tiny(stages=runs.tiny().stages[:1]), tmp_path, cpu_devices=2)
+  assert used and pending and not any(pending)
 
 
 def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):

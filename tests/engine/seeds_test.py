@@ -102,6 +102,7 @@ def stop_at(step, monkeypatch):
   monkeypatch.setattr(loop, "run", stopping)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_at_once(finished, tmp_path, monkeypatch):
   with (
     monkeypatch.context() as patch,

@@ -172,7 +172,7 @@ def test_types_are_not_promoted_beyond_the_parameters(name, dtype):
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(results))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", marks.quick(SMALL, ["resnet8"]))
 def test_statistics_span_the_devices(name):
   if jax.device_count() < 4:
     pytest.skip("needs 4 devices")

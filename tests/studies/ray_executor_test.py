@@ -144,7 +144,7 @@ def test_on_a_local_cluster_a_failed_unit_is_reported_and_not_retried(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["node", "worker", "unit"])
+@pytest.mark.parametrize("lost", ["node", "unit"])
 def test_a_lost_unit_goes_on_from_its_checkpoint(finished, tmp_path, nodes, start_study, lost):
   driver = start_study(f"--ray={nodes['address']}")
   wait_for(lambda: num_checkpointed(tmp_path) >= 2 and len(unit_processes(tmp_path)) == 2, driver)

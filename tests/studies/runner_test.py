@@ -171,6 +171,7 @@ def test_an_interrupted_study_resumes_with_the_same_networks(
   assert final_digests(tmp_path, "free", 0) == final_digests(finished[0], "free", 0)
 
 
+@pytest.mark.slow
 def test_parallel_seeds_are_the_same_study(finished, tmp_path, capsys):
   assert run(make_study("free"), tmp_path, cpu_devices=2, parallel_seeds=2) == {}
   out = capsys.readouterr().out

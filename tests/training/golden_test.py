@@ -25,8 +25,13 @@ from smskd_jax.types import Batch, Frozen
 INDEXES = [golden.index("training", name) for name in ("index.json", "published.json")]
 SHAPES = golden.index("models").get("models", {})
 CASES = golden.params(
-  (case["file"], case | {"salt": index["salt"]}) for index in INDEXES for case in index.get("cases", [])
-)
+  (
+    (case["file"], case | {"salt": index["salt"]}) for index in INDEXES for case in index.get("cases", [])
+  ),
+  slow=(
+    "kd_resnet8.npz", "smskd_nesterov_vgg8.npz", "published_resnet8x4.npz", "published_resnet8x4_tcp4.npz",
+  ),
+)  # fmt: skip
 # Options that the cases of index.json leave out, and a name of an earlier version.
 EARLIER = {"divergence": REFERENCE_TO_STUDENT, "scale_by_temperature_squared": True}
 WEIGHTINGS = {"one_minus_tcp": "one_minus_teacher_tcp"}

@@ -49,7 +49,9 @@ def assert_states_near(ours, theirs):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("count, num_devices, own_teachers", [(2, 2, False), (4, 2, True)])
+@pytest.mark.parametrize(
+  "count, num_devices, own_teachers", [(2, 2, False), pytest.param(4, 2, True, marks=pytest.mark.slow)]
+)
 def test_seeds_in_one_program_train_as_each_alone(float64, count, num_devices, own_teachers):
   seeds = init_seeds(count, own_teachers=own_teachers)
   expected = list(train_alone(seeds, range(3)))
