@@ -248,7 +248,7 @@ def main():
   if has_torch:
     torch.set_num_threads(cores)
   alone = [name for name, make in METHODS.items() if make().min_views == 1 and name != "dml"]
-  rows, names = [], args.only.split(",") if args.only else alone
+  rows, names = [], args.unit.split(",") if args.unit else alone
   if args.update:
     rows = [row for row in json.loads(args.out.read_text())["losses"] if row["method"] not in names]
   # dml needs a cohort.

@@ -98,12 +98,12 @@ def main():
   parser.add_argument("--out", type=Path, help="a JSON file for the table")
   args = parser.parse_args()
   rows = []
-  for recipe in args.only.split(",") if args.only else literature.recipe_names():
+  for recipe in args.unit.split(",") if args.unit else literature.recipe_names():
     rows.append(run_recipe(recipe, make_config(recipe, args), args.store))
     console.log(json.dumps(rows[-1]))
     if args.out:
       settings = {
-        name: str(value) for name, value in vars(args).items() if name not in ("out", "store", "only")
+        name: str(value) for name, value in vars(args).items() if name not in ("out", "store", "unit")
       }
       table = {"settings": settings, "methods": rows, **environment(jax.local_devices())}
       args.out.write_text(json.dumps(table, indent=2) + "\n")

@@ -110,8 +110,8 @@ def run_workdir(args, row, seed):
 
 
 def selected_rows(args):
-  """Rows whose mode is in --only; all by default."""
-  return [row for row in ROWS if not args.only or row.mode in args.only.split(",")]
+  """Rows whose mode is in --unit; all by default."""
+  return [row for row in ROWS if not args.unit or row.mode in args.unit.split(",")]
 
 
 def command(run, every_epochs):
@@ -170,7 +170,7 @@ def collect(args, failures):
       if (run_workdir(args, row, seed) / "result.json").exists()
     }
     rows.append({**row._asdict(), "seeds": seeds})
-  settings = {n: v for n, v in vars(args).items() if n not in ("workdir", "out", "jobs", "folder", "only")}
+  settings = {n: v for n, v in vars(args).items() if n not in ("workdir", "out", "jobs", "folder", "unit")}
   return {"settings": settings, "teachers": teachers, "rows": rows, "failures": failures}
 
 

@@ -22,7 +22,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
   {
     "response": (
       "kd", "dkd", "dist", "nkd", "mlkd", "ttm", "wttm", "wsld", "logits_mse", "logits_cosine", "hard_label", "tfkd",
-      "uda",
+      "uda", "sdd", "rld", "gdkd", "ldrld", "skd", "pld",
     ),
     "feature": (
       "fitnet", "at", "nst", "ab", "ft", "fsp", "vid", "ofd", "reviewkd", "kdsvd", "sfd", "pkd", "simkd", "catkd",

@@ -18,18 +18,9 @@ So do the published beta: 8 by default, 6 or 2 for some pairs of networks, with 
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from smskd_jax import errors
 from smskd_jax.losses import contract, numerics
-
-
-def _log_label_or_other(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Logarithms [b, 2] of the probabilities of the label and of all other classes together."""
-  log_p = jax.nn.log_softmax(logits)
-  is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
-  others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
-  return jnp.stack([numerics.gather_label(log_p, labels), others], axis=-1)
 
 
 def loss(
@@ -59,8 +50,9 @@ def loss(
   chex.assert_shape(labels, student_logits.shape[:1])
   student = numerics.upcast(student_logits) / temperature
   teacher = numerics.upcast(teacher_logits) / temperature
+  is_label = numerics.class_mask(labels[:, None], student.shape[-1])
   on_label = numerics.kl_divergence(
-    _log_label_or_other(teacher, labels), _log_label_or_other(student, labels)
+    numerics.log_split(teacher, is_label), numerics.log_split(student, is_label)
   )
   among_others = numerics.kl_divergence(
     numerics.log_softmax_without_label(teacher, labels), numerics.log_softmax_without_label(student, labels)

@@ -122,7 +122,7 @@ def loss(
   by_example = _instance_loss(student_logits, teacher_logits, temperatures) + over_temperatures(batch_loss)
   by_class = over_temperatures(class_loss)
   if public_code:
-    example_fraction, class_fraction = _mask_fractions(teacher_logits, axis_name)
+    example_fraction, class_fraction = mask_fractions(teacher_logits, axis_name=axis_name)
     by_example, by_class = example_fraction * by_example, class_fraction * by_class
   total = by_example + by_class
   if student_strong_logits is None or teacher_strong_logits is None:
@@ -153,14 +153,21 @@ def _instance_loss(
   return sum(terms, start=jnp.zeros((), numerics.upcast(student_logits).dtype))
 
 
-def _mask_fractions(teacher_logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """Fractions [] of the examples and classes that the masks of the authors' code select."""
+def mask_fractions(
+  teacher_logits: jax.Array, *, percentile: float = 50.0, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Fractions [] of examples and classes that the masks of the authors' code select.
+
+  Selected are examples whose largest probability, and classes whose sum of probabilities over the global batch, is at
+  most the percentile, in [0, 100], of all.
+  """
   probabilities = jax.nn.softmax(contract.gather(numerics.upcast(teacher_logits), axis_name))
 
-  def share(x):
-    return jnp.mean(x <= jnp.median(x), dtype=x.dtype)
+  def fraction(x):
+    x = jnp.sort(x)  # stored: computed twice, with another rounding, an element may exceed itself
+    return jnp.mean(x <= jnp.percentile(x, percentile), dtype=x.dtype)
 
-  return share(jnp.max(probabilities, axis=1)), share(jnp.sum(probabilities, axis=0))
+  return fraction(jnp.max(probabilities, axis=1)), fraction(jnp.sum(probabilities, axis=0))
 
 
 def method(

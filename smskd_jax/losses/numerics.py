@@ -50,10 +50,31 @@ def gather_label(x: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
 
 
-def log_softmax_without_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Logarithm of the softmax [b, k] over all classes but the label's.
+def log_softmax_within(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Logarithm of the softmax [b, k] over the classes of a mask [b, k].
 
-  The label's entry is 0, which adds nothing to a divergence or a cross-entropy of two such arrays.
+  All other entries are 0, and so are rows without a class: they add nothing to a divergence or a cross-entropy of two
+  such arrays, and have no gradient.
   """
-  is_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
-  return jnp.where(is_label, 0.0, jax.nn.log_softmax(jnp.where(is_label, -jnp.inf, logits)))
+  is_empty = ~jnp.any(mask, axis=-1, keepdims=True)
+  return jnp.where(mask, jax.nn.log_softmax(jnp.where(mask | is_empty, logits, -jnp.inf)), 0.0)
+
+
+def class_mask(classes: jax.Array, num_classes: int) -> jax.Array:
+  """Mask [b, num_classes] of the classes [b, m] of each row."""
+  return jnp.any(classes[:, :, None] == jnp.arange(num_classes)[None, None, :], axis=1)
+
+
+def log_softmax_without_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Logarithm of the softmax [b, k] over all classes but the label's, whose entry is 0."""
+  return log_softmax_within(logits, ~class_mask(labels[:, None], logits.shape[-1]))
+
+
+def log_split(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Logarithms [b, 2] of the total probabilities within and outside a mask [b, k].
+
+  Every row needs classes of both kinds.
+  """
+  log_p = jax.nn.log_softmax(logits)
+  parts = [jax.nn.logsumexp(jnp.where(part, log_p, -jnp.inf), axis=-1) for part in (mask, ~mask)]
+  return jnp.stack(parts, axis=-1)

@@ -42,7 +42,7 @@ def _recipe_rows() -> dict[str, dict[tuple[str, str], dict[str, str]]]:
 
 
 def recipe_names() -> tuple[str, ...]:
-  """Names of the recipes: methods, and methods with a plug-in (`kd_ls`, `dkd_ls`, `ctkd`)."""
+  """Names of the recipes: methods, and methods with a plug-in (`kd_ls`, `ctkd` and others)."""
   return tuple(_recipe_rows())
 
 

@@ -26,10 +26,11 @@ NAMES = sorted(METHODS)
 # Losses of neighbours in the batch: another order is another loss.
 ORDERED = {"cc"}
 # Methods that relate examples, or store something of all of them; all others are sums over independent examples.
-SPAN_DEVICES = sorted({*FAMILIES["relation"], "kdsvd", "mlkd", "ofd", "vid"})
-# Methods whose gradients have no golden vectors.
+SPAN_DEVICES = sorted({*FAMILIES["relation"], "kdsvd", "mlkd", "ofd", "skd", "vid"})
+# Methods whose gradients have no golden vectors, or not in their default form.
 WITHOUT_GOLDEN = [
-  "afd", "catkd", "crd_infonce", "ickd", "irg", "logits_cosine", "logits_mse", "nkd", "simkd", "srrl", "ttm",
+  "afd", "catkd", "crd_infonce", "ickd", "irg", "logits_cosine", "logits_mse", "nkd", "pld", "sdd", "simkd", "srrl",
+  "ttm",
 ]  # fmt: skip
 # Methods that take something of the student as constant, so that differences of their loss are not their gradient; each
 # tests its gradient in a file of its own.

@@ -1,5 +1,6 @@
 """The losses against public implementations: value and every gradient, in float64."""
 
+import functools
 import importlib
 import json
 
@@ -39,6 +40,27 @@ def ofd(*, bn_scale, bn_bias, **inputs):
   return module("ofd").loss(**inputs)
 
 
+def rld_logit_standardization(student_logits, teacher_logits, labels, **hparams):
+  standardize = module("logit_standardization").standardize
+  return module("rld").loss(standardize(student_logits), standardize(teacher_logits), labels, **hparams)
+
+
+def sdd(inner, **inputs):
+  return module("sdd").loss(inner=inner, public_code=True, **inputs)
+
+
+def sdd_maps(*, labels, scales, **inputs):
+  """The regions of both last maps, and the loss with dkd inside."""
+  arrays = {
+    who: [inputs.pop(f"{who}_{x}") for x in ("feature", "kernel", "bias")] for who in ("student", "teacher")
+  }
+  logits = {
+    f"{who}_logits": module("sdd").region_logits(*arrays[who], scales=scales, public_code=True)
+    for who in arrays
+  }
+  return sdd("dkd", labels=labels, **logits, **inputs)
+
+
 def vid(student_feature, teacher_feature, *, log_scale, init_pred_var, eps, **regressors):
   del init_pred_var  # where log_scale comes from
   mean = student_feature
@@ -58,6 +80,14 @@ LOSSES = {
   ),
   "ofd": ofd,
   "reviewkd_hcl": lambda **inputs: module("reviewkd").loss(**inputs),
+  "rld_logit_standardization": rld_logit_standardization,
+  "sdd_dkd": functools.partial(sdd, "dkd"),
+  "sdd_kd": functools.partial(sdd, "kd"),
+  "sdd_maps": sdd_maps,
+  "sdd_nkd": functools.partial(sdd, "nkd"),
+  "skd": lambda **inputs: module("skd").loss(public_code=True, **inputs),
+  "skd_direction": lambda **inputs: module("skd").direction_loss(**inputs),
+  "skd_torchdistill": lambda **inputs: module("skd").loss(**inputs),
   "vid": vid,
 }
 

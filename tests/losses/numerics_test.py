@@ -64,3 +64,22 @@ def test_log_softmax_of_others_leaves_the_label_out():
 def test_rescale_changes_only_the_scale():
   x = jnp.array([[1e-30, 2e-30], [3e30, -6e30], [0.0, 0.0]])
   np.testing.assert_allclose(numerics.normalize_scale(x), [[0.5, 1], [0.5, -1], [0, 0]], rtol=1e-6)
+
+
+def test_log_softmax_within_a_mask():
+  logits = jnp.array([[1.0, 2.0, 3.0], [1e4, -1e4, 0.0], [1.0, 2.0, 3.0]])
+  mask = jnp.array([[True, False, True], [False, True, False], [False, False, False]])
+  within = numerics.log_softmax_within(logits, mask)
+  np.testing.assert_allclose(within[0], [-np.log1p(np.exp(2)), 0, -np.log1p(np.exp(-2))], rtol=1e-6)
+  assert (within[1:] == 0).all()
+  gradient = jax.grad(lambda z: numerics.log_softmax_within(z, mask)[:, 0].sum())(logits)
+  assert (gradient[0] != 0).tolist() == [True, False, True] and (gradient[1:] == 0).all()
+
+
+def test_log_split():
+  logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [4.0, 2.0, 2.0]]))
+  mask = numerics.class_mask(jnp.array([[0, 1], [2, 0]]), 3)
+  np.testing.assert_array_equal(mask, [[True, True, False], [True, False, True]])
+  np.testing.assert_allclose(
+    numerics.log_split(logits, mask), np.log([[3 / 8, 5 / 8], [3 / 4, 1 / 4]]), rtol=1e-6
+  )

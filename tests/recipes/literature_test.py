@@ -16,7 +16,7 @@ def rows():
 
 
 def test_every_method_single_view_methods_has_a_row_and_every_row_a_source():
-  plugin_methods = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd"}
+  plugin_methods = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd", "rld_ls": "rld"}
   single_view_methods = {name for name, make in METHODS.items() if make().min_views == 1}
   assert {plugin_methods.get(name, name) for name in literature.recipe_names()} == single_view_methods
   assert all(row["source"] and None not in row for row in rows())
