@@ -93,21 +93,10 @@ LOSSES = {
 
 # Methods of the cases of index_2024.json for which the package has no loss yet.
 WITHOUT_LOSS = {
-  "gdkd",
   "itrd_correlation",
   "itrd_mutual",
-  "ldrld",
   "nd",
   "ofa",
-  "rld",
-  "rld_logit_standardization",
-  "sdd_dkd",
-  "sdd_kd",
-  "sdd_maps",
-  "sdd_nkd",
-  "skd",
-  "skd_direction",
-  "skd_torchdistill",
   "srd",
   "srd_normalized",
   "wkd_feature",
