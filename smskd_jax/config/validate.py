@@ -63,12 +63,12 @@ def _check_factories(path: str, stage: Stage) -> None:
       plugin_path = f"{path}.methods[{j}].plugins[{k}]"
       wrap = functools.partial(losses.PLUGINS[plugin["name"]], inner)
       wrapped = _check_factory(plugin_path, wrap, plugin, *losses.PLUGIN_FIELDS)
-      reads = inner.reads | inner.student_reads
+      reads = _reads(inner)
       if wrapped.transforms_logits and reads != {"logits"}:
         raise UserError(
           f"{plugin_path}: {plugin['name']!r} changes logits, but {method['name']!r} reads "
           f"{', '.join(sorted(reads))}; it wraps methods that read logits alone: "
-          f"{', '.join(losses.FAMILIES['response'])}"
+          f"{', '.join(x for x in losses.FAMILIES['response'] if _reads(losses.METHODS[x]()) == {'logits'})}"
         )
   _check_factory(
     f"{path}.mix", functools.partial(mixing.check_options, stage["mix"]["name"]), stage["mix"], "name"
@@ -80,6 +80,11 @@ def _check_factories(path: str, stage: Stage) -> None:
   _check_factory(
     f"{path}.optimizer", make_optimizer, stage["optimizer"], "name", "learning_rate", "base_batch_size"
   )
+
+
+def _reads(method: losses.Method) -> frozenset[str]:
+  """Outputs that a method reads of any network."""
+  return method.reads | method.student_reads
 
 
 def _check_factory(path: str, factory: Callable, entry: dict[str, Any], *own: str, **required: Any) -> Any:
