@@ -142,17 +142,19 @@ def outputs_of_pair(pair):
   batch = networks.batch_of(0, shape=shape)
   images = [view(None, batch) for view in stage.views]
 
-  def forward(network, *, seed, **options):
+  def forward(network, *, seed, train):
     variables = networks.random_variables(network, seed, shape)
-    collections = [name for name in variables if name != "params"] if options else False
-    run = jax.jit(
-      lambda variables, image: network.apply(variables, image, mutable=collections, **options),
-      compiler_options=networks.FAST_COMPILE,
-    )
-    first, *others = (run(variables, image)[0] if collections else run(variables, image) for image in images)
+    collections = [name for name in variables if name != "params"] if train else []
+
+    def apply(variables, image):
+      outputs, _ = network.apply(variables, image, train=train, mutable=collections)
+      return outputs
+
+    run = jax.jit(apply, compiler_options=networks.FAST_COMPILE)
+    first, *others = (run(variables, image) for image in images)
     return first._replace(view_outputs=tuple(others))
 
-  teacher = forward(stage.teachers[0], seed=1)
+  teacher = forward(stage.teachers[0], seed=1, train=False)
   return forward(stage.student, seed=0, train=True), teacher, batch
 
 
