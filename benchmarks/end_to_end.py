@@ -16,7 +16,7 @@ The sides alternate seed by seed in one process; ratios to `nchw` are those of o
 `uncached` and `cached` compile for the first seed, and all later runs read the compiled programs from the workdir.
 
 All sides start from variables of equal distribution, process equally many images in equally many steps, and evaluate
-the teacher once and the student after equally many epochs. This package also evaluates the student before each stage,
+the teacher once and the student after equally many epochs. This package also evaluates the new student,
 stores outputs of the test set, and writes metrics, checkpoints and a report; all of this is included. Diagnostics on
 the test set (`num_forgetting_images`, `feature_images`) have no counterpart and are off; --diagnostics turns them on.
 """

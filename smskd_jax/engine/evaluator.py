@@ -55,15 +55,26 @@ class Evaluator:
     """Metrics and outputs of the network under a key, without comparisons."""
     return self._metrics(self._frozen_logits(key, network), {}), self._frozen_outputs(key, network)
 
-  def evaluate_stage(self, plan: StagePlan, variables: Any) -> EvalResult:
+  def evaluate_stage(self, plan: StagePlan, variables: Any, *, is_initial: bool = False) -> EvalResult:
     """Evaluates a stage's network and compares it with other networks.
 
     These are its teachers, its reference and its earlier stages.
 
     'earlier_1' is the first earlier stage: 'earlier_1_regressions' is the fraction of images that the earlier stage
     classifies correctly and the network does not, 'earlier_1_iou' the IoU of their sets of correctly classified images.
+
+    Args:
+      plan: of the stage.
+      variables: replicated on the devices.
+      is_initial: the variables are those before the first step. If they are the final ones of an earlier stage, the
+        outputs of that stage are reused.
     """
-    said = self._metrics(self._predict(plan.stage.student, variables), self._compared_logits(plan))
+    network = plan.stage.student
+    if is_initial and plan.inputs.init is not None and not plan.changes_initial_variables:
+      logits = self._frozen_logits(plan.inputs.init, network)
+    else:
+      logits = self._predict(network, variables)
+    said = self._metrics(logits, self._compared_logits(plan))
     return said._replace(values=said.values | self._earlier_losses.evaluate(plan, variables))
 
   def final_outputs(

@@ -53,6 +53,11 @@ class StagePlan(NamedTuple):
     """Name of the stage."""
     return self.config["name"]
 
+  @property
+  def changes_initial_variables(self) -> bool:
+    """True if a method of the stage changes the network's variables before the first step."""
+    return any(term.method.init_student is not None for term in self.stage.terms)
+
 
 def make_plans(
   config: Mapping[str, Any],

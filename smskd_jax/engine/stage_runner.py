@@ -409,7 +409,8 @@ class StageTraining:
   def _evaluate(self, step: int, variables: Any) -> dict[str, float]:
     """Evaluates the network and records the evaluation; returns the metrics."""
     variables = parallel.replicate(variables, self._context.devices)
-    self._last = evaluated = self._context.evaluator.evaluate_stage(self.plan, variables)
+    evaluate = self._context.evaluator.evaluate_stage
+    self._last = evaluated = evaluate(self.plan, variables, is_initial=step == 0)
     line = {"step": step, "epoch": step / self.plan.loop_config.steps_per_epoch} | evaluated.values
     self._history.add_evaluation(line, evaluated.predictions, variables)
     return evaluated.values

@@ -360,8 +360,8 @@ def script_validation(monkeypatch, by_epoch):
     networks[epoch] = checkpoint.tree_digest(jax.device_get(variables))
     scripted = {"validation/accuracy": by_epoch[epoch]}
 
-    def evaluated(self, *args):
-      result = evaluate(self, *args)
+    def evaluated(self, *args, **kwargs):
+      result = evaluate(self, *args, **kwargs)
       return result._replace(values=result.values | scripted)
 
     monkeypatch.setattr(evaluator.Evaluator, "evaluate_stage", evaluated)
@@ -369,6 +369,22 @@ def script_validation(monkeypatch, by_epoch):
 
   monkeypatch.setattr(StageTraining, "_evaluate", looking)
   return networks
+
+
+def test_no_network_is_evaluated_twice(tmp_path, monkeypatch):
+  predict, digests = evaluator.Evaluator._predict, []
+
+  def predicting(self, network, variables):
+    digests.append(checkpoint.tree_digest(jax.device_get(variables)))
+    return predict(self, network, variables)
+
+  monkeypatch.setattr(evaluator.Evaluator, "_predict", predicting)
+  _, first, second = experiment.run(runs.tiny(), tmp_path, cpu_devices=2)["stages"]
+  assert len(digests) == len(set(digests)), "a stage begins with the network that the previous one ended with"
+  lines = read_metrics(tmp_path / "store" / second["key"] / "metrics.jsonl")
+  assert lines[0]["step"] == 0 and lines[0]["test/accuracy"] == first["metrics"]["last"]["test/accuracy"]
+  assert lines[0]["test/nll"] == first["metrics"]["last"]["test/nll"]
+  assert lines[0]["test/reference_agreement"] == 1
 
 
 def test_a_stage_may_end_with_its_best_epoch(tmp_path, monkeypatch):
