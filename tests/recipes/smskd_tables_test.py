@@ -54,15 +54,23 @@ def test_table_2_has_its_own_numbers_and_no_crops(pair):
 
 
 def test_table_3_adds_one_thing_at_a_time():
-  variants = load("table3", "methods=at,more=True")["variants"]
-  at = {name.removeprefix("at."): v["stages"][1]["reference"] for name, v in variants.items() if name != "kd"}
+  more = "alone+stages+constant+tcp+student+dla+one_minus_teacher_tcp+temperature_4"
+  study = load("table3", f"methods=at,variants={more}")
+  variants = study["variants"]
+  assert list(variants) == ["kd", "student", *(f"at.{name}" for name in more.split("+") if name != "student")]
+  assert len(variants["at.dla"]["stages"][0]["methods"]) == 2
+  at = {
+    name.removeprefix("at."): variant["stages"][1]["reference"]
+    for name, variant in variants.items()
+    if len(variant["stages"]) > 1
+  }
   assert at["stages"]["stage"] == "none"
   assert (at["constant"]["stage"], at["constant"]["weighting"]) == ("previous", "constant")
   assert at["tcp"]["weighting"] == "reference_tcp"
   assert at["one_minus_teacher_tcp"]["weighting"] == "one_minus_teacher_tcp"
   assert (at["temperature_4"]["temperature"], at["temperature_4"]["tcp_temperature"]) == (4.0, 4.0)
   study = load("table3", "methods=pkt")
-  assert [claim["paper"] for claim in study["claims"]] == ["+0.70", "+0.16", "-0.57"]
+  assert [claim["paper"] for claim in study["claims"]] == ["+0.70", "+0.16", "-0.57", "+0.29", "-0.25"]
 
 
 def test_figure_2_has_the_combinations_of_the_paper():
