@@ -44,6 +44,7 @@ def gpu():
     del sys.modules["gpu"]
 
 
+@pytest.mark.slow
 def test_all_groups_are_measured(tmp_path):
   paths = map(str, (runs.ROOT, runs.ROOT / "tests"))  # for networks of `tests/smoke.py`
   env = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}

@@ -63,6 +63,7 @@ def digests(workdir):
   return [checkpoint.tree_digest(checkpoint.load_variables(path)) for path in finals]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_run_of_one(finished):
   folder, ends = finished
   assert [status for status, _, _ in ends] == [0, 0], ends
@@ -77,6 +78,7 @@ def test_two_processes_give_the_run_of_one(finished):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_only_process_0_logs_and_writes(finished):
   folder, ((_, primary, _), (_, other, _)) = finished
   unexpected = [line for line in other.splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
