@@ -12,6 +12,9 @@ momentum and weight decay. Its batch is on the devices, without augmentation. Si
   nchw             PyTorch in its default memory format, as in public code, on all cores
   channels_last    PyTorch in the channels-last memory format, on all cores
 
+PyTorch runs in a process of its own, benchmarks/torch_step.py, so that neither side uses the other's threads, in the
+Python that `--torch_python` names: one with PyTorch and the requirements of this package.
+
 All sides start from equal variables and must give equal losses before the timing (crd: to 2 %, because its negatives
 are sampled). The sides take turns of a few steps; the ratio to `nchw` is computed for each turn, and its median and
 quartiles are reported: below 1 is faster than PyTorch. The machine must be idle.
@@ -23,8 +26,12 @@ import functools
 import json
 import os
 from pathlib import Path
+import pickle
 import statistics
+import subprocess
+import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -47,7 +54,8 @@ CASES = (
   "rkd:resnet56:resnet20,crd:resnet56:resnet20"
 )
 WEIGHTS = {"kd": 0.9, "rkd": 1.0, "crd": 0.8}
-SIDES = ("ours", "as_written", "cached", "nchw", "channels_last")
+TORCH_SIDES = ("nchw", "channels_last")
+SIDES = ("ours", "as_written", "cached", *TORCH_SIDES)
 
 
 def make_plan(case, dataset, *, batch_size, cache="off", dtype="float32", source="cifar10", image_size=0):
@@ -117,6 +125,45 @@ class TrainStep:
     return float(np.ravel(self.metrics["loss"])[0])
 
 
+class TorchProcess:
+  """Process of benchmarks/torch_step.py; it ends with its input."""
+
+  def __init__(self, python, case):
+    command = [python, Path(__file__).with_name("torch_step.py")]
+    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    self.version = self.call(_without_keys(case))
+
+  def call(self, request):
+    """The reply to a request."""
+    pickle.dump(request, self.process.stdin)
+    self.process.stdin.flush()
+    return pickle.load(self.process.stdout)
+
+
+class TorchStep(NamedTuple):
+  """A side of PyTorch."""
+
+  process: TorchProcess
+  name: str
+
+  def run(self):
+    """Trains one step and returns the loss."""
+    return self.process.call((self.name, 1))[0]
+
+  def seconds(self, steps):
+    """Seconds per step, as the process measures them."""
+    return self.process.call((self.name, steps))[1]
+
+
+def _without_keys(tree):
+  """The arrays of a tree as NumPy's, without random keys."""
+
+  def without_key(x):
+    return None if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+  return jax.tree.map(without_key, jax.device_get(tree))
+
+
 def normalized(image, dataset):
   """Normalized images, on the host."""
   return np.asarray(augment.normalize(image, dataset.mean, dataset.std))
@@ -135,8 +182,6 @@ def cache_teacher(plan, frozen, image, dataset):
 
 
 def make_sides(case, args, dataset, devices):
-  import torch_step  # here, because other benchmarks use this file without PyTorch
-
   options = {"batch_size": args.batch_size, "source": args.data}
   plan, cached = (make_plan(case, dataset, cache=cache, **options) for cache in ("off", "float32"))
   index = np.arange(args.batch_size, dtype=np.int32)
@@ -153,8 +198,9 @@ def make_sides(case, args, dataset, devices):
     "cached",
     TrainStep(cached, (inputs[0], cache_teacher(plan, inputs[1], image, dataset)), batch, devices),
   )
-  for name in ("nchw", "channels_last"):
-    yield name, torch_step.Step(plan, inputs, image, batch, channels_last=name == "channels_last")
+  torch = TorchProcess(args.torch_python, (case, options, inputs, image, batch))
+  for name in TORCH_SIDES:
+    yield name, TorchStep(torch, name)
 
 
 def check_losses(sides, case):
@@ -170,6 +216,8 @@ def check_losses(sides, case):
 
 
 def seconds_per_step(side, steps):
+  if isinstance(side, TorchStep):
+    return side.seconds(steps)
   began = time.perf_counter()
   for _ in range(steps):
     side.run()
@@ -208,7 +256,7 @@ def measure(case, args, dataset, devices):
       seconds = seconds_per_step(sides[name], args.steps)
       if i:  # the first warms up
         turns[name].append(seconds)
-  row = {"case": case, "batch_size": args.batch_size}
+  row = {"case": case, "batch_size": args.batch_size, "torch": sides["nchw"].process.version}
   for name, seconds in turns.items():
     ratios = [a / b for a, b in zip(seconds, turns["nchw"], strict=True)]
     lower, middle, upper = np.percentile(ratios, (25, 50, 75)).tolist()
@@ -230,25 +278,23 @@ def table(rows):
 
 
 def main():
-  import torch
-
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--cases", default=CASES, help="joined by commas")
   parser.add_argument("--data", default="cifar10")
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
   parser.add_argument("--repeats", type=int, default=7, help="timed turns of each side")
+  parser.add_argument("--torch_python", default=sys.executable, help="the Python that has PyTorch")
   parser.add_argument("--out", type=Path, help="a JSON file for the table, written after each row")
   args = parser.parse_args()
   devices = parallel.select_devices([args.batch_size])
   cores = len(os.sched_getaffinity(0))
-  torch.set_num_threads(cores)
   dataset, rows = data.load(args.data), []
   for case in args.cases.split(","):
     rows.append(measure(case, args, dataset, devices))
     console.log(json.dumps(rows[-1]))
     if args.out:
-      result = {"cores": cores, "torch": torch.__version__, "steps": rows, **environment(devices)}
+      result = {"cores": cores, "steps": rows, **environment(devices)}
       args.out.write_text(json.dumps(result, indent=2) + "\n")
   console.log(f"milliseconds per step (ratio to nchw)\n\n{table(rows)}")
 

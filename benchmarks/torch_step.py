@@ -1,8 +1,14 @@
 """Training steps of benchmarks/step.py in plain PyTorch, eager as in public code, or compiled.
 
 The CIFAR ResNets have RepDistiller's parameter names, so that our variables can be loaded; the distillation terms are
-those of benchmarks/torch_losses.py.
+those of benchmarks/torch_losses.py. As a program it is a process of benchmarks/step.py: it reads a case, then names of
+sides with numbers of steps, and writes the last loss and the seconds per step.
 """
+
+import os
+import pickle
+import sys
+import time
 
 import jax
 import numpy as np
@@ -166,3 +172,35 @@ class Step:
     log_p, log_q = F.log_softmax(student, 1), F.log_softmax(reference, 1)
     tcp = log_q.exp().gather(1, self.label[:, None])[:, 0]
     return self.reference_weight * (tcp * (log_p.exp() * (log_p - log_q)).sum(1)).mean()
+
+
+def main():
+  """Times the steps of a case until its input ends."""
+  import step
+
+  from smskd_jax import data
+
+  replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print
+  case, options, inputs, image, batch = pickle.load(sys.stdin.buffer)
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  plan = step.make_plan(case, data.load(options["source"]), **options)
+  sides = {
+    name: Step(plan, inputs, image, batch, channels_last=name == "channels_last") for name in step.TORCH_SIDES
+  }
+  reply = str(torch.__version__)
+  while True:
+    pickle.dump(reply, replies)
+    replies.flush()
+    try:
+      name, steps = pickle.load(sys.stdin.buffer)
+    except EOFError:
+      return
+    began = time.perf_counter()
+    for _ in range(steps):
+      loss = sides[name].run()
+    reply = (loss, (time.perf_counter() - began) / steps)
+
+
+if __name__ == "__main__":
+  main()

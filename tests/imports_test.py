@@ -16,7 +16,7 @@ MAY_IMPORT = {
   "errors": "",
   "types": "",
   "custom": "",
-  "layers": BASE,
+  "layers": f"{BASE} runtime",
   "losses": f"{BASE} layers",
   "models": f"{BASE} layers",
   "data": f"{BASE} runtime",

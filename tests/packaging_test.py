@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(file.namelist())
   ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "smskd_jax").rglob("*.py")}
   data = {f"smskd_jax/data/fashion_mnist_small.{suffix}" for suffix in ("npz", "LICENSE")}
+  data |= {"smskd_jax/runtime/onednn.cc"}
   data |= {f"smskd_jax/recipes/{name}.csv" for name in ("literature", "literature_accuracy")}
   data |= {f"smskd_jax/analysis/templates/report.{suffix}" for suffix in ("css", "html.j2", "md.j2")}
   assert {name for name in names if ".dist-info/" not in name} == ours | data

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.engine.plan import StagePlan
+from smskd_jax.layers import convolution
 from smskd_jax.runtime import console, parallel, store
 from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen, TrainState
@@ -130,8 +131,15 @@ def profile_stage(
     peaks: of these devices.
   """
   split = [parallel.shard_local(batch, devices) for batch in itertools.islice(batches, WARMUP_STEPS + steps)]
-  step: Any = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
-  compiled = step.lower(state, frozen, split[0]).compile()
+
+  def lower() -> Any:
+    step: Any = parallel.compile_step(make_train_step(plan.stage, parallel.AXIS), devices)
+    return step.lower(state, frozen, split[0])
+
+  with convolution.use_xla_convolution():  # XLA counts no operations of others
+    counted = lower()
+    flops = (counted.cost_analysis() or counted.compile().cost_analysis())["flops"]
+  compiled = lower().compile()
   state = jax.tree.map(jnp.copy, state)
 
   def run(some: Iterable[Batch]) -> None:
@@ -144,15 +152,16 @@ def profile_stage(
   run(warm)
   with jax.profiler.trace(str(folder)):
     seconds = _seconds(lambda: run(traced)) / len(traced)
-  found = _profile(compiled, seconds, plan.loop_config.batch_size, len(devices), peaks)
+  found = _profile(compiled, flops, seconds, plan.loop_config.batch_size, len(devices), peaks)
   store.write_json(folder / "profile.json", found._asdict() | {"ceilings": found.peaks._asdict()})
   return found
 
 
-def _profile(compiled: Any, seconds: float, images: int, count: int, ceilings: HardwarePeaks) -> Profile:
-  cost = compiled.cost_analysis()
-  moved = cost.get("bytes accessed", 0.0)
-  return Profile(seconds, images, count * cost["flops"], count * moved, memory_bytes(compiled), ceilings)
+def _profile(
+  compiled: Any, flops: float, seconds: float, images: int, count: int, ceilings: HardwarePeaks
+) -> Profile:
+  moved = compiled.cost_analysis().get("bytes accessed", 0.0)
+  return Profile(seconds, images, count * flops, count * moved, memory_bytes(compiled), ceilings)
 
 
 def table(profiles: dict[str, Profile]) -> str:

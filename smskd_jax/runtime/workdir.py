@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smskd_jax.errors import UserError
-from smskd_jax.runtime import distributed, store
+from smskd_jax.runtime import distributed, onednn, store
 from smskd_jax.runtime.integrity import DamagedFileError, read_arrays, read_json
 
 # Kinds of folders, as messages name them.
@@ -122,7 +122,7 @@ def check_processes_match(**values: Any) -> None:
 
 
 def environment_fingerprint() -> dict[str, Any]:
-  """Code digest and package versions.
+  """Code digest and package versions; oneDNN's if the CPU's convolutions are oneDNN's.
 
   They must be equal wherever parts of a run or a study are computed.
   """
@@ -139,7 +139,7 @@ def _code_digest() -> str:
   """First 16 hexadecimal digits of the SHA-256 of this package's files."""
   package = Path(__file__).parents[1]
   sha = hashlib.sha256()
-  for path in sorted(package.rglob("*.py")):
+  for path in sorted([*package.rglob("*.py"), *package.rglob("*.cc")]):
     sha.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
   return sha.hexdigest()[:16]
 
@@ -265,7 +265,8 @@ def environment(devices: Any) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-  return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+  packages = {name: _version(name) for name in _PACKAGES}
+  return {"python": platform.python_version(), **packages, "onednn": onednn.version()}
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Convolutions of a CPU: XLA's, Winograd's and oneDNN's behind `primitives.convolve`."""
