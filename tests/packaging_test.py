@@ -64,6 +64,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   data = {f"smskd_jax/data/fashion_mnist_small.{suffix}" for suffix in ("npz", "LICENSE")}
   data |= {"smskd_jax/runtime/onednn.cc"}
   data |= {f"smskd_jax/recipes/{name}.csv" for name in ("literature", "literature_accuracy")}
+  data |= {"smskd_jax/losses/peers.md"}
   data |= {f"smskd_jax/analysis/templates/report.{suffix}" for suffix in ("css", "html.j2", "md.j2")}
   assert {name for name in names if ".dist-info/" not in name} == ours | data
   licences = [name.rpartition("/")[2] for name in names if ".dist-info/licenses/" in name]

@@ -9,8 +9,8 @@ from smskd_jax.types import Head, Norm, Outputs
 class Tiny(nn.Module):
   """A convolution of stride 2, batch norm, ReLU and a classifier."""
 
-  channels: int
-  num_classes: int
+  channels: int = 4
+  num_classes: int = 10
 
   @nn.compact
   def __call__(self, image, *, train=False, axis_name=None):

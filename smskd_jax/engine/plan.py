@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
-from smskd_jax import custom
+from smskd_jax import custom, losses
 from smskd_jax.config import build
 from smskd_jax.config.merge import drop_keys
 from smskd_jax.data.dataset import Dataset, content_bytes
-from smskd_jax.errors import UserError
+from smskd_jax.errors import UserError, join_names
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Pretrained
 from smskd_jax.models import introspection
@@ -138,7 +138,37 @@ def _check_methods(path: str, plan: StagePlan, dataset: Dataset) -> None:
   try:
     abstract_state(plan, dataset)
   except ValueError as error:
-    raise UserError(f"{path}: {error}") from error
+    raise UserError(f"{path}: {error}{_suggest_methods(plan, dataset)}") from error
+
+
+def _suggest_methods(plan: StagePlan, dataset: Dataset) -> str:
+  """Names of methods that are defined for a student and its teacher, for an error.
+
+  Returns '' unless a method of the stage is undefined for them with its default options too.
+  """
+  stage, image = plan.stage, introspection.image_spec(dataset.image_shape)
+  if len(stage.teachers) != 1:
+    return ""  # the number of teachers is the mistake
+  networks = (stage.student, *stage.teachers)
+  values = (introspection.variable_shapes(network, dataset.image_shape) for network in networks)
+  student, *teachers = map(initialization.output_spec, networks, values, (image, image))
+
+  def is_defined(name: str) -> bool:
+    init = losses.METHODS[name]().init
+    try:
+      jax.eval_shape(lambda key: init(key, student, tuple(teachers), dataset.train.label), jax.random.key(0))
+    except ValueError:
+      return False
+    return True
+
+  names = [method["name"] for method in plan.config["methods"] if not custom.is_custom(method["name"])]
+  if all(map(is_defined, names)):
+    return ""
+  traits = {name: make() for name, make in losses.METHODS.items()}
+  defined = [
+    name for name, one in traits.items() if one.needs_teacher and one.min_views == 1 and is_defined(name)
+  ]
+  return f"; methods for these networks are {join_names(defined)}"
 
 
 def _origin(index: int, entry: Mapping[str, Any], ancestors: Sequence[StagePlan]) -> tuple[int, int]:

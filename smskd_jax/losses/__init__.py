@@ -26,9 +26,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     ),
     "feature": (
       "fitnet", "at", "nst", "ab", "ft", "fsp", "vid", "ofd", "reviewkd", "kdsvd", "sfd", "pkd", "simkd", "catkd",
-      "srrl", "afd", "embedding_mse",
+      "srrl", "afd", "embedding_mse", "mgd", "srd", "ofa",
     ),
-    "relation": ("rkd", "sp", "cc", "pkt", "crd", "crd_infonce", "irg", "ickd"),
+    "relation": ("rkd", "sp", "cc", "pkt", "crd", "crd_infonce", "irg", "ickd", "itrd"),
     "online": ("dml",),
   }
 )  # fmt: skip

@@ -7,6 +7,7 @@ python -m smskd_jax.losses --markdown the page docs/methods.md
 
 from collections.abc import Callable, Mapping, Sequence
 import inspect
+from pathlib import Path
 import re
 import sys
 import textwrap
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from smskd_jax.errors import UserError, print_error, suggestion
 from smskd_jax.losses import FAMILIES, METHODS, PLUGINS
 from smskd_jax.losses.contract import OUTPUTS, Method
+
+PEERS_PATH = Path(__file__).with_name("peers.md")  # the last section of the page, written by hand
 
 
 class MethodDoc(NamedTuple):
@@ -28,6 +31,7 @@ class MethodDoc(NamedTuple):
   notes: str  # what the symbols mean, and every difference from the paper
   reads: str
   learns: str  # '' for nothing
+  teacher_cache: str  # 'yes', 'no', or '-' without a teacher
   defaults: Mapping[str, object]  # hyper-parameters
 
   @property
@@ -42,14 +46,18 @@ def describe(name: str) -> MethodDoc:
   factory = METHODS[name] if name in METHODS else PLUGINS[name]
   title, paper, formula, notes = _sections(inspect.getdoc(inspect.getmodule(factory)) or "")
   family = next((family for family, names in FAMILIES.items() if name in names), "plug-in")
+  teacher_cache = "as the wrapped method"
   if name in METHODS:
     method = METHODS[name]()
     reads, learns = _format_reads(method), method.learns
+    teacher_cache = ("yes" if method.cacheable else "no") if method.needs_teacher else "-"
   else:
     method = PLUGINS[name](METHODS["kd"]())
     reads = "logits" if method.transforms_logits else "as the wrapped method"
     learns = method.learns or ("" if method.transforms_logits else "as the wrapped method, for each teacher")
-  return MethodDoc(name, family, title, paper, formula, notes, reads, learns, _defaults(factory))
+  return MethodDoc(
+    name, family, title, paper, formula, notes, reads, learns, teacher_cache, _defaults(factory)
+  )
 
 
 def describe_all() -> tuple[MethodDoc, ...]:
@@ -106,6 +114,7 @@ def format_method(doc: MethodDoc) -> str:
     ("family", doc.family),
     ("reads", doc.reads),
     ("learns", doc.learns or "nothing"),
+    ("teacher cache", doc.teacher_cache),
     ("hyper-parameters", defaults),
   )
   facts_text = "\n".join(f"{name}: {value}" for name, value in facts)
@@ -131,19 +140,25 @@ def format_markdown() -> str:
     "after and before their activation; the final map, whose mean is the embedding; the head, a linear classifier;",
     "norms, the batch norms of the preactivations; peer outputs, those of the other networks of a cohort.",
     "",
-    "| name | family | paper | reads | learns or remembers |",
-    "|---|---|---|---|---|",
+    "Families: a response method compares logits; a feature method maps, embeddings, or the logits of heads on them; a",
+    "relation method relates examples or channels; an online method needs networks that train together. A teacher",
+    "cache, a stage's `teacher_cache`, stores logits and embeddings: the methods with `yes` can use it.",
+    "",
+    "| name | family | paper | reads | learns or remembers | teacher cache |",
+    "|---|---|---|---|---|---|",
   ]
   docs = describe_all()
   for c in docs:
-    lines.append(f"| [{c.name}](#{c.name}) | {c.family} | {c.cite} | {c.reads} | {c.learns or '-'} |")
+    lines.append(
+      f"| [{c.name}](#{c.name}) | {c.family} | {c.cite} | {c.reads} | {c.learns or '-'} | {c.teacher_cache} |"
+    )
   for c in docs:
     defaults = ", ".join(f"`{name}={value!r}`" for name, value in c.defaults.items()) or "none"
     lines += ["", f"## {c.name}", "", c.title, "", c.paper, "", "```", c.formula, "```", ""]
     lines += [f"Hyper-parameters: {defaults}. Reads: {c.reads}. Learns: {c.learns or 'nothing'}."]
     if c.notes:
       lines += ["", c.notes]
-  return "\n".join(lines) + "\n"
+  return "\n".join(lines) + "\n\n" + PEERS_PATH.read_text()
 
 
 def main(argv: Sequence[str]) -> int:

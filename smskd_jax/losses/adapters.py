@@ -45,6 +45,18 @@ class Projections(nn.Module):
     return tuple(project(i, x, c) for i, (x, c) in enumerate(zip(features, self.channels, strict=True)))
 
 
+class Linear(nn.Module):
+  """Linear layer from the student's embedding to the teacher's width."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, embedding: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """[b, width]."""
+    del axis_name
+    return basic.linear(self.width, embedding.shape[-1], name="linear")(embedding)
+
+
 def init(module: nn.Module, key: jax.Array, *inputs: Any) -> MethodVariables:
   """Fresh parameters of a module, and its running statistics as state.
 

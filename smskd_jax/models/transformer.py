@@ -10,7 +10,6 @@ token of its own, so that images of any size fit, and tokens always form a map. 
 are those of timm's networks, which have another kind of positions by default.
 """
 
-import math
 from typing import Any
 
 from flax import linen as nn
@@ -20,6 +19,7 @@ import numpy as np
 
 from smskd_jax import errors
 from smskd_jax.layers.basic import normal
+from smskd_jax.layers.transformer import Block
 from smskd_jax.models import options
 from smskd_jax.models.outputs import FeatureLayer, make_outputs
 from smskd_jax.types import Outputs
@@ -34,72 +34,6 @@ def sinusoidal_positions(height: int, width: int, channels: int) -> np.ndarray:
   angles = [place[..., None] * frequencies for place in (column, row)]
   parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
   return np.concatenate(parts, axis=-1)[None]
-
-
-def _xavier(key, shape, dtype):
-  """Uniform weights [in, out], drawn flat as in `layers/basic.py`."""
-  bound = math.sqrt(6 / sum(shape))
-  return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
-
-
-class MlpBlock(nn.Module):
-  """Two linear layers around a GELU."""
-
-  hidden: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Of the last axis of x; its size stays."""
-    y = nn.gelu(
-      nn.Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x), approximate=False
-    )
-    return nn.Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
-
-
-class Attention(nn.Module):
-  """Scaled dot-product attention of several heads, among all tokens."""
-
-  num_heads: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[b, n, d] of n tokens; the softmax is computed in float32 or wider."""
-    b, n, d = x.shape
-    qkv = nn.Dense(3 * d, kernel_init=_xavier, dtype=self.dtype, name="qkv")(x)
-    qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
-    q, k, v = (qkv[i] for i in range(3))
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    y = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
-    y = y.transpose(0, 2, 1, 3).reshape(b, n, d)
-    return nn.Dense(d, kernel_init=_xavier, dtype=self.dtype, name="proj")(y)
-
-
-class Block(nn.Module):
-  """Mixes tokens by attention or, without heads, an MLP over positions; then channels."""
-
-  num_heads: int | None
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[b, n, d]."""
-
-    def norm(name):
-      return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
-
-    channels = x.shape[-1]
-    y = norm("norm1")(x)
-    if self.num_heads is not None:
-      x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-      mlp = MlpBlock(4 * channels, self.dtype, name="mlp")
-    else:
-      mixed = MlpBlock(channels // 2, self.dtype, name="mlp__tokens")(y.swapaxes(1, 2))
-      x = x + mixed.swapaxes(1, 2)
-      mlp = MlpBlock(4 * channels, self.dtype, name="mlp__channels")
-    return x + mlp(norm("norm2")(x))
 
 
 class PatchNetwork(nn.Module):

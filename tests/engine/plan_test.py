@@ -9,6 +9,7 @@ from smskd_jax import config as config_lib
 from smskd_jax import data
 from smskd_jax.config import experiment, method, network, stage
 from smskd_jax.engine import plan
+from smskd_jax.errors import UserError
 from smskd_jax.training import optimizer, schedule
 from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Batch, Frozen
@@ -133,3 +134,27 @@ def test_a_rate_that_is_meant_for_a_batch_grows_with_it(digits):
   assert update(learning_rate=0.05, base_batch_size=64) == pytest.approx(update(learning_rate=0.2))
   both = update(learning_rate=0.05, base_batch_size=64, accumulate_steps=1), update(learning_rate=0.05)
   assert both[0] == pytest.approx(4 * both[1])
+
+
+def refused_pair(digits, model, entry):
+  """One line about a method that is not defined for a teacher of three maps and a student."""
+  config = experiment(
+    data={"source": "digits"},
+    networks={"teacher": network(SMALL, width=0.25), "student": model},
+    stages=(stage("teacher"), stage("student", teachers=("teacher",), methods=(entry,))),
+  )
+  with pytest.raises(UserError) as error:
+    plan.make_plans(config_lib.resolve(config), digits)
+  return str(error.value)
+
+
+def test_a_refusal_names_the_methods_that_are_defined_for_the_pair(digits):
+  text = refused_pair(digits, network("custom:tiny:Tiny"), method("at"))
+  reason, _, names = text.partition("; methods for these networks are ")
+  assert reason.startswith("config.stages[1]: at: needs feature maps after the stem") and "\n" not in text
+  assert "catkd, cc, crd," in names and "at," not in names.split()
+
+
+def test_a_refusal_of_an_option_names_no_other_methods(digits):
+  text = refused_pair(digits, network(SMALL, width=0.125), method("fitnet", student_layer=9))
+  assert "layer 9 does not exist" in text and "methods for these networks" not in text

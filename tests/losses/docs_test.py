@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,20 @@ def test_documentation_is_complete(name):
 def test_the_page_is_up_to_date():
   page = (ROOT / "docs" / "methods.md").read_text()
   assert page == docs.format_markdown(), "run: python -m smskd_jax.losses --markdown > docs/methods.md"
+
+
+def test_the_teacher_cache_is_for_methods_that_read_logits_and_embeddings():
+  caches = {doc.name: doc.teacher_cache for doc in docs.describe_all()}
+  assert [caches[name] for name in ("kd", "rkd", "ofa", "fitnet", "tfkd")] == ["yes", "yes", "yes", "no", "-"]
+
+
+def test_other_collections_have_names_of_methods():
+  """In the column of the methods that are here."""
+  rows = re.findall(r"^\|([^|]*)\|([^|]*)\|([^|]*)\|$", docs.PEERS_PATH.read_text(), re.MULTILINE)[2:]
+  assert len(rows) >= 8
+  for collection, here, _ in rows:
+    names = re.findall(r"`(\w+)`", here)
+    assert names and set(names) <= {*NAMES}, collection
 
 
 def test_the_list_has_a_line_for_each(capsys):

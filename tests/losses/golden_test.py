@@ -72,12 +72,15 @@ def vid(student_feature, teacher_feature, *, log_scale, init_pred_var, eps, **re
 # What the cases call a method, where it is not the module whose `loss` computes it.
 LOSSES = {
   "crd": crd,
+  "itrd_correlation": lambda **inputs: module("itrd").correlation_loss(**inputs),
+  "itrd_mutual": lambda **inputs: module("itrd").mutual_loss(**inputs),
   "kd_logit_standardization": kd_logit_standardization,
   "mlkd_batch": lambda **inputs: module("mlkd").batch_loss(**inputs),
   "mlkd_class": lambda **inputs: module("mlkd").class_loss(**inputs),
   "multi_teacher_kd": lambda student_logits, teacher_logits, **hparams: module("multi_teacher").weighted_mean(
     [module("kd").loss(student_logits, teacher, **hparams) for teacher in teacher_logits]
   ),
+  "ofa": lambda *, eps, **inputs: module("ofa").loss(gamma=eps, modulate_all_classes=True, **inputs),
   "ofd": ofd,
   "reviewkd_hcl": lambda **inputs: module("reviewkd").loss(**inputs),
   "rld_logit_standardization": rld_logit_standardization,
@@ -88,17 +91,15 @@ LOSSES = {
   "skd": lambda **inputs: module("skd").loss(public_code=True, **inputs),
   "skd_direction": lambda **inputs: module("skd").direction_loss(**inputs),
   "skd_torchdistill": lambda **inputs: module("skd").loss(**inputs),
+  "srd_normalized": lambda student_embedding, teacher_embedding, **hparams: module("srd").log_sum(
+    student_embedding, teacher_embedding, **hparams
+  ),
   "vid": vid,
 }
 
 # Methods of the cases of index_2024.json for which the package has no loss yet.
 WITHOUT_LOSS = {
-  "itrd_correlation",
-  "itrd_mutual",
   "nd",
-  "ofa",
-  "srd",
-  "srd_normalized",
   "wkd_feature",
   "wkd_logit",
   "wkd_transport",

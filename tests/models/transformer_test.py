@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from smskd_jax.layers.transformer import Attention
 from smskd_jax.models import MODELS, introspection, transformer
 
 
@@ -47,7 +48,7 @@ def test_positions_tell_all_places_apart():
 def test_attention_by_hand():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 5, 8)).astype(np.float32)
-  attention = transformer.Attention(2, None)
+  attention = Attention(2, None)
   params = {
     name: {
       "kernel": rng.normal(size=(8, size)).astype(np.float32),

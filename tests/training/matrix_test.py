@@ -29,6 +29,7 @@ PAIRS = {
   "images of one channel": (("vgg8", 0.125), ("resnet8", 0.5), (28, 28, 1)),
   "wide to shuffled": (("wrn_16_2", 0.25), ("ShuffleV2", 0.125), (16, 16, 3)),
   "shuffled to mobile": (("ShuffleV1", 0.125), ("MobileNetV2", 0.25), (32, 32, 3)),
+  "convolutions to transformer": (("resnet14", 0.5), ("vit_tiny", 0.125), (16, 16, 3)),
   "transformer to convolutions": (("vit_tiny", 0.125), ("resnet8", 0.5), (16, 16, 3)),
   "convolutions to mixer": (("wrn_10_1", 0.5), ("mixer_tiny", 0.125), (16, 16, 3)),
   "bottlenecks to the survey's": (("ResNet50", 0.0625), ("survey_resnet8", 0.5), (32, 32, 3)),
@@ -82,12 +83,11 @@ def check_one_step(stage, shape):
   assert jax.tree.structure(new_state) == jax.tree.structure(state)
 
 
+QUICK = ("images of one channel", "convolutions to transformer")  # pairs that are traced by default
 # Multi-view methods read logits alone: one pair suffices.
 TRACED = [
   *(
-    pytest.param(
-      pair, SINGLE_VIEW, id=pair, marks=[] if pair == "images of one channel" else pytest.mark.slow
-    )
+    pytest.param(pair, SINGLE_VIEW, id=pair, marks=[] if pair in QUICK else pytest.mark.slow)
     for pair in PAIRS
   ),
   pytest.param("smallest", MULTI_VIEW, id="two views-smallest"),
