@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from smskd_jax.losses import METHODS, Context, crd, ofd
+from smskd_jax.losses.contract import init_method
+from smskd_jax.losses.reduction import reduce_outputs
 from smskd_jax.runtime import console
 from smskd_jax.runtime.workdir import environment
 from smskd_jax.types import Batch, Head, Norm, Outputs
@@ -103,7 +105,10 @@ class Ours:
       return jax.value_and_grad(mean_loss, (0, 1), has_aux=True)([leaves[i] for i in used], params)
 
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (learner, teacher))
-    self.aux = method.init(jax.random.key(0), spec[0], (spec[1],), labels)
+    # Of the outputs of one batch, as if it were a training set with two images of each class or more.
+    pairs = np.arange(len(batch.label)) // 2 % NUM_CLASSES
+    statistics = reduce_outputs(method.statistics, (teacher,), pairs)
+    self.aux = init_method(method, jax.random.key(0), spec[0], (spec[1],), labels, statistics)
     run = jax.jit(value_and_gradients, static_argnums=0, donate_argnums=2)
     everything, self.arguments = tuple(range(len(leaves))), (leaves, teacher, batch, key)
     # The first of the two steps is for what is set in it and then stays, as the normalizers of crd.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from smskd_jax.training.initialization import init_state, init_variables
   from smskd_jax.training.reference import Reference
   from smskd_jax.training.stage import Stage, Term, student_variables
+  from smskd_jax.training.statistics import compute_statistics
   from smskd_jax.training.train_step import make_train_step
   from smskd_jax.types import Batch, Frozen, Outputs, TrainState
 
@@ -29,6 +30,7 @@ __all__ = [
   "Stage",
   "Term",
   "TrainState",
+  "compute_statistics",
   "init_state",
   "init_variables",
   "losses",
@@ -44,6 +46,7 @@ _HOMES = {
   "training.initialization": ("init_state", "init_variables"),
   "training.reference": ("Reference",),
   "training.stage": ("Stage", "Term", "student_variables"),
+  "training.statistics": ("compute_statistics",),
   "training.train_step": ("make_train_step",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -8,7 +8,8 @@ import numpy as np
 
 import networks
 from smskd_jax.losses import METHODS
-from smskd_jax.losses.contract import Context
+from smskd_jax.losses.contract import Context, init_method
+from smskd_jax.losses.reduction import reduce_outputs
 from smskd_jax.types import Batch, Head, Norm, Outputs
 
 NUM_EXAMPLES = 50  # of the training set
@@ -67,8 +68,19 @@ def shapes(tree):
 
 
 def init_variables(name, student, teachers, k=5):
-  """Variables of a method with its default hyper-parameters, from shapes alone."""
-  return TRAITS[name].init(jax.random.key(0), shapes(student), shapes(teachers), training_labels(k))
+  """Variables of a method with its default hyper-parameters, from shapes and from `example_statistics`."""
+  labels = training_labels(k)
+  statistics = example_statistics(TRAITS[name], teachers, labels)
+  return init_method(TRAITS[name], jax.random.key(0), shapes(student), shapes(teachers), labels, statistics)
+
+
+def example_statistics(method, teachers, labels):
+  """Statistics of random outputs of the teachers for the whole training set; () for methods without."""
+  rng = np.random.default_rng(2)
+  outputs = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=(len(labels), *x.shape[1:])), x.dtype), teachers
+  )
+  return reduce_outputs(method.statistics, outputs, labels)
 
 
 @functools.cache

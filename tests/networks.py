@@ -12,6 +12,7 @@ from smskd_jax.training import optimizer
 from smskd_jax.training.initialization import init_state, init_variables
 from smskd_jax.training.reference import Reference
 from smskd_jax.training.stage import Stage, Term
+from smskd_jax.training.statistics import compute_statistics
 from smskd_jax.types import Batch, Frozen
 import tiny
 
@@ -73,11 +74,21 @@ def random_variables(network, seed, shape=(8, 8, 1), dtype=np.float32):
   return _random_variables(network, seed, shape, np.dtype(dtype), jax.config.jax_enable_x64)
 
 
+def random_statistics(stage, teachers, shape, dtype):
+  """Statistics of random training images; () where no method needs them."""
+  if not any(term.method.statistics for term in stage.terms):
+    return ()
+  image = np.random.default_rng(5).normal(size=(NUM_EXAMPLES, *shape)).astype(dtype)
+  return compute_statistics(stage, teachers, image, LABELS, batch_size=24)
+
+
 def init_stage(stage, *, seed=0, shape=(8, 8, 1), dtype=np.float32, variables=None):
   """(state, frozen) of a stage with random variables, different for student and reference."""
   image = jax.ShapeDtypeStruct((1, *shape), dtype)
   teachers = tuple(random_variables(network, seed + 1, shape, dtype) for network in stage.teachers)
   variables = random_variables(stage.student, seed, shape, dtype) if variables is None else variables
-  state = cast(init_state(stage, jax.random.key(2), variables, teachers, image, LABELS), dtype)
+  statistics = random_statistics(stage, teachers, shape, dtype)
+  state = init_state(stage, jax.random.key(2), variables, teachers, image, LABELS, statistics=statistics)
+  state = cast(state, dtype)
   reference = None if stage.reference is None else random_variables(stage.student, seed + 3, shape, dtype)
   return state, Frozen(jax.random.key(4), teachers, reference)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+import numpy as np
 
 from smskd_jax import custom, losses
 from smskd_jax.config import build
@@ -19,9 +20,10 @@ from smskd_jax.data.dataset import Dataset, content_bytes
 from smskd_jax.errors import UserError, join_names
 from smskd_jax.exchange import variables
 from smskd_jax.exchange.variables import Pretrained
+from smskd_jax.losses import contract, reduction
 from smskd_jax.models import introspection
 from smskd_jax.runtime import store
-from smskd_jax.training import batches, carry_over, initialization, loop
+from smskd_jax.training import batches, carry_over, initialization, loop, statistics
 from smskd_jax.training import stage as stage_lib
 from smskd_jax.types import TrainState
 
@@ -109,10 +111,18 @@ def abstract_state(plan: StagePlan, dataset: Dataset) -> TrainState:
   stage, shape = plan.stage, dataset.image_shape
   student = introspection.variable_shapes(stage.student, shape)
   teachers = tuple(introspection.variable_shapes(network, shape) for network in stage.teachers)
-  init = functools.partial(
-    initialization.init_state, stage, image=introspection.image_spec(shape), labels=dataset.train.label
+  image = introspection.image_spec(shape)
+  specs = statistics.statistics_spec(stage, teachers, image, statistics_labels(plan))
+  init = functools.partial(initialization.init_state, stage, image=image, labels=dataset.train.label)
+  return jax.eval_shape(
+    lambda key, v, t, s: init(key, v, t, statistics=s), jax.random.key(0), student, teachers, specs
   )
-  return jax.eval_shape(lambda key, v, t: init(key, v, t), jax.random.key(0), student, teachers)
+
+
+def statistics_labels(plan: StagePlan) -> np.ndarray:
+  """Labels of the images that a stage trains on, which its statistics cover: [m], int32."""
+  images = plan.input_spec.images
+  return images.label[images.indices]
 
 
 def _check_methods(path: str, plan: StagePlan, dataset: Dataset) -> None:
@@ -154,9 +164,14 @@ def _suggest_methods(plan: StagePlan, dataset: Dataset) -> str:
   student, *teachers = map(initialization.output_spec, networks, values, (image, image))
 
   def is_defined(name: str) -> bool:
-    init = losses.METHODS[name]().init
+    method, labels, outputs = losses.METHODS[name](), dataset.train.label, tuple(teachers)
+
+    def init(key: jax.Array, statistics: Any) -> Any:
+      return contract.init_method(method, key, student, outputs, labels, statistics)
+
     try:
-      jax.eval_shape(lambda key: init(key, student, tuple(teachers), dataset.train.label), jax.random.key(0))
+      shapes = reduction.statistics_shapes(method.statistics, outputs, labels)
+      jax.eval_shape(init, jax.random.key(0), shapes)
     except ValueError:
       return False
     return True

@@ -9,7 +9,7 @@ from flax import linen as nn
 import jax
 
 from smskd_jax.data.dataset import Dataset
-from smskd_jax.engine import forgetting, teacher_cache
+from smskd_jax.engine import forgetting, teacher_cache, training_statistics
 from smskd_jax.engine.evaluator import EvalResult, Evaluator
 from smskd_jax.engine.plan import StagePlan
 from smskd_jax.engine.profiler import Profiler
@@ -227,6 +227,7 @@ class StageTraining:
     Raises:
       Interrupted: the run was asked to end while teacher outputs were computed.
     """
+    self._stop = stop
     self.plan, self.entry = plan, StageEntry(context.store, plan.key)
     self._context, self._events = context, events
     metadata = {"name": plan.name, "network": plan.config["network"]}
@@ -239,7 +240,9 @@ class StageTraining:
     self.batches = lambda step: batches.iterate_batches(plan.input_spec, order, first_step + step, local)
     self.timer = clock.Clock()
     with self.timer.phase(clock.PREPARE):
-      self._state: TrainState | None = self._initial_state(key)
+      self._key = key
+      # The statistics are computed if there is no checkpoint that has them.
+      self._state: TrainState | None = self._initial_state(training_statistics.zeros(plan, context.dataset))
       self.frozen, self._cache = self._load_inputs(jax.random.fold_in(key, RNG_STEPS), order, stop)
     self._last: EvalResult | None = None
     self.initial_metrics: dict[str, float] | None = (
@@ -272,6 +275,8 @@ class StageTraining:
       num_steps = self.plan.loop_config.num_steps
       console.log(f"{self.plan.name}: continues from step {self.start_step} of {num_steps}")
       return
+    if training_statistics.num_images(self.plan):
+      self._state = self._initial_state(self._compute_statistics())
     with self.timer.phase(clock.EVALUATE):
       metrics = self._evaluate(0, stage_lib.student_variables(self.state))
     self.initial_metrics = {"step": 0, "epoch": 0.0} | metrics
@@ -346,21 +351,31 @@ class StageTraining:
     self._history.sync()
     return result | analysis | {"num_parallel_seeds": num_seeds}
 
-  def _initial_state(self, key: jax.Array) -> TrainState:
+  def _initial_state(self, given: tuple[Any, ...]) -> TrainState:
+    """The state before the first step, with given statistics of the training set."""
     plan, dataset = self.plan, self._context.dataset
     image = introspection.image_spec(dataset.image_shape)
     if plan.inputs.init is not None:
       variables = checkpoint.load_final(self._context.store, plan.inputs.init)
     else:
-      variables_key = jax.random.fold_in(key, RNG_VARIABLES)
+      variables_key = jax.random.fold_in(self._key, RNG_VARIABLES)
       variables = initialization.init_variables(plan.stage.student, variables_key, image)
-    teachers = tuple(checkpoint.load_final(self._context.store, teacher) for teacher in plan.inputs.teachers)
-    methods_key = jax.random.fold_in(key, RNG_METHODS)
+    methods_key = jax.random.fold_in(self._key, RNG_METHODS)
     state = initialization.init_state(
-      plan.stage, methods_key, variables, teachers, image, dataset.train.label
+      plan.stage, methods_key, variables, self._load_teachers(), image, dataset.train.label, statistics=given
     )
     state = self._carry_over(state)
     return parallel.replicate(parallel.broadcast_from_primary(state), self._context.devices)
+
+  def _load_teachers(self) -> tuple[Any, ...]:
+    return tuple(checkpoint.load_final(self._context.store, key) for key in self.plan.inputs.teachers)
+
+  def _compute_statistics(self) -> tuple[Any, ...]:
+    context = self._context
+    batch_size = context.config["evaluate"]["batch_size"]
+    return training_statistics.compute(
+      self.plan, self._load_teachers(), context.dataset, context.devices, batch_size, self._stop
+    )
 
   def _carry_over(self, state: TrainState) -> TrainState:
     """State with all that the stage carries over besides the variables."""
@@ -398,9 +413,7 @@ class StageTraining:
       except signals.Interrupted as error:
         error.args = (f"stage {plan.name!r}, {error}",)
         raise
-    teachers = cache.teachers or tuple(
-      checkpoint.load_final(context.store, one) for one in plan.inputs.teachers
-    )
+    teachers = cache.teachers or self._load_teachers()
     reference = (
       None if plan.inputs.reference is None else checkpoint.load_final(context.store, plan.inputs.reference)
     )
@@ -432,6 +445,7 @@ def _image_metadata(plan: StagePlan, dataset: Dataset) -> dict[str, Any]:
 def _result(plan: StagePlan, evaluations: Evaluations, cached_passes: int) -> dict[str, Any]:
   """Result of a finished stage."""
   images = plan.loop_config.num_steps * plan.loop_config.batch_size * len(plan.stage.views)
+  passes = cached_passes if plan.stage.view_index_fn else images * len(plan.inputs.teachers)
   return {
     "model": plan.description["network"]["model"],
     "methods": [method["name"] for method in plan.config["methods"]],
@@ -439,7 +453,7 @@ def _result(plan: StagePlan, evaluations: Evaluations, cached_passes: int) -> di
     "steps": plan.loop_config.num_steps,
     "forward_passes": {
       "student": images,
-      "teachers": cached_passes if plan.stage.view_index_fn else images * len(plan.inputs.teachers),
+      "teachers": passes + training_statistics.num_images(plan) * len(plan.inputs.teachers),
       "reference": images if plan.inputs.reference is not None else 0,
     },
     "backward_passes": images,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smskd_jax.data.dataset import Dataset, Split
+from smskd_jax.engine import training_statistics
 from smskd_jax.engine.plan import StagePlan
 from smskd_jax.errors import join_names
 from smskd_jax.models import introspection
@@ -71,13 +72,13 @@ def num_evaluations(plan: StagePlan, step: int = 0) -> int:
 def stage_work(plan: StagePlan, dataset: Dataset) -> Work:
   """FLOPs of a whole stage."""
   cached = 0.0
+  teachers = sum(introspection.forward_flops(network, dataset.image_shape) for network in plan.stage.teachers)
   if plan.stage.view_index_fn:
     images = plan.loop_config.num_steps * plan.loop_config.batch_size * len(plan.stage.views)
-    cached = images * sum(
-      introspection.forward_flops(network, dataset.image_shape) for network in plan.stage.teachers
-    )
+    cached = images * teachers
+  statistics = training_statistics.num_images(plan) * teachers
   evaluated = (1 + num_evaluations(plan)) * evaluation_flops(plan, dataset)
-  return Work(plan.loop_config.num_steps * step_flops(plan, dataset), evaluated + cached)
+  return Work(plan.loop_config.num_steps * step_flops(plan, dataset), evaluated + cached + statistics)
 
 
 def stored_speed(works: Mapping[str, Work], store: Path, devices: parallel.Devices) -> Speed | None:

@@ -22,11 +22,11 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
   {
     "response": (
       "kd", "dkd", "dist", "nkd", "mlkd", "ttm", "wttm", "wsld", "logits_mse", "logits_cosine", "hard_label", "tfkd",
-      "uda", "sdd", "rld", "gdkd", "ldrld", "skd", "pld",
+      "uda", "sdd", "rld", "gdkd", "ldrld", "skd", "pld", "wkd_logit",
     ),
     "feature": (
       "fitnet", "at", "nst", "ab", "ft", "fsp", "vid", "ofd", "reviewkd", "kdsvd", "sfd", "pkd", "simkd", "catkd",
-      "srrl", "afd", "embedding_mse", "mgd", "srd", "ofa",
+      "srrl", "afd", "embedding_mse", "mgd", "srd", "ofa", "wkd_feature",
     ),
     "relation": ("rkd", "sp", "cc", "pkt", "crd", "crd_infonce", "irg", "ickd", "itrd"),
     "online": ("dml",),
@@ -42,7 +42,7 @@ def _factories(names: Iterable[str]) -> Mapping[str, Callable[..., Method]]:
 
 
 METHODS = _factories(itertools.chain.from_iterable(FAMILIES.values()))
-PLUGINS = _factories(("ctkd", "logit_standardization", "multi_teacher"))
+PLUGINS = _factories(("ctkd", "logit_standardization", "multi_teacher", "nd"))
 
 # Fields of a method's entry and of a plug-in's entry in a config that are not hyper-parameters.
 METHOD_FIELDS = ("name", "weight", "warmup_epochs", "plugins")

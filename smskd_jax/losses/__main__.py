@@ -52,8 +52,14 @@ def describe(name: str) -> MethodDoc:
     reads, learns = _format_reads(method), method.learns
     teacher_cache = ("yes" if method.cacheable else "no") if method.needs_teacher else "-"
   else:
-    method = PLUGINS[name](METHODS["kd"]())
+    wrapped = METHODS["kd"]()
+    method = PLUGINS[name](wrapped)
     reads = "logits" if method.transforms_logits else "as the wrapped method"
+    if method.reads != wrapped.reads:
+      own = method._replace(
+        reads=method.reads - wrapped.reads, student_reads=method.student_reads - wrapped.reads
+      )
+      reads = f"{reads}, and {_format_reads(own)}"
     learns = method.learns or ("" if method.transforms_logits else "as the wrapped method, for each teacher")
   return MethodDoc(
     name, family, title, paper, formula, notes, reads, learns, teacher_cache, _defaults(factory)
@@ -78,6 +84,8 @@ def _format_reads(method: Method) -> str:
     inputs = [f"student: {student}", f"teacher: {teacher}" if teacher else "no teacher"]
   if method.needs_labels:
     inputs.append("labels")
+  if method.statistics is not None:
+    inputs.append(f"the teacher's {words(method.statistics.reads)} on the training set")
   if method.per_example_memory:
     inputs.append("training indices")
   if method.multi_view:

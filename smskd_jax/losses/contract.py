@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from smskd_jax.losses.reduction import Reduction
 from smskd_jax.types import Batch, MethodVariables, Outputs
 
 # Outputs of a network that a method may declare to read: fields of `Outputs`.
@@ -34,7 +35,7 @@ class Method(NamedTuple):
   Attributes:
     init: (key, student, teachers, labels) -> MethodVariables. `student` and `teachers` are `Outputs` of shapes, as
       `jax.eval_shape` returns them; `labels` is [n], int32, of the whole training set. Raises ValueError if the method
-      is not defined for these networks.
+      is not defined for these networks. With `statistics`, the fifth argument is what the reduction computed.
     apply: (params, state, student, teachers, context) -> (loss [b], new state). The mean of the loss over the global
       batch is the paper's loss: no outer weight, no cross-entropy. No gradient reaches the teachers, unless a plug-in
       that trains a transformation of their outputs passes `stop_teacher_gradient=False`.
@@ -49,9 +50,11 @@ class Method(NamedTuple):
     min_views: smallest number of views of a stage.
     transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
     learns: parameters and memory of the method, in words for the documentation; '' if it has none.
+    statistics: None, or the function of the teachers' outputs on the whole training set that `init` needs. It is
+      computed once, before the first step of a stage; `init` puts the result, or arrays made of it, into the state.
   """
 
-  init: Callable[[jax.Array, Outputs, tuple[Outputs, ...], Any], MethodVariables]
+  init: Callable[..., MethodVariables]
   apply: Callable[..., tuple[jax.Array, Any]]
   init_student: Callable[[Any, tuple[Outputs, ...]], Any] | None = None
   reads: frozenset[str] = frozenset()
@@ -62,11 +65,12 @@ class Method(NamedTuple):
   min_views: int = 1
   transforms_logits: bool = False
   learns: str = ""
+  statistics: Reduction | None = None
 
   @property
   def needs_teacher(self) -> bool:
     """True if the method reads a teacher."""
-    return bool(self.reads)
+    return bool(self.reads) or self.statistics is not None
 
   @property
   def cacheable(self) -> bool:
@@ -161,13 +165,35 @@ def check(method: Method) -> Method:
   """Returns the method if its traits are valid.
 
   Raises:
-    ValueError: unknown output, or `min_views` above 1 without `multi_view`.
+    ValueError: unknown output, `min_views` above 1 without `multi_view`, or `statistics` without `needs_labels`.
   """
   for name in ("reads", "student_reads"):
     _outputs(name, getattr(method, name))
+  if method.statistics is not None:
+    shared = _outputs("statistics.reads", method.statistics.reads) & {"head", "norms", "peer_outputs"}
+    if shared:
+      raise ValueError(f"statistics.reads: {min(shared)!r} has no row for each image")
+    if not method.needs_labels:
+      raise ValueError(
+        "statistics: a pass over the training set reads the label of every image; needs_labels=True"
+      )
   if method.min_views > 1 and not method.multi_view:
     raise ValueError(f"min_views={method.min_views} needs multi_view=True")
   return method
+
+
+def init_method(
+  method: Method,
+  key: jax.Array,
+  student: Outputs,
+  teachers: tuple[Outputs, ...],
+  labels: Any,
+  statistics: Any,
+) -> MethodVariables:
+  """Calls `Method.init`, with the statistics if the method declares some."""
+  if method.statistics is None:
+    return method.init(key, student, teachers, labels)
+  return method.init(key, student, teachers, labels, statistics)
 
 
 def _outputs(name: str, outputs: Iterable[str]) -> frozenset[str]:

@@ -117,7 +117,7 @@ def method(
   errors.check_positive("ctkd", curriculum_epochs=curriculum_epochs)
   errors.check_boolean("ctkd", per_instance=per_instance)
 
-  def init(key, student, teachers, labels):
+  def init(key, student, teachers, labels, *statistics):
     method_key, theta_key = jax.random.split(key)
     if per_instance:
       if not teachers:
@@ -126,7 +126,7 @@ def method(
     else:
       theta = jnp.ones((), jnp.promote_types(student.logits.dtype, jnp.float32))
     student, *teachers = jax.eval_shape(lambda x: _divide_logits(x, 1.0), (student, *teachers))
-    aux = wrapped.init(method_key, student, tuple(teachers), labels)
+    aux = wrapped.init(method_key, student, tuple(teachers), labels, *statistics)
     return MethodVariables(params={"theta": theta, "method": aux.params}, state=aux.state)
 
   def apply(params, state, student, teachers, context):

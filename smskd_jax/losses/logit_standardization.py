@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax import errors
-from smskd_jax.losses import contract, numerics
+from smskd_jax.losses import contract, numerics, reduction
 from smskd_jax.types import Outputs
 
 
@@ -54,7 +54,7 @@ def method(wrapped: contract.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> 
   def standardized(networks: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
     return contract.transform_logits(lambda logits: standardize(logits, ddof=ddof, eps=eps), networks)
 
-  def init(key, student, teachers, labels):
+  def init(key, student, teachers, labels, *statistics):
     for network in (student, *teachers):
       classes = network.logits.shape[-1]
       if classes <= ddof:
@@ -62,10 +62,13 @@ def method(wrapped: contract.Method, /, *, ddof: int = 1, eps: float = 1e-7) -> 
           f"logit_standardization: the standard deviation of {classes} classes is not defined with ddof={ddof}"
         )
     student, *teachers = jax.eval_shape(standardized, (student, *teachers))
-    return wrapped.init(key, student, tuple(teachers), labels)
+    return wrapped.init(key, student, tuple(teachers), labels, *statistics)
 
   def apply(params, state, student, teachers, context):
     student, *teachers = standardized((student, *teachers))
     return wrapped.apply(params, state, student, tuple(teachers), context, stop_teacher_gradient=False)
 
-  return contract.wrap(wrapped, init, apply, transforms_logits=True)
+  statistics = wrapped.statistics
+  if statistics is not None and "logits" in statistics.reads:
+    statistics = reduction.map_teachers(statistics, standardized)
+  return contract.wrap(wrapped, init, apply, transforms_logits=True, statistics=statistics)

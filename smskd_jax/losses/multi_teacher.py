@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax import errors
-from smskd_jax.losses import contract, numerics
+from smskd_jax.losses import contract, numerics, reduction
 from smskd_jax.types import MethodVariables, Outputs
 
 WEIGHTINGS = ("equal", "accuracy", "tcp")
@@ -101,10 +101,10 @@ def method(
   """Mean of the wrapped method's losses over the teachers; one entry of variables each."""
   _check_weights(weighting, weights)
 
-  def init(key, student, teachers, labels):
+  def init(key, student, teachers, labels, *statistics):
     _check_teachers(wrapped, weighting, weights, student, teachers)
     variables = [
-      wrapped.init(jax.random.fold_in(key, i), student, (teacher,), labels)
+      wrapped.init(jax.random.fold_in(key, i), student, (teacher,), labels, *(each[i] for each in statistics))
       for i, teacher in enumerate(teachers)
     ]
     return MethodVariables(params=tuple(v.params for v in variables), state=tuple(v.state for v in variables))
@@ -128,7 +128,8 @@ def method(
     return weighted_mean(losses, jax.lax.stop_gradient(weigh(teachers, context))), states
 
   reads = wrapped.reads if weighting == "equal" else wrapped.reads | {"logits"}
-  return contract.wrap(wrapped, init, apply, reads=reads)
+  statistics = wrapped.statistics and reduction.for_each_teacher(wrapped.statistics)
+  return contract.wrap(wrapped, init, apply, reads=reads, statistics=statistics)
 
 
 def _check_weights(weighting: str, weights: tuple[float, ...]) -> None:

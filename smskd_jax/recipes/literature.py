@@ -7,6 +7,7 @@ last epoch in percent. All numbers are the authors'. `nokd` is the student train
 """
 
 import ast
+from collections.abc import Iterable
 import csv
 import functools
 from pathlib import Path
@@ -21,6 +22,7 @@ RECIPES_PATH = Path(__file__).with_suffix(".csv")
 ACCURACIES_PATH = RECIPES_PATH.with_stem("literature_accuracy")
 LEARNING_RATE, SLOW_LEARNING_RATE = 0.05, 0.01
 SLOW_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+PLUGIN_SUFFIXES = ("ls", "nd")  # of recipes: the method inside `logit_standardization` or `nd`
 
 
 class PublishedRecipe(NamedTuple):
@@ -90,12 +92,22 @@ def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
 
 def _method_term(row: dict[str, str]) -> ConfigDict:
   """Method of a row."""
-  pairs = (option.split("=") for option in row["options"].split(";") if option)
-  options: dict[str, Any] = {name: ast.literal_eval(value) for name, value in pairs}
+  name, _, suffix = row["recipe"].rpartition("_")
   return method(
-    "kd" if row["recipe"] == "ctkd" else row["recipe"].removesuffix("_ls"),
+    "kd" if row["recipe"] == "ctkd" else name if suffix in PLUGIN_SUFFIXES else row["recipe"],
     weight=float(row["weight"]),
     warmup_epochs=float(row["warmup_epochs"]),
-    plugins=tuple(plugin(name) for name in row["plugins"].split(";") if name),
-    **options,
+    plugins=tuple(_plugin_term(text) for text in row["plugins"].split(";") if text),
+    **_parse_options(row["options"].split(";")),
   )
+
+
+def _plugin_term(text: str) -> ConfigDict:
+  """Plug-in of a text NAME or NAME:OPTION=VALUE:OPTION=VALUE."""
+  name, *options = text.split(":")
+  return plugin(name, **_parse_options(options))
+
+
+def _parse_options(texts: Iterable[str]) -> dict[str, Any]:
+  pairs = (text.split("=") for text in texts if text)
+  return {name: ast.literal_eval(value) for name, value in pairs}

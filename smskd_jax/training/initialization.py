@@ -8,9 +8,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from smskd_jax.losses.contract import Context, Method
+from smskd_jax.losses.contract import Context, Method, init_method
 from smskd_jax.training import reference
-from smskd_jax.training.stage import Stage, frozen_outputs, head_mask, lookup_spec
+from smskd_jax.training import statistics as statistics_lib
+from smskd_jax.training.stage import Stage, frozen_outputs, head_mask, lookup_spec, output_spec
 from smskd_jax.types import Batch, MethodVariables, Outputs, TrainState
 
 
@@ -26,7 +27,14 @@ def _init(network: nn.Module, key: jax.Array, image: jax.Array) -> Any:
 
 
 def init_state(
-  stage: Stage, key: jax.Array, variables: Any, teachers: tuple[Any, ...], image: Any, labels: Any
+  stage: Stage,
+  key: jax.Array,
+  variables: Any,
+  teachers: tuple[Any, ...],
+  image: Any,
+  labels: Any,
+  *,
+  statistics: tuple[Any, ...] = (),
 ) -> TrainState:
   """State of a stage before its first step, with new method variables and optimizer state.
 
@@ -39,17 +47,20 @@ def init_state(
     teachers: the teachers' variables. Only shapes are read, and the parameters that a method's `init_student` copies.
     image: inputs of the networks, [b, h, w, c], an array or a shape.
     labels: [n], int32, of the whole training set.
+    statistics: for methods that need some, as `compute_statistics` returns them: one entry a term.
 
   Raises:
-    ValueError: a method is not defined for these networks, or the student has no linear classifier to train alone.
+    ValueError: a method is not defined for these networks, the student has no linear classifier to train alone, or a
+      method needs statistics and there are none.
   """
+  statistics = reference.copy_variables(statistics_lib.check_given(stage, statistics))
   if stage.trainable == "head":
     head_mask(stage.student, variables, image)  # raises its error before any training
   student_spec = output_spec(stage.student, variables, image)
   teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
   methods = [term.method for term in stage.terms]
   aux: list[MethodVariables] = [
-    method.init(jax.random.fold_in(key, i), student_spec, teacher_specs, labels)
+    init_method(method, jax.random.fold_in(key, i), student_spec, teacher_specs, labels, statistics[i])
     for i, method in enumerate(methods)
   ]
   for method in methods:
@@ -96,11 +107,13 @@ def check_term(
   image = jax.ShapeDtypeStruct((b, *image.shape[1:]), image.dtype)
   networks, values = (stage.student, *stage.teachers), (variables, *teachers)
   student, *outputs = (output_spec(n, v, image) for n, v in zip(networks, values, strict=True))
+  term = stage._replace(terms=stage.terms[index : index + 1])
+  statistics = statistics_lib.statistics_spec(term, teachers, image, labels) or ((),)
 
-  def init(key):
-    return method.init(key, student, tuple(outputs), labels)
+  def init(key, statistics):
+    return init_method(method, key, student, tuple(outputs), labels, statistics)
 
-  aux = jax.eval_shape(init, jax.random.key(0))
+  aux = jax.eval_shape(init, jax.random.key(0), *statistics)
   if not isinstance(aux, MethodVariables):
     raise TermError("init does not return smskd_jax.types.MethodVariables")
   specs = _term_specs(stage, method, (student, *outputs))
@@ -139,23 +152,6 @@ def _check_results(results: Any, b: int, method_state: Any) -> None:
 
 def _shape(x: Any) -> tuple[Any, Any]:
   return x.shape, x.dtype
-
-
-def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
-  """Shapes of a network's outputs, memoized.
-
-  A study plans the same networks hundreds of times.
-  """
-  leaves, structure = jax.tree.flatten(variables)
-  shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-  return _output_spec(network, structure, shapes, (image.shape, image.dtype), jnp.result_type(float))
-
-
-@functools.lru_cache(maxsize=256)
-def _output_spec(network, structure, shapes, image, widest_float) -> Outputs:
-  del widest_float  # part of the cache key: dtypes of outputs may depend on it
-  variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
-  return jax.eval_shape(functools.partial(frozen_outputs, network), variables, jax.ShapeDtypeStruct(*image))
 
 
 @functools.partial(jax.jit, static_argnums=0)

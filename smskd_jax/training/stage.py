@@ -133,6 +133,23 @@ def lookup_spec(outputs: Outputs, embeddings: bool) -> Outputs:
   return Outputs(cast(jax.Array, logits), cast(jax.Array, embedding), (), ())
 
 
+def output_spec(network: nn.Module, variables: Any, image: Any) -> Outputs:
+  """Shapes of a network's outputs, memoized.
+
+  A study plans the same networks hundreds of times.
+  """
+  leaves, structure = jax.tree.flatten(variables)
+  shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+  return _output_spec(network, structure, shapes, (image.shape, image.dtype), jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=256)
+def _output_spec(network, structure, shapes, image, widest_float) -> Outputs:
+  del widest_float  # part of the cache key: dtypes of outputs may depend on it
+  variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
+  return jax.eval_shape(functools.partial(frozen_outputs, network), variables, jax.ShapeDtypeStruct(*image))
+
+
 def head_mask(network: nn.Module, variables: VariableDict, image: Any) -> Any:
   """Mask of a network's linear classifier: a tree of bools like `variables["params"]`.
 

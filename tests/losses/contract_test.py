@@ -11,22 +11,27 @@ from method_examples import (
   TRACED,
   TRAITS,
   apply,
+  example_statistics,
   example_variables,
   loss_and_gradients,
   make_example,
   map_rows,
   program,
   shapes,
+  training_labels,
 )
 from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, contract
 from smskd_jax.losses.contract import OUTPUTS, pmean, transform_logits
+from smskd_jax.losses.reduction import Reduction
 
 NAMES = sorted(METHODS)
 
 # Losses of neighbours in the batch: another order is another loss.
 ORDERED = {"cc"}
 # Methods that relate examples, or store something of all of them; all others are sums over independent examples.
-SPAN_DEVICES = sorted({*FAMILIES["relation"], "kdsvd", "mlkd", "ofa", "ofd", "skd", "srd", "vid"})
+SPAN_DEVICES = sorted(
+  {*FAMILIES["relation"], "kdsvd", "mlkd", "ofa", "ofd", "skd", "srd", "vid", "wkd_feature"}
+)
 # Methods whose gradients have no golden vectors, or not in their default form.
 WITHOUT_GOLDEN = [
   "afd", "catkd", "crd_infonce", "ickd", "irg", "logits_cosine", "logits_mse", "mgd", "nkd", "pld", "sdd", "simkd",
@@ -263,6 +268,11 @@ def test_declares_parameters_and_memory(name):
   assert bool(TRAITS[name].learns) == bool(jax.tree.leaves(example_variables(name)))
 
 
+def reading(output):
+  """A reduction that reads an output."""
+  return Reduction(frozenset({output}), lambda *_: (), lambda x, *_: x, lambda x: x)
+
+
 def test_unknown_traits_are_refused():
   for traits, message in (
     ({"reads": ("logit",)}, r"reads: unknown 'logit'; the outputs of a network are logits, embedding, .*"),
@@ -270,16 +280,51 @@ def test_unknown_traits_are_refused():
     ({"reads": (), "student_reads": ("maps",)}, r"student_reads: unknown 'maps'"),
     ({"reads": (), "needs_label": True}, r"unknown trait 'needs_label'; the traits are .*needs_labels"),
     ({"reads": (), "min_views": 2}, r"min_views=2 needs multi_view=True"),
+    (
+      {"reads": (), "statistics": reading("logits")},
+      r"statistics: .* the label of every image; needs_labels=True",
+    ),
+    ({"reads": (), "statistics": reading("maps")}, r"statistics.reads: unknown 'maps'"),
+    ({"reads": (), "statistics": reading("head")}, r"statistics.reads: 'head' has no row for each image"),
   ):
     with pytest.raises(ValueError, match=message):
       contract.stateless(lambda student, teachers, context: student.logits[:, 0], **traits)
 
 
+# Traits of a plug-in besides those of the method that it wraps.
+OWN_TRAITS = {"nd": {"reads": {"embedding"}, "student_reads": {"embedding"}, "needs_labels": True}}
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_plug_in_has_the_traits_of_the_method_that_it_wraps(name):
   for wrapped in TRAITS.values():
-    traits = PLUGINS[name](wrapped)._replace(init=None, apply=None, learns="", transforms_logits=False)
-    assert traits == wrapped._replace(init=None, apply=None, learns="")
+    plugged, expected = (
+      one._replace(init=None, apply=None, learns="", transforms_logits=False, statistics=None)
+      for one in (PLUGINS[name](wrapped), wrapped)
+    )
+    own = OWN_TRAITS.get(name, {})
+    assert plugged == expected._replace(**{trait: getattr(expected, trait) | x for trait, x in own.items()})
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plug_in_computes_the_statistics_of_the_method_that_it_wraps(name):
+  """Around KD and WKD-L, in training and at the start; the wrapped state is that of the method alone."""
+  student, teachers, batch = make_example("wkd_logit")
+  for wrapped in (TRAITS["kd"], TRAITS["wkd_logit"]):
+    method = PLUGINS[name](wrapped)
+    labels = training_labels()
+    statistics = example_statistics(method, teachers, labels)
+    variables = contract.init_method(
+      method, jax.random.key(0), shapes(student), shapes(teachers), labels, statistics
+    )
+    loss, state = apply(method, variables, student, teachers, batch)
+    assert loss.shape == (8,) and np.isfinite(loss).all()
+    assert shapes(state) == shapes(variables.state)
+    if wrapped.statistics is None:
+      continue
+    costs = [x for x in jax.tree.leaves(state) if x.shape == (5, 5)]
+    alone = example_variables("wkd_logit").state
+    assert len(costs) == 1 and np.allclose(costs[0], alone, atol=1e-6)
 
 
 def test_plug_ins_that_read_logits_declare_them():

@@ -82,6 +82,10 @@ def test_values_of_another_type_or_range_are_refused(name, option):
         ("uda", "temperature"),
         ("vid", "eps"),
         ("vid", "init_variance"),
+        ("wkd_feature", "eps"),
+        ("wkd_logit", "regularization"),
+        ("wkd_logit", "sharpen"),
+        ("wkd_logit", "temperature"),
         ("wsld", "temperature"),
         ("wttm", "gamma"),
       )
@@ -100,6 +104,8 @@ def test_values_of_another_type_or_range_are_refused(name, option):
         ("gdkd", "k"),
         ("kdsvd", "k"),
         ("ldrld", "k"),
+        ("wkd_feature", "grid"),
+        ("wkd_logit", "iterations"),
       )
     ),
     *(
@@ -121,6 +127,21 @@ def test_values_of_another_type_or_range_are_refused(name, option):
     ("sdd", {"scales": (2, 4)}, "scales must be a tuple of .* that begins with 1, got .2, 4"),
     ("sdd", {"scales": (1, 0)}, "scales must be a tuple of positive integers .*, got .1, 0"),
     ("vid", {"init_variance": 1e-6}, "init_variance must be above eps = 1e-05, got 1e-06"),
+    (
+      "wkd_feature",
+      {"decay_start_epoch": 9.0},
+      "decay_end_epoch must be above decay_start_epoch = 9.0, got 0.0",
+    ),
+    (
+      "wkd_logit",
+      {"cost_matrix": ((0.0, 1.0),)},
+      "cost_matrix must be a square matrix of finite numbers, got ",
+    ),
+    (
+      "wkd_logit",
+      {"decay_start_epoch": 9.0, "decay_end_epoch": 3.0},
+      "decay_end_epoch must be above decay_start_epoch = 9.0, got 3.0",
+    ),
     ("multi_teacher", {"weights": (1.0, -1.0)}, "weights must be a number >= 0, got -1.0"),
     ("multi_teacher", {"weights": (0.0, 0)}, "weights must not all be zero"),
     ("multi_teacher", {"weights": (1.0,), "weighting": "tcp"}, "weights and weighting='tcp' contradict"),
@@ -188,6 +209,9 @@ SHAPES = [  # methods, shapes of the first arguments, and bad shapes of the last
   (("pkt", "rkd"), (EMBEDDING,), ((4, 4), (5,), (5, 2, 2))),
   (("srrl",), (EMBEDDING,), (((5, 3), (4, 5)), ((3, 4), (4, 5)), ((5,), (4, 5)))),
   (("crd_infonce",), ((6, 4),), (((6, 3), (6,)), ((5, 4), (6,)), ((6, 4), (6, 1)))),
+  (("wkd_feature",), (MAP,), ((2, 3, 3, 4), (2, 3, 2), (1, 3, 3, 2))),
+  (("wkd_logit",), (LOGITS, LOGITS), (((4,), (4, 4)), ((3,), (5, 5)), ((4, 1), (5, 5)))),
+  (("nd",), (EMBEDDING, EMBEDDING), (((5,), (3, 3)), ((4,), (3, 4)), ((5,), (4,)))),
   (("fitnet", "ickd", "mgd", "simkd"), (MAP,), ((2, 3, 3, 4), (2, 3, 2), (1, 3, 3, 2))),
   (("afd",), (MAP,), (((2, 3, 3, 4), (2, 4)), (MAP, (2, 3)), (MAP, (2,)))),
   (("pkd", "ab"), ([MAP],), ([(2, 3, 3, 4)], [(2, 3, 6)], [(1, 3, 3, 2)])),

@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 
 from smskd_jax.errors import UserError
@@ -17,6 +18,7 @@ def rows():
 
 def test_every_method_single_view_methods_has_a_row_and_every_row_a_source():
   plugin_methods = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd", "rld_ls": "rld"}
+  plugin_methods |= {f"{name}_nd": name for name in ("kd", "dkd", "dist", "reviewkd")}
   single_view_methods = {name for name, make in METHODS.items() if make().min_views == 1}
   assert {plugin_methods.get(name, name) for name in literature.recipe_names()} == single_view_methods
   assert all(row["source"] and None not in row for row in rows())
@@ -29,6 +31,14 @@ def test_every_method_single_view_methods_has_a_row_and_every_row_a_source():
 def test_every_row_is_a_valid_method(row):
   found = literature.published_recipe(row["recipe"], row["teacher"], row["student"])
   assert found.term.weight == float(row["weight"]) and found.source == row["source"]
+
+
+def test_plug_ins_have_their_published_weights():
+  term = literature.published_recipe("kd_nd", "resnet32x4", "ShuffleV1").term
+  (nd,) = term.plugins
+  assert term.name == "kd" and nd.warmup_epochs == 20.0 and term.warmup_epochs == 0.0
+  np.testing.assert_allclose((term.weight, term.weight * nd.weight), (2.5, 1.5))
+  assert literature.published_recipe("dkd_nd", "resnet56", "resnet20").term.plugins[0].weight == 3.5
 
 
 def test_rows_name_existing_networks():

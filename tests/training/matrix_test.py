@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from method_examples import loss_and_gradients
+from method_examples import example_statistics, loss_and_gradients
 import networks
 from smskd_jax.losses import METHODS
+from smskd_jax.losses.contract import init_method
 from smskd_jax.models import MODELS
 from smskd_jax.training import optimizer
 from smskd_jax.training.initialization import init_state
 from smskd_jax.training.stage import Stage, Term
+from smskd_jax.training.statistics import statistics_spec
 from smskd_jax.training.train_step import make_train_step
 from smskd_jax.types import Frozen
 import tiny
@@ -67,11 +69,12 @@ def shapes_of(stage, shape):
   def init(network):
     return jax.eval_shape(network.init, key, image)
 
-  def init_from(variables, teachers):
-    return init_state(stage, key, variables, teachers, image, networks.LABELS)
+  def init_from(variables, teachers, statistics):
+    return init_state(stage, key, variables, teachers, image, networks.LABELS, statistics=statistics)
 
   teachers = tuple(map(init, stage.teachers))
-  return jax.eval_shape(init_from, init(stage.student), teachers), Frozen(key, teachers)
+  statistics = statistics_spec(stage, teachers, image, networks.LABELS)
+  return jax.eval_shape(init_from, init(stage.student), teachers, statistics), Frozen(key, teachers)
 
 
 def check_one_step(stage, shape):
@@ -166,7 +169,8 @@ def test_every_loss_and_its_gradients_are_finite_for_every_pair(pair, name):
   if not method.multi_view:
     student, teacher = student._replace(view_outputs=()), teacher._replace(view_outputs=())
   specs = jax.eval_shape(lambda: (student, (teacher,)))
-  variables = method.init(jax.random.key(0), *specs, networks.LABELS)
+  statistics = example_statistics(method, (teacher,), networks.LABELS)
+  variables = init_method(method, jax.random.key(0), *specs, networks.LABELS, statistics)
   run = jax.jit(functools.partial(loss_and_gradients, method), compiler_options=networks.FAST_COMPILE)
   results = run(variables, student, (teacher,), batch)
   for path, x in jax.tree_util.tree_leaves_with_path(results):
