@@ -73,10 +73,13 @@ def test_every_stage_can_be_planned():
 
 @pytest.mark.slow
 def test_a_narrow_transformer_learns_digits(tmp_path):
-  arguments = SMALL.replace("epochs=2", "epochs=30").replace("teacher_epochs=1", "teacher_epochs=3")
-  config = f"--config=configs/ofa.py:{arguments},patch_size=2,mix=none"
+  arguments = SMALL.replace("epochs=2", "epochs=16").replace("teacher_epochs=1", "teacher_epochs=3")
+  config = (
+    f"--config=configs/ofa.py:{arguments},patch_size=2,mix=none,learning_rate=0.008"  # 0.001 for 128 images
+  )
   narrow = ["--config.networks.teacher.width=0.5", "--config.networks.student.width=0.25"]
+  narrow += ["--config.stages[1].views=plain"]
   status, out, err = runs.main(tmp_path, config, *narrow)
   assert status == 0, err
   _, student = json.loads((tmp_path / "result.json").read_text())["stages"]
-  assert student["metrics"]["last"]["test/accuracy"] > 0.3  # chance is 0.1
+  assert student["metrics"]["last"]["test/accuracy"] > 0.4  # 0.67 where this was measured; chance is 0.1
