@@ -4,9 +4,12 @@ Letters for dimensions, used in every docstring: b batch, k classes, h w c featu
 n training-set size, m negatives.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+SegmentFn = Callable[[jax.Array], jax.Array]  # part of a network, from one feature layer to the next
 
 
 class Head(NamedTuple):
@@ -52,6 +55,19 @@ class Batch(NamedTuple):
   image: jax.Array  # [b, h, w, c]; uint8 as stored, until the step makes a view of it
   label: jax.Array  # [b], int32; -1 for an image without a label
   index: jax.Array  # type: ignore[assignment]  # [b], int32, position in the training set (hides tuple.index)
+
+
+class Segments(NamedTuple):
+  """Networks cut at their feature layers, and the images of a view.
+
+  A network of n feature layers has n + 2 segments: from the images to the first feature layer, from each feature layer
+  to the next, from the last to the embedding, and from the embedding to the logits. Variables are constants, and batch
+  norm uses its running statistics.
+  """
+
+  image: jax.Array  # [b, h, w, c]
+  student: tuple[SegmentFn, ...]
+  teachers: tuple[tuple[SegmentFn, ...], ...]
 
 
 class MethodVariables(NamedTuple):

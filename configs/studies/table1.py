@@ -1,20 +1,21 @@
-"""Table 1 of the SMSKD paper: each method alone, jointly with KD (DLA), and in stages with KD, on CIFAR-100.
+"""Table 1 of the SMSKD paper: each method alone, with KD jointly (DLA), adaptively (SAKD), and in stages; CIFAR-100.
 
   python -m smskd_jax.study --workdir=runs/table1 --config=configs/studies/table1.py:pair=resnet56-resnet20
 
 Tian et al., "Integrating Knowledge Distillation Methods: A Sequential Multi-Stage Framework", 2026,
 https://arxiv.org/abs/2601.15657. The paper's pairs are resnet56-resnet20 and wrn_40_2-wrn_16_2. For these the report
-has the paper's numbers beside ours, and verdicts on its claims that stages are better than either method alone and than
-DLA. Rows of SAKD are the paper's only.
+has the paper's numbers beside ours, and verdicts on its claims that stages are better than either method alone, DLA
+and SAKD.
 
   student       labels only
   kd            KD alone
   at.alone      AT alone
   at.dla        AT and KD jointly
+  at.sakd       AT and KD at spots that a policy chooses for each image, with SAKD's published weights
   at.smskd      AT, then KD with the reference
 
 Variants of a single method train it for all epochs; the first 150 of 240 are also the first stage of `smskd`, and are
-trained once. Cost: see --dry_run; 7 methods are 23 variants and 31 student stages per seed.
+trained once. Cost: see --dry_run; 7 methods are 30 variants and 38 student stages per seed.
 
 Arguments: pair, methods (joined by +), second (the method of the second stage), seeds, and `ARGUMENTS` of
 smskd_jax/recipes/smskd.py except teacher and student.

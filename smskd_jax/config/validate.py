@@ -198,7 +198,12 @@ def _check_teacher_cache(prefix: str, stage: Stage, data: dict[str, Any]) -> Non
     if value != only:
       raise UserError(f"{prefix}, but {name} is {value!r}; use {only!r}, or no cache: 'off'")
   for method in stage["methods"]:
-    if not build_method(method).cacheable:
+    built = build_method(method)
+    if built.reads_segments:
+      raise UserError(
+        f"{prefix}, but {method['name']!r} or a plug-in runs parts of teachers, and a cache stores outputs; use 'off'"
+      )
+    if not built.cacheable:
       raise UserError(
         f"{prefix}, but {method['name']!r} reads the teachers' maps, which are not stored; use 'off'"
       )

@@ -19,7 +19,7 @@ from smskd_jax.engine.plan import StagePlan, abstract_state
 from smskd_jax.losses.contract import Context, pmean
 from smskd_jax.runtime import checkpoint, integrity, parallel, store
 from smskd_jax.training import evaluate
-from smskd_jax.training.stage import Stage, frozen_outputs, teacher_forward
+from smskd_jax.training.stage import Stage, frozen_outputs, make_segments, teacher_forward
 from smskd_jax.types import Batch, TrainState
 
 
@@ -60,9 +60,11 @@ def make_stage_losses(
     student = frozen_outputs(stage.student, variables, image)
     values = {}
     for i in terms:
+      method = stage.terms[i].method
       context = Context(batch, jax.random.key(i), jnp.zeros(()), axis_name)
-      apply = stage.terms[i].method.apply
-      per_example, _ = apply(inputs.params[i], inputs.state[i], student, teachers, context)
+      if method.reads_segments:
+        context = context._replace(segments=make_segments(stage, variables, inputs.teachers, image))
+      per_example, _ = method.apply(inputs.params[i], inputs.state[i], student, teachers, context)
       values[stage.terms[i].name] = jnp.mean(per_example)
     return pmean(values, axis_name)
 

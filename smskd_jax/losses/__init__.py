@@ -42,7 +42,7 @@ def _factories(names: Iterable[str]) -> Mapping[str, Callable[..., Method]]:
 
 
 METHODS = _factories(itertools.chain.from_iterable(FAMILIES.values()))
-PLUGINS = _factories(("ctkd", "logit_standardization", "multi_teacher", "nd"))
+PLUGINS = _factories(("ctkd", "logit_standardization", "multi_teacher", "nd", "sakd"))
 
 # Fields of a method's entry and of a plug-in's entry in a config that are not hyper-parameters.
 METHOD_FIELDS = ("name", "weight", "warmup_epochs", "plugins")

@@ -52,7 +52,7 @@ def describe(name: str) -> MethodDoc:
     reads, learns = _format_reads(method), method.learns
     teacher_cache = ("yes" if method.cacheable else "no") if method.needs_teacher else "-"
   else:
-    wrapped = METHODS["kd"]()
+    wrapped = METHODS["at" if name == "sakd" else "kd"]()
     method = PLUGINS[name](wrapped)
     reads = "logits" if method.transforms_logits else "as the wrapped method"
     if method.reads != wrapped.reads:
@@ -60,6 +60,8 @@ def describe(name: str) -> MethodDoc:
         reads=method.reads - wrapped.reads, student_reads=method.student_reads - wrapped.reads
       )
       reads = f"{reads}, and {_format_reads(own)}"
+    if method.reads_segments:
+      reads, teacher_cache = f"{reads}; segments of the networks", "no"
     learns = method.learns or ("" if method.transforms_logits else "as the wrapped method, for each teacher")
   return MethodDoc(
     name, family, title, paper, formula, notes, reads, learns, teacher_cache, _defaults(factory)

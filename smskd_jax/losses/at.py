@@ -20,6 +20,8 @@ minimises. Its last version pairs each stage with the teacher's next one, whose 
 an error; the versions before pair equal stages, as here.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -83,4 +85,7 @@ def method(
     students = tuple(student.features[s] for s, _ in pairs(student, teachers))
     return loss(students, tuple(teachers[0].features[t] for _, t in pairs(student, teachers)), p=p)
 
-  return contract.stateless(loss_fn, pairs, reads=("features",))
+  def spots(student, teachers):
+    return maps.layer_spots(pairs(student, teachers), functools.partial(method, p=p))
+
+  return contract.stateless(loss_fn, pairs, reads=("features",), spots=spots)

@@ -42,13 +42,18 @@ class Embeddings(nn.Module):
 
 
 def loss(
-  student_embedding: jax.Array, teacher_embedding: jax.Array, *, axis_name: str | None = None
+  student_embedding: jax.Array,
+  teacher_embedding: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  axis_name: str | None = None,
 ) -> jax.Array:
   """Inner product of the absolute errors of each example and the next in the batch.
 
   Args:
     student_embedding: [b, d], after its linear layer.
     teacher_embedding: [b, d], after its linear layer.
+    mask: [b], bool, as of `Context`; each example is compared with the next one of the mask.
     axis_name: the axis of devices that the batch is spread over, in order.
 
   Returns:
@@ -58,10 +63,26 @@ def loss(
   chex.assert_equal_shape([student_embedding, teacher_embedding])
   error = jnp.abs(numerics.upcast(student_embedding) - numerics.upcast(teacher_embedding))
   b, everyone = error.shape[0], contract.gather(error, axis_name)
-  following = jnp.concatenate([everyone[1:], jnp.zeros_like(everyone[:1])])
+  if mask is None:
+    n = everyone.shape[0]
+    factor: jax.Array | float = n / max(n - 1, 1)
+    following = jnp.concatenate([everyone[1:], jnp.zeros_like(everyone[:1])])
+  else:
+    following = _next_of_mask(everyone, contract.gather(mask, axis_name))
+    count = contract.num_masked(mask, axis_name).astype(error.dtype)
+    factor = count / jnp.maximum(count - 1, 1)
+    error = jnp.where(mask[:, None], error, 0)
   following = jax.lax.dynamic_slice_in_dim(following, contract.local_offset(b, axis_name), b)
-  n = everyone.shape[0]
-  return n / max(n - 1, 1) * jnp.sum(error * following, axis=1)
+  return factor * jnp.sum(error * following, axis=1)
+
+
+def _next_of_mask(rows: jax.Array, mask: jax.Array) -> jax.Array:
+  """Next row of the mask after each row, zeros where there is none, [n, d]."""
+  n = rows.shape[0]
+  index = jnp.where(mask, jnp.arange(n), n)
+  following = jnp.append(jax.lax.cummin(index, reverse=True)[1:], n)
+  padded = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
+  return padded[following]
 
 
 def method(*, dimension: int = 128) -> contract.Method:
@@ -82,6 +103,8 @@ def method(*, dimension: int = 128) -> contract.Method:
     (teacher,) = teachers
     inputs = student.embedding, teacher.embedding
     embedded, state = adapters.apply(embeddings, params, state, *inputs, axis_name=context.axis_name)
-    return loss(*embedded, axis_name=context.axis_name), state
+    return loss(*embedded, mask=context.mask, axis_name=context.axis_name), state
 
-  return contract.make(init, apply, reads=("embedding",), learns="embeddings of both networks")
+  return contract.make(
+    init, apply, reads=("embedding",), spots=contract.embedding_spot, learns="embeddings of both networks"
+  )

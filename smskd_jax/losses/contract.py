@@ -8,11 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from smskd_jax.losses.reduction import Reduction
-from smskd_jax.types import Batch, MethodVariables, Outputs
+from smskd_jax.types import Batch, MethodVariables, Outputs, Segments
 
 # Outputs of a network that a method may declare to read: fields of `Outputs`.
 OUTPUTS = tuple(name for name in Outputs._fields if name != "view_outputs")
 CACHEABLE = frozenset({"logits", "embedding"})  # outputs that a teacher cache stores
+NOT_INHERITED = (
+  "init",
+  "apply",
+  "spots",
+  "metrics",
+)  # fields of a method that say nothing of a plug-in around it
 
 
 class Context(NamedTuple):
@@ -27,6 +33,18 @@ class Context(NamedTuple):
     0.0  # [], epochs with their fraction, counted from the first of the stages it continues
   )
   axis_name: str | None = None  # of devices
+  segments: Segments | None = None  # the networks in parts, for methods that declare `reads_segments`
+  # [b], bool: images that a method relates to each other; None: all. Only plug-ins set a mask, and only methods with
+  # `spots` get one. The loss of other images is 0, and the mean over images of the mask is the loss of these alone.
+  mask: jax.Array | None = None
+
+
+class Spot(NamedTuple):
+  """Part of a method's loss that compares one layer of each network."""
+
+  method: "Method | None" = None  # this part alone; None: the whole method, which has no other part
+  student_layer: int | None = None  # index of the feature layer; None: the embedding
+  teacher_layer: int | None = None
 
 
 class Method(NamedTuple):
@@ -48,6 +66,10 @@ class Method(NamedTuple):
     multi_view: True if a stage of several views calls `apply` once, with the first view's outputs and those of the
       other views in `Outputs.view_outputs`; otherwise `apply` is called for each view, and the mean is taken.
     min_views: smallest number of views of a stage.
+    reads_segments: True if `apply` runs parts of the networks, which `Context.segments` then has.
+    spots: None, or (student, teachers), on shapes, -> parts of the loss by layer, in order; the loss is their sum. Each
+      part is a loss per image, or restricts its relations to `Context.mask`.
+    metrics: None, or (new state) -> scalars by name, equal on all devices, which the step reports as method/TERM/NAME.
     transforms_logits: True if a plug-in changes the logits that the wrapped method reads.
     learns: parameters and memory of the method, in words for the documentation; '' if it has none.
     statistics: None, or the function of the teachers' outputs on the whole training set that `init` needs. It is
@@ -63,6 +85,9 @@ class Method(NamedTuple):
   per_example_memory: bool = False
   multi_view: bool = False
   min_views: int = 1
+  reads_segments: bool = False
+  spots: Callable[[Outputs, tuple[Outputs, ...]], tuple[Spot, ...]] | None = None
+  metrics: Callable[[Any], dict[str, jax.Array]] | None = None
   transforms_logits: bool = False
   learns: str = ""
   statistics: Reduction | None = None
@@ -75,7 +100,7 @@ class Method(NamedTuple):
   @property
   def cacheable(self) -> bool:
     """True if a teacher cache stores all outputs that the method reads."""
-    return self.reads <= CACHEABLE
+    return self.reads <= CACHEABLE and not self.reads_segments
 
 
 def make(
@@ -153,11 +178,13 @@ def wrap(
 ) -> Method:
   """Builds a plug-in's method: the traits are the wrapped method's unless given.
 
+  `spots` and `metrics` are not inherited.
+
   The plug-in's `apply` calls the wrapped one with `stop_teacher_gradient=False`: gradients reach the plug-in's own
   parameters, and stop at the teachers.
   """
   learned = "; ".join(filter(None, (wrapped.learns, learns)))
-  inherited = {name: value for name, value in wrapped._asdict().items() if name not in ("init", "apply")}
+  inherited = {name: value for name, value in wrapped._asdict().items() if name not in NOT_INHERITED}
   return make(init, apply, **inherited | traits | {"learns": learned})
 
 
@@ -205,6 +232,12 @@ def _outputs(name: str, outputs: Iterable[str]) -> frozenset[str]:
   return frozenset(outputs)
 
 
+def embedding_spot(student: Outputs, teachers: tuple[Outputs, ...]) -> tuple[Spot, ...]:
+  """Trait `spots` of a method that compares embeddings."""
+  del student, teachers
+  return (Spot(),)
+
+
 def single_teacher(method: str, teachers: tuple[Outputs, ...]) -> Outputs:
   """The teacher of a method that takes exactly one; raises ValueError for another number."""
   if len(teachers) != 1:
@@ -249,6 +282,25 @@ def transform_logits(f: Callable[[jax.Array], jax.Array], networks: Iterable[Out
 def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
   """Rows of all devices, [b of the axis, ...]; `x` unchanged without an axis."""
   return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def num_masked(mask: jax.Array, axis_name: str | None) -> jax.Array:
+  """Images of a mask [b] on all devices, []; at least 1, so that sums can be divided by it."""
+  count = jnp.sum(mask, dtype=jnp.float32)
+  return jnp.maximum(count if axis_name is None else jax.lax.psum(count, axis_name), 1)
+
+
+def mean_over_mask(x: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.Array:
+  """Mean [b] of rows [b, n] over the images of a mask on all devices.
+
+  Args:
+    x: [b, n], relations of the local images to those of all devices; zero outside the mask.
+    mask: [b], bool; None: all images.
+    axis_name: of devices.
+  """
+  if mask is None:
+    return jnp.mean(x, axis=1)
+  return jnp.sum(x, axis=1) / num_masked(mask, axis_name).astype(x.dtype)
 
 
 def local_offset(b: int, axis_name: str | None) -> jax.Array | int:

@@ -30,7 +30,7 @@ each stage. They hold 2 n x dimension numbers: 51 MB for CIFAR-100, 1.3 GB for I
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 from flax import linen as nn
@@ -42,6 +42,14 @@ from smskd_jax import errors
 from smskd_jax.layers import basic
 from smskd_jax.losses import adapters, contract, memory_bank, numerics
 from smskd_jax.types import Batch, MethodVariables
+
+_TRAITS: dict[str, Any] = {
+  "reads": ("embedding",),
+  "needs_labels": True,
+  "per_example_memory": True,
+  "spots": contract.embedding_spot,
+  "learns": "embeddings of both networks; two memory banks",
+}
 
 
 class CrdState(NamedTuple):
@@ -240,7 +248,4 @@ def method(
     state = CrdState(memory_student, memory_teacher, log_normalizers, state.classes)
     return _nce_loss(scores, log_normalizers, n), state
 
-  learns = "embeddings of both networks; two memory banks"
-  return contract.make(
-    init, apply, reads=("embedding",), needs_labels=True, per_example_memory=True, learns=learns
-  )
+  return contract.make(init, apply, **_TRAITS)

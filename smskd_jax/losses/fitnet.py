@@ -11,6 +11,8 @@ single stage. As there, the mean over the map takes the place of half the sum, a
 convolution, batch norm and ReLU. `Regressor` lists the differences from that code.
 """
 
+import functools
+
 import chex
 from flax import linen as nn
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 
 from smskd_jax import errors
 from smskd_jax.layers import basic, convolution
-from smskd_jax.losses import adapters, contract, numerics
+from smskd_jax.losses import adapters, contract, maps, numerics
 
 
 def _conv_geometry(student: int, teacher: int) -> tuple[int, int, int, int, int]:
@@ -109,4 +111,5 @@ def method(*, student_layer: int = 2, teacher_layer: int = 2) -> contract.Method
     hint, state = adapters.apply(regressor(teacher), params, state, feature, axis_name=context.axis_name)
     return loss(hint, teacher.features[teacher_layer]), state
 
-  return contract.make(init, apply, reads=("features",), learns="a regressor")
+  spots = functools.partial(maps.single_layer_spot, student_layer, teacher_layer)
+  return contract.make(init, apply, reads=("features",), spots=spots, learns="a regressor")

@@ -157,4 +157,5 @@ def method(
     value = jnp.where(learns, reconstruction_loss, factor_loss) if paraphraser_epochs else both
     return value, {"statistics": statistics, "frozen": frozen}
 
-  return contract.make(init, apply, reads=("features",), learns="paraphraser and translator")
+  spots = functools.partial(maps.single_layer_spot, student_layer, teacher_layer)
+  return contract.make(init, apply, reads=("features",), spots=spots, learns="paraphraser and translator")

@@ -1,6 +1,6 @@
 """Pairs of feature maps of two networks, in one size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,26 @@ def pair_layers(
   if align_last:
     return tuple(zip(student_range[-count:], teacher_range[-count:], strict=True))
   return tuple(zip(student_range[:count], teacher_range[:count], strict=True))
+
+
+def layer_spots(
+  pairs: Sequence[tuple[int, int]], method: Callable[..., contract.Method]
+) -> tuple[contract.Spot, ...]:
+  """Trait `spots` of a method whose loss is a sum over pairs of layers.
+
+  Args:
+    pairs: of layers (student's, teacher's), from 0.
+    method: called with `student_layers` and `teacher_layers` of one pair.
+  """
+  return tuple(contract.Spot(method(student_layers=(s,), teacher_layers=(t,)), s, t) for s, t in pairs)
+
+
+def single_layer_spot(
+  student_layer: int, teacher_layer: int, student: Outputs, teachers: tuple[Outputs, ...]
+) -> tuple[contract.Spot, ...]:
+  """Trait `spots` of a method that compares one pair of layers; -1 is the last layer."""
+  counts = len(student.features), len(teachers[0].features)
+  return (contract.Spot(None, student_layer % counts[0], teacher_layer % counts[1]),)
 
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:

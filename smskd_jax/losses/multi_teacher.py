@@ -121,6 +121,9 @@ def method(
     results = []
     for i, teacher in enumerate(teachers):
       own = context._replace(key=jax.random.fold_in(context.key, i))
+      if context.segments is not None:
+        own_teacher = context.segments.teachers[i : i + 1]
+        own = own._replace(segments=context.segments._replace(teachers=own_teacher))
       results.append(
         wrapped.apply(params[i], state[i], student, (teacher,), own, stop_teacher_gradient=False)
       )

@@ -84,4 +84,7 @@ def method(*, student_layers: tuple[int, ...] = (), teacher_layers: tuple[int, .
     students = tuple(student.features[s] for s, _ in pairs(student, teachers))
     return loss(students, tuple(teachers[0].features[t] for _, t in pairs(student, teachers)))
 
-  return contract.stateless(loss_fn, pairs, reads=("features",))
+  def spots(student, teachers):
+    return maps.layer_spots(pairs(student, teachers), method)
+
+  return contract.stateless(loss_fn, pairs, reads=("features",), spots=spots)

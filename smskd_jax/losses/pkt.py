@@ -22,13 +22,21 @@ from smskd_jax import errors
 from smskd_jax.losses import contract, numerics
 
 
-def _probabilities(embedding: jax.Array, eps: float, axis_name: str | None) -> jax.Array:
-  """Each row's distribution over its neighbours on all devices, [b, n]."""
+def _probabilities(
+  embedding: jax.Array, eps: float, mask: jax.Array | None, axis_name: str | None
+) -> jax.Array:
+  """Each row's distribution over its neighbours on all devices, [b, n].
+
+  Zero outside the mask.
+  """
   embedding = numerics.upcast(embedding)
   directions = embedding / (numerics.safe_norm(embedding)[:, None] + eps)
   everyone = contract.gather(directions, axis_name)
   kernel = 0.5 * (1 + jnp.matmul(directions, everyone.T, precision="highest"))
   kernel = jnp.maximum(kernel, 0.0)
+  if mask is not None:
+    kernel = jnp.where(mask[:, None] & contract.gather(mask, axis_name)[None, :], kernel, 0.0)
+    return numerics.safe_divide(kernel, jnp.sum(kernel, axis=1, keepdims=True))
   return kernel / jnp.sum(kernel, axis=1, keepdims=True)
 
 
@@ -37,6 +45,7 @@ def loss(
   teacher_embedding: jax.Array,
   *,
   eps: float = 1e-7,
+  mask: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   """Divergence between the distributions over neighbours, over the number of examples.
@@ -45,6 +54,7 @@ def loss(
     student_embedding: [b, d].
     teacher_embedding: [b, d']; the dimensions may differ.
     eps: added to probabilities and norms.
+    mask: [b], bool, as of `Context`.
     axis_name: the axis of devices that the batch is spread over. Rows are this device's examples, columns
       everyone's.
 
@@ -53,9 +63,10 @@ def loss(
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
-  student = _probabilities(student_embedding, eps, axis_name)
-  teacher = _probabilities(teacher_embedding, eps, axis_name)
-  return jnp.mean(teacher * (jnp.log(teacher + eps) - jnp.log(student + eps)), axis=1)
+  student = _probabilities(student_embedding, eps, mask, axis_name)
+  teacher = _probabilities(teacher_embedding, eps, mask, axis_name)
+  divergence = teacher * (jnp.log(teacher + eps) - jnp.log(student + eps))
+  return contract.mean_over_mask(divergence, mask, axis_name)
 
 
 def method(*, eps: float = 1e-7) -> contract.Method:
@@ -68,6 +79,7 @@ def method(*, eps: float = 1e-7) -> contract.Method:
 
   def loss_fn(student, teachers, context):
     (teacher,) = teachers
-    return loss(student.embedding, teacher.embedding, eps=eps, axis_name=context.axis_name)
+    embeddings = student.embedding, teacher.embedding
+    return loss(*embeddings, eps=eps, mask=context.mask, axis_name=context.axis_name)
 
-  return contract.stateless(loss_fn, check, reads=("embedding",))
+  return contract.stateless(loss_fn, check, reads=("embedding",), spots=contract.embedding_spot)

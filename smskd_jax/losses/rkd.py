@@ -26,11 +26,17 @@ from smskd_jax.losses import contract, numerics
 CHUNK, ROWS, PAIRS = 64, 512, 1 << 17  # anchors at most, examples j, and anchors times examples
 
 
-def _relations(anchor: jax.Array, everyone: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Relations of one anchor [d] to all examples [n, d]: distances [n] and directions [n, d]."""
+def _relations(
+  anchor: jax.Array, everyone: jax.Array, related: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """Relations of one anchor [d] to all examples [n, d]: distances [n] and directions [n, d].
+
+  Both are zero for examples that are not `related` ([n], bool; None: all are), which then add nothing to any sum.
+  """
   # The offsets themselves: their inner products from |x|^2 + |y|^2 - 2xy would cancel in float32, and the
   # differences of pairs of them are never needed.
   offset = everyone - anchor[None, :]
+  offset = offset if related is None else jnp.where(related[:, None], offset, 0)
   distance = numerics.safe_norm(offset)
   return distance, numerics.safe_divide(offset, distance[:, None])
 
@@ -54,10 +60,11 @@ def _map_rows(f, rows, size):
   return jax.lax.map(jax.checkpoint(f), rows, batch_size=size)
 
 
-def _divide_by_mean(distance: jax.Array, axis_name: str | None) -> jax.Array:
-  """Distances [b, n] over the mean of all those between different examples."""
-  num_others = max(distance.shape[1] - 1, 1)
-  mean_distance = contract.pmean(jnp.mean(jnp.sum(distance, axis=1)), axis_name) / num_others
+def _divide_by_mean(distance: jax.Array, count: jax.Array | int, axis_name: str | None) -> jax.Array:
+  """Distances [b, n] over the mean of all those between `count` different examples."""
+  others = jnp.maximum(count - 1, 1) if isinstance(count, jax.Array) else max(count - 1, 1)
+  row_means = contract.pmean(jnp.mean(jnp.sum(distance, axis=1)), axis_name)
+  mean_distance = row_means * (distance.shape[1] / count) / others
   return numerics.safe_divide(distance, mean_distance)
 
 
@@ -67,6 +74,7 @@ def loss(
   *,
   distance_weight: float = 25.0,
   angle_weight: float = 50.0,
+  mask: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   """Huber loss of the relations between each example and all examples.
@@ -76,6 +84,7 @@ def loss(
     teacher_embedding: [b, d']; the dimensions may differ.
     distance_weight: w_d. The CIFAR-100 literature uses 25 and 50.
     angle_weight: w_a.
+    mask: [b], bool, as of `Context`.
     axis_name: the axis of devices that the batch is spread over. The rows i are this device's examples, j and
       k are everyone's.
 
@@ -85,17 +94,27 @@ def loss(
   """
   chex.assert_rank([student_embedding, teacher_embedding], 2)
   chex.assert_equal_shape_prefix([student_embedding, teacher_embedding], 1)
-  anchors = numerics.upcast(student_embedding), numerics.upcast(teacher_embedding)
-  students, teachers = (contract.gather(x, axis_name) for x in anchors)
+  embeddings = numerics.upcast(student_embedding), numerics.upcast(teacher_embedding)
+  students, teachers = (contract.gather(x, axis_name) for x in embeddings)
+  everyone = None if mask is None else contract.gather(mask, axis_name)
+  count: jax.Array | int = len(students)
+  if mask is not None:
+    count = contract.num_masked(mask, axis_name).astype(students.dtype)
 
   def anchor_loss(anchor):
-    student_distance, student_direction = _relations(anchor[0], students)
-    teacher_distance, teacher_direction = _relations(anchor[1], teachers)
+    student, teacher, is_anchor = anchor
+    related = None if everyone is None else everyone & is_anchor
+    student_distance, student_direction = _relations(student, students, related)
+    teacher_distance, teacher_direction = _relations(teacher, teachers, related)
     return student_distance, teacher_distance, _angle_loss(student_direction, teacher_direction)
 
+  anchors = (*embeddings, mask)
   *distances, by_angle = _map_rows(anchor_loss, anchors, max(1, min(CHUNK, PAIRS // len(students))))
-  student_distance, teacher_distance = (_divide_by_mean(x, axis_name) for x in distances)
+  student_distance, teacher_distance = (_divide_by_mean(x, count, axis_name) for x in distances)
   by_distance = jnp.mean(numerics.huber(student_distance - teacher_distance), axis=1)
+  if mask is not None:  # means over all images become means over those of the mask
+    fraction = len(students) / count
+    by_distance, by_angle = fraction * by_distance, jnp.square(fraction) * by_angle
   return distance_weight * by_distance + angle_weight * by_angle
 
 
@@ -114,7 +133,8 @@ def method(*, distance_weight: float = 25.0, angle_weight: float = 50.0) -> cont
       teacher.embedding,
       distance_weight=distance_weight,
       angle_weight=angle_weight,
+      mask=context.mask,
       axis_name=context.axis_name,
     )
 
-  return contract.stateless(loss_fn, check, reads=("embedding",))
+  return contract.stateless(loss_fn, check, reads=("embedding",), spots=contract.embedding_spot)

@@ -21,9 +21,13 @@ import jax.numpy as jnp
 from smskd_jax.losses import contract, maps, numerics
 
 
-def _similarity(feature: jax.Array, axis_name: str | None) -> jax.Array:
-  """Inner products of local maps with all devices', [b, n], each row of norm 1."""
+def _similarity(feature: jax.Array, mask: jax.Array | None, axis_name: str | None) -> jax.Array:
+  """Inner products of local maps with all devices', [b, n], each row of norm 1.
+
+  Zero outside the mask.
+  """
   rows = numerics.upcast(feature.reshape(feature.shape[0], -1))
+  rows = rows if mask is None else jnp.where(mask[:, None], rows, 0)
   products = jnp.matmul(rows, contract.gather(rows, axis_name).T, precision="highest")
   return numerics.safe_divide(products, numerics.safe_norm(products)[:, None])
 
@@ -32,6 +36,7 @@ def loss(
   student_features: tuple[jax.Array, ...],
   teacher_features: tuple[jax.Array, ...],
   *,
+  mask: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   """Squared distance of the rows of the two similarity matrices, summed over pairs of maps.
@@ -39,6 +44,7 @@ def loss(
   Args:
     student_features: maps, each [b, h, w, c].
     teacher_features: equally many maps, each [b, h', w', c'].
+    mask: [b], bool, as of `Context`.
     axis_name: the axis of devices that the batch is spread over. Rows are this device's examples, columns
       everyone's.
 
@@ -49,8 +55,8 @@ def loss(
   chex.assert_equal_shape_prefix([*student_features, *teacher_features], 1)
 
   def layer_loss(student, teacher):
-    difference = _similarity(student, axis_name) - _similarity(teacher, axis_name)
-    return jnp.mean(jnp.square(difference), axis=1)
+    difference = _similarity(student, mask, axis_name) - _similarity(teacher, mask, axis_name)
+    return contract.mean_over_mask(jnp.square(difference), mask, axis_name)
 
   return sum(layer_loss(*pair) for pair in zip(student_features, teacher_features, strict=True))
 
@@ -73,7 +79,11 @@ def method(
     return loss(
       tuple(student.features[layer] for layer in student_indices),
       tuple(teacher.features[layer] for layer in teacher_indices),
+      mask=context.mask,
       axis_name=context.axis_name,
     )
 
-  return contract.stateless(loss_fn, check, reads=("features",))
+  def spots(student, teachers):
+    return maps.layer_spots(pairs(student, contract.single_teacher("sp", teachers)), method)
+
+  return contract.stateless(loss_fn, check, reads=("features",), spots=spots)

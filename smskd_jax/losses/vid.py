@@ -17,6 +17,7 @@ as another public library does (mdistiller): there the optimiser is not given a,
 of a fixed variance of 5.
 """
 
+import functools
 import math
 
 import chex
@@ -124,4 +125,12 @@ def method(
     layer_losses = [loss(mean, t, a, eps=eps) for (mean, a), t in zip(predicted, teacher_maps, strict=True)]
     return sum(layer_losses), state
 
-  return contract.make(init, apply, reads=("features",), learns="regressors and variances")
+  def spots(student, teachers):
+    options = {"init_variance": init_variance, "eps": eps, "train_variance": train_variance}
+    pairs = maps.pair_layers(
+      "vid", student, contract.single_teacher("vid", teachers), student_layers, teacher_layers
+    )
+    return maps.layer_spots(pairs, functools.partial(method, **options))
+
+  learns = "regressors and variances"
+  return contract.make(init, apply, reads=("features",), spots=spots, learns=learns)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import csv
 import functools
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -23,6 +24,8 @@ ACCURACIES_PATH = RECIPES_PATH.with_stem("literature_accuracy")
 LEARNING_RATE, SLOW_LEARNING_RATE = 0.05, 0.01
 SLOW_NETWORKS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 PLUGIN_SUFFIXES = ("ls", "nd")  # of recipes: the method inside `logit_standardization` or `nd`
+SAKD_PREFIX = "sakd_"  # of recipes of spot-adaptive distillation around a method
+SAME_FAMILY_BIAS = 10.0  # of the policy's start in the SAKD code, for networks of one family
 
 
 class PublishedRecipe(NamedTuple):
@@ -66,7 +69,8 @@ def published_recipe(
   if name not in rows:
     raise unknown_name_error(field, name, rows)
   row = rows[name].get((teacher, student), rows[name]["", ""])
-  return PublishedRecipe(_method_term(row), float(row["task_weight"]), row["source"])
+  term = _method_term(row, same_family=_family(teacher) == _family(student) != "")
+  return PublishedRecipe(term, float(row["task_weight"]), row["source"])
 
 
 def learning_rate(model: str) -> float:
@@ -90,24 +94,36 @@ def published_accuracies() -> dict[tuple[str, str], dict[str, float]]:
   }
 
 
-def _method_term(row: dict[str, str]) -> ConfigDict:
-  """Method of a row."""
+def _method_term(row: dict[str, str], *, same_family: bool) -> ConfigDict:
+  """Method of a row, for networks of one family or of two."""
   name, _, suffix = row["recipe"].rpartition("_")
   return method(
-    "kd" if row["recipe"] == "ctkd" else name if suffix in PLUGIN_SUFFIXES else row["recipe"],
+    "kd"
+    if row["recipe"] == "ctkd"
+    else name
+    if suffix in PLUGIN_SUFFIXES
+    else row["recipe"].removeprefix(SAKD_PREFIX),
     weight=float(row["weight"]),
     warmup_epochs=float(row["warmup_epochs"]),
-    plugins=tuple(_plugin_term(text) for text in row["plugins"].split(";") if text),
+    plugins=tuple(_plugin_term(text, same_family) for text in row["plugins"].split(";") if text),
     **_parse_options(row["options"].split(";")),
   )
 
 
-def _plugin_term(text: str) -> ConfigDict:
+def _plugin_term(text: str, same_family: bool) -> ConfigDict:
   """Plug-in of a text NAME or NAME:OPTION=VALUE:OPTION=VALUE."""
-  name, *options = text.split(":")
-  return plugin(name, **_parse_options(options))
+  name, *texts = text.split(":")
+  options = _parse_options(texts)
+  if name == "sakd" and same_family:
+    options["initial_bias"] = SAME_FAMILY_BIAS
+  return plugin(name, **options)
 
 
 def _parse_options(texts: Iterable[str]) -> dict[str, Any]:
   pairs = (text.split("=") for text in texts if text)
   return {name: ast.literal_eval(value) for name, value in pairs}
+
+
+def _family(model: str) -> str:
+  """Letters of a model's name before its first digit: 'wrn_' of 'wrn_40_2'."""
+  return re.split(r"\d", model)[0]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from smskd_jax.config import experiment, network, parse_arg, study
 from smskd_jax.errors import UserError
-from smskd_jax.recipes import smskd
+from smskd_jax.recipes import literature, smskd
 from smskd_jax.recipes.common import parse_seeds
 
 METHODS = ("fitnet", "at", "vid", "cc", "rkd", "crd", "pkt")
@@ -107,6 +107,10 @@ class StageBuilder(NamedTuple):
     """All methods jointly for all epochs (DLA)."""
     return smskd.joint_stages(self.args, methods, self.fields)
 
+  def spot_adaptive(self, method: str) -> list[ConfigDict]:
+    """One method and KD at spots that a policy chooses for each image, for all epochs (SAKD)."""
+    return self.single_method(literature.SAKD_PREFIX + method, cuts=())
+
   def sequential(self, *methods: str, **reference: Any) -> list[ConfigDict]:
     """SMSKD: one method per stage, with further options of the reference."""
     return smskd.sequential_stages(self.args, methods, self.fields, reference)
@@ -163,7 +167,7 @@ def pair_table(
 ) -> ConfigDict:
   """Table 1 or 2 for one pair.
 
-  Labels only, KD alone, and each method alone, jointly with KD, and before KD.
+  Labels only, KD alone, and each method alone, jointly with KD, with KD at adaptive spots (SAKD), and before KD.
 
   Args:
     args: of `parse_arguments`, with `methods` and `second`.
@@ -176,19 +180,20 @@ def pair_table(
   builder = make_stage_builder(args)
   variants = {"student": builder.label_only(), second: builder.single_method(second)}
   published = {"student": column.student, "kd": column.kd} if column else {}
-  quoted, claims = {}, []
+  claims = []
   for name in methods:
-    alone, dla, stages = names = (f"{name}.alone", f"{name}.dla", f"{name}.smskd")
+    alone, dla, sakd, stages = names = tuple(f"{name}.{end}" for end in ("alone", "dla", "sakd", "smskd"))
+    others = [alone, second, dla]
     variants[alone] = builder.single_method(name)
     variants[dla] = builder.joint(name, second)
+    if second == "kd" and literature.SAKD_PREFIX + name in literature.recipe_names():
+      variants[sakd] = builder.spot_adaptive(name)
+      others.append(sakd)
     variants[stages] = builder.sequential(name, second)
     row = column.rows.get(name) if column else None
     if row:
-      published |= dict(zip(names, (*row[:2], row[3]), strict=True))
-      quoted[f"{name}.sakd"] = row[2]
-    for other in (alone, second, dla):
+      published |= {name: value for name, value in zip(names, row, strict=True) if name in variants}
+    for other in others:
       claims.append((stages, other, claimed_difference(published.get(stages), published.get(other))))
   notes = (budget_note(args, data), *(notes if column else ()))
-  return make_study(
-    args, variants, control=second, published=published, quoted=quoted, claims=claims, notes=notes
-  )
+  return make_study(args, variants, control=second, published=published, claims=claims, notes=notes)

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from smskd_jax.losses.contract import Context, Method, init_method
 from smskd_jax.training import reference
 from smskd_jax.training import statistics as statistics_lib
-from smskd_jax.training.stage import Stage, frozen_outputs, head_mask, lookup_spec, output_spec
+from smskd_jax.training.stage import (
+  Stage,
+  frozen_outputs,
+  head_mask,
+  lookup_spec,
+  make_segments,
+  output_spec,
+)
 from smskd_jax.types import Batch, MethodVariables, Outputs, TrainState
 
 
@@ -50,8 +57,8 @@ def init_state(
     statistics: for methods that need some, as `compute_statistics` returns them: one entry a term.
 
   Raises:
-    ValueError: a method is not defined for these networks, the student has no linear classifier to train alone, or a
-      method needs statistics and there are none.
+    ValueError: a method is not defined for these networks, a network cannot be cut into the segments that a method
+      reads, the student has no linear classifier to train alone, or a method needs statistics and there are none.
   """
   statistics = reference.copy_variables(statistics_lib.check_given(stage, statistics))
   if stage.trainable == "head":
@@ -59,6 +66,8 @@ def init_state(
   student_spec = output_spec(stage.student, variables, image)
   teacher_specs = tuple(output_spec(n, v, image) for n, v in zip(stage.teachers, teachers, strict=True))
   methods = [term.method for term in stage.terms]
+  if any(method.reads_segments for method in methods):
+    make_segments(stage, variables, teachers, image)  # raises its error before any training
   aux: list[MethodVariables] = [
     init_method(method, jax.random.fold_in(key, i), student_spec, teacher_specs, labels, statistics[i])
     for i, method in enumerate(methods)
@@ -119,10 +128,14 @@ def check_term(
   specs = _term_specs(stage, method, (student, *outputs))
   index_spec: Any = jax.ShapeDtypeStruct((b,), jnp.int32)
 
-  def apply(params, state, student, teachers, batch):
-    return method.apply(params, state, student, teachers, Context(batch, jax.random.key(0), jnp.zeros(())))
+  def apply(params, state, student, teachers, batch, networks):
+    context = Context(batch, jax.random.key(0), jnp.zeros(()))
+    if method.reads_segments:
+      context = context._replace(segments=make_segments(stage, *networks, batch.image))
+    return method.apply(params, state, student, teachers, context)
 
-  results = jax.eval_shape(apply, *aux, specs[0], tuple(specs[1:]), Batch(image, index_spec, index_spec))
+  batch = Batch(image, index_spec, index_spec)
+  results = jax.eval_shape(apply, *aux, specs[0], tuple(specs[1:]), batch, (variables, tuple(teachers)))
   _check_results(results, b, aux.state)
 
 

@@ -17,10 +17,12 @@ from smskd_jax.losses.contract import Context
 from smskd_jax.training import reference, targets
 from smskd_jax.training.stage import Metrics, Stage
 from smskd_jax.training.targets import Targets
-from smskd_jax.types import Batch, Outputs, TrainState
+from smskd_jax.types import Batch, Outputs, Segments, TrainState
 
 RNG_WEIGHTS = 1 << 16  # folded into a step's key for the weighting; greater than any index of a term
 
+# (variables of the student, images of a view) -> parts of the networks.
+SegmentsFn = Callable[[Mapping[str, Any], jax.Array], Segments]
 # (aux state, student, teachers, context) -> (loss [b], new aux state): `Method.apply` with its parameters bound.
 ApplyFn = Callable[[Any, Outputs, tuple[Outputs, ...], Context], tuple[jax.Array, Any]]
 
@@ -59,6 +61,7 @@ def compute_objective(
   batch: Batch,
   key: jax.Array,
   axis_name: str | None,
+  make_segments: SegmentsFn | None = None,
 ) -> tuple[LossParts, ObjectiveAux]:
   """Computes the objective of a step.
 
@@ -70,6 +73,7 @@ def compute_objective(
     batch: the batch.
     key: random key of the step's objective.
     axis_name: axis of devices over which the batch is split.
+    make_segments: for methods that read segments.
 
   Returns:
     The parts of the loss, and metrics and state. Metrics are of the local batch.
@@ -87,9 +91,16 @@ def compute_objective(
   for i, term in enumerate(stage.terms):
     apply = functools.partial(term.method.apply, params["methods"][i])
     context = Context(batch, jax.random.fold_in(key, i), epoch, axis_name)
+    if term.method.reads_segments:
+      assert make_segments is not None
+      variables = {"params": params["student"], **state.model_state}
+      context = context._replace(segments=make_segments(variables, views[0].image))
     run = apply_all_views if term.method.multi_view else apply_per_view
     values, method_state = run(apply, state.method_state[i], students, views, context)
     metrics[f"distill/{term.name}"] = value = jnp.mean(values)
+    if term.method.metrics is not None:
+      scalars = term.method.metrics(method_state)
+      metrics |= {f"method/{term.name}/{name}": scalar for name, scalar in scalars.items()}
     distill = distill + term.weight * (term_scale(stage, i, epoch) * value)
     method_states.append(method_state)
   if stage.reference is not None:
@@ -220,7 +231,9 @@ def _reference_metrics(
 
 
 def _view_context(context: Context, view: ViewInputs) -> Context:
-  """The context with the labels of a view, which mixing may have changed."""
+  """Context with images and labels of a view; mixing may have changed the labels."""
+  if context.segments is not None:
+    context = context._replace(segments=context.segments._replace(image=view.image))
   return context._replace(batch=context.batch._replace(label=view.targets.label))
 
 

@@ -3,7 +3,7 @@
 `training/train_step.py` makes the training step of a stage.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from smskd_jax.losses.contract import Method
+from smskd_jax.models import segments
 from smskd_jax.training.reference import Reference
 from smskd_jax.training.targets import Targets
-from smskd_jax.types import Batch, CachedOutputs, Outputs, TrainState
+from smskd_jax.types import Batch, CachedOutputs, Outputs, SegmentFn, Segments, TrainState
 
 Metrics = dict[str, jax.Array]
 ViewFn = Callable[[jax.Array, Batch], jax.Array]  # (key, batch) -> images, [b, h, w, c], floats
@@ -108,6 +109,31 @@ def teacher_forward(stage: Stage, axis_name: str | None) -> Callable[[nn.Module,
   if stage.teacher_statistics == "running":
     return frozen_outputs
   return functools.partial(frozen_outputs_batch_stats, axis_name=axis_name)
+
+
+def make_segments(stage: Stage, variables: VariableDict, teachers: Sequence[Any], image: Any) -> Segments:
+  """Segments of a stage's networks.
+
+  Args:
+    stage: the stage.
+    variables: the student's, arrays or shapes.
+    teachers: the teachers' variables.
+    image: inputs of the networks, [b, h, w, c], an array or a shape.
+
+  Raises:
+    ValueError: a network cannot be cut.
+  """
+
+  def cut(role: str, network: nn.Module, values: Any) -> tuple[SegmentFn, ...]:
+    try:
+      return segments.cut(network, values, image)
+    except ValueError as error:
+      raise ValueError(f"a method runs parts of the {role}, which {error}") from error
+
+  pairs = zip(stage.teachers, teachers, strict=True)
+  return Segments(
+    image, cut("student", stage.student, variables), tuple(cut("teacher", *pair) for pair in pairs)
+  )
 
 
 def lookup_outputs(cached: CachedOutputs, index: jax.Array, view_index: jax.Array) -> Outputs:

@@ -22,11 +22,12 @@ from smskd_jax.training.stage import (
   frozen_outputs,
   head_mask,
   lookup_outputs,
+  make_segments,
   raw_student_variables,
   teacher_forward,
 )
 from smskd_jax.training.targets import Targets
-from smskd_jax.types import Batch, Frozen, Outputs, TrainState
+from smskd_jax.types import Batch, Frozen, Outputs, Segments, TrainState
 
 RNG_MIX = 1 << 16  # folded into a view's key for mixing; greater than any index of a view
 
@@ -48,10 +49,10 @@ def make_train_step(stage: Stage, axis_name: str | None = None) -> TrainStep:
 
   Returns:
     (state, frozen, batch) -> (new state, metrics). Metrics are scalars by name: 'loss', its terms before their weights
-    ('task', 'distill/NAME', 'reference'), 'accuracy' and 'gradient_norm'; with a reference also the means of
-    'reference_tcp', 'teacher_tcp' (if there is a teacher), 'reference_weight', 'reference_weight_if_correct' (with zero
-    for images that the student misclassifies), and 'reference_weight_fraction/I', the fraction of weights in the I-th
-    tenth of [0, 1].
+    ('task', 'distill/NAME', 'reference'), 'accuracy' and 'gradient_norm'; scalars of a method, 'method/NAME/SCALAR';
+    with a reference also the means of 'reference_tcp', 'teacher_tcp' (if there is a teacher), 'reference_weight',
+    'reference_weight_if_correct' (with zero for images that the student misclassifies), and
+    'reference_weight_fraction/I', the fraction of weights in the I-th tenth of [0, 1].
   """
 
   def train_step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -148,8 +149,11 @@ def _make_objective(
     for view, key in zip(stage.views, view_keys, strict=True)
   )
 
+  def segments(variables: Any, image: jax.Array) -> Segments:
+    return make_segments(stage, variables, frozen.teachers, image)
+
   def objective(params: Any) -> tuple[LossParts, ObjectiveAux]:
-    return compute_objective(stage, params, state, views, batch, objective_key, axis_name)
+    return compute_objective(stage, params, state, views, batch, objective_key, axis_name, segments)
 
   return objective, views
 

@@ -262,6 +262,10 @@ def test_what_cannot_be_done_without_labels(fields, message):
       {"methods": (method("fitnet"),)},
       "but 'fitnet' reads the teachers' maps, which are not stored; use 'off'",
     ),
+    (
+      {"methods": (method("pkt", plugins=(plugin("sakd"),)),)},
+      "but 'pkt' or a plug-in runs parts of teachers, and a cache stores outputs; use 'off'",
+    ),
   ],
 )
 def test_what_cannot_be_kept_of_teachers(fields, message):

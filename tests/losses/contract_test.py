@@ -20,7 +20,7 @@ from method_examples import (
   shapes,
   training_labels,
 )
-from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, contract
+from smskd_jax.losses import FAMILIES, METHODS, PLUGINS, contract, sakd
 from smskd_jax.losses.contract import OUTPUTS, pmean, transform_logits
 from smskd_jax.losses.reduction import Reduction
 
@@ -291,22 +291,23 @@ def test_unknown_traits_are_refused():
       contract.stateless(lambda student, teachers, context: student.logits[:, 0], **traits)
 
 
+WRAP_EVERYTHING = sorted(set(PLUGINS) - {"sakd"})
 # Traits of a plug-in besides those of the method that it wraps.
 OWN_TRAITS = {"nd": {"reads": {"embedding"}, "student_reads": {"embedding"}, "needs_labels": True}}
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", WRAP_EVERYTHING)
 def test_a_plug_in_has_the_traits_of_the_method_that_it_wraps(name):
   for wrapped in TRAITS.values():
     plugged, expected = (
-      one._replace(init=None, apply=None, learns="", transforms_logits=False, statistics=None)
+      one._replace(init=None, apply=None, learns="", transforms_logits=False, statistics=None, spots=None)
       for one in (PLUGINS[name](wrapped), wrapped)
     )
     own = OWN_TRAITS.get(name, {})
     assert plugged == expected._replace(**{trait: getattr(expected, trait) | x for trait, x in own.items()})
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", WRAP_EVERYTHING)
 def test_a_plug_in_computes_the_statistics_of_the_method_that_it_wraps(name):
   """Around KD and WKD-L, in training and at the start; the wrapped state is that of the method alone."""
   student, teachers, batch = make_example("wkd_logit")
@@ -325,6 +326,17 @@ def test_a_plug_in_computes_the_statistics_of_the_method_that_it_wraps(name):
     costs = [x for x in jax.tree.leaves(state) if x.shape == (5, 5)]
     alone = example_variables("wkd_logit").state
     assert len(costs) == 1 and np.allclose(costs[0], alone, atol=1e-6)
+
+
+def test_spot_adaptive_distillation_adds_to_the_traits_of_the_method_that_it_wraps():
+  for wrapped in (TRAITS[name] for name in sakd.WRAPPED):
+    traits = PLUGINS["sakd"](wrapped)
+    added = {"needs_labels": True, "reads_segments": True, "spots": None}
+    for name in ("reads", "student_reads"):
+      added[name] = getattr(wrapped, name) | {"logits", "embedding"}
+    own = {"init": None, "apply": None, "learns": "", "metrics": None}
+    assert traits._replace(**own) == wrapped._replace(**own)._replace(**added)
+    assert not traits.cacheable
 
 
 def test_plug_ins_that_read_logits_declare_them():

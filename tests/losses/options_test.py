@@ -32,8 +32,8 @@ OPTIONS = [(name, option) for name, defaults in DEFAULTS.items() for option in d
 
 
 def make(name, **options):
-  """The method, or the plug-in around plain KD."""
-  return FACTORIES[name](*[METHODS["kd"]()] * (name in PLUGINS), **options)
+  """The method, or the plug-in around plain KD, or around AT."""
+  return FACTORIES[name](*[METHODS["at" if name == "sakd" else "kd"]()] * (name in PLUGINS), **options)
 
 
 @pytest.mark.parametrize("name, option", OPTIONS)
@@ -73,6 +73,10 @@ def test_values_of_another_type_or_range_are_refused(name, option):
         ("rld", "alpha_temperature"),
         ("rld", "temperature"),
         ("sdd", "temperature"),
+        ("sakd", "gamma"),
+        ("sakd", "policy_weight"),
+        ("sakd", "tau"),
+        ("sakd", "temperature"),
         ("simkd", "factor"),
         ("skd", "temperature"),
         ("skd", "tikhonov"),
@@ -126,6 +130,7 @@ def test_values_of_another_type_or_range_are_refused(name, option):
     ("sdd", {"scales": ()}, "scales must be a tuple of positive integers that begins with 1, got ()"),
     ("sdd", {"scales": (2, 4)}, "scales must be a tuple of .* that begins with 1, got .2, 4"),
     ("sdd", {"scales": (1, 0)}, "scales must be a tuple of positive integers .*, got .1, 0"),
+    ("sakd", {"gamma": 0.5}, "gamma must be a number >= 1, got 0.5"),
     ("vid", {"init_variance": 1e-6}, "init_variance must be above eps = 1e-05, got 1e-06"),
     (
       "wkd_feature",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smskd_jax.errors import UserError
-from smskd_jax.losses import METHODS
+from smskd_jax.losses import METHODS, sakd
 from smskd_jax.models import NETWORKS
 from smskd_jax.recipes import literature
 
@@ -19,6 +19,7 @@ def rows():
 def test_every_method_single_view_methods_has_a_row_and_every_row_a_source():
   plugin_methods = {"ctkd": "kd", "dkd_ls": "dkd", "kd_ls": "kd", "rld_ls": "rld"}
   plugin_methods |= {f"{name}_nd": name for name in ("kd", "dkd", "dist", "reviewkd")}
+  plugin_methods |= {f"sakd_{name}": name for name in sakd.WRAPPED}
   single_view_methods = {name for name, make in METHODS.items() if make().min_views == 1}
   assert {plugin_methods.get(name, name) for name in literature.recipe_names()} == single_view_methods
   assert all(row["source"] and None not in row for row in rows())
@@ -67,6 +68,23 @@ def test_mobile_networks_have_a_lower_learning_rate():
 
 def test_a_pair_without_a_row_has_the_row_of_all_pairs():
   assert literature.published_recipe("kd", "mine", "yours") == literature.published_recipe("kd")
+
+
+def test_the_policy_of_spot_adaptive_distillation_starts_on_for_networks_of_one_family():
+  def bias(teacher, student):
+    (plugin,) = literature.published_recipe("sakd_rkd", teacher, student).term.plugins
+    assert (plugin.name, plugin.method_weight, plugin.gamma) == ("sakd", 1.0, 2.0)
+    return plugin.get("initial_bias", 0.0)
+
+  for pair in (
+    ("resnet56", "resnet20"),
+    ("resnet32x4", "resnet8x4"),
+    ("wrn_40_2", "wrn_16_2"),
+    ("vgg13", "vgg8"),
+  ):
+    assert bias(*pair) == 10.0
+  for pair in (("resnet32x4", "ShuffleV2"), ("ResNet50", "resnet8"), ("vgg13", "MobileNetV2"), ("", "")):
+    assert bias(*pair) == 0.0
 
 
 def test_unknown_names_are_refused():

@@ -26,7 +26,11 @@ def stages(variant):
 
 def test_table_1_has_single_joint_and_sequential_variants_with_published_numbers():
   study = load("table1", "methods=at+rkd")
-  names = ["student", "kd", *(f"{m}.{end}" for m in ("at", "rkd") for end in ("alone", "dla", "smskd"))]
+  names = [
+    "student",
+    "kd",
+    *(f"{m}.{end}" for m in ("at", "rkd") for end in ("alone", "dla", "sakd", "smskd")),
+  ]
   assert list(study["variants"]) == names and study["seeds"] == (0, 1, 2)
   variants = study["variants"]
   assert stages(variants["at.alone"]) == [("at", 150, 0, "variables"), ("at", 90, 150, "all")]
@@ -36,9 +40,16 @@ def test_table_1_has_single_joint_and_sequential_variants_with_published_numbers
   assert [m["name"] for m in dla["methods"]] == ["at", "kd"] and dla["epochs"] == 240
   (labels,) = variants["student"]["stages"]
   assert (labels["methods"], labels["teachers"], labels["task_weight"]) == ((), (), 1.0)
-  assert study["published"]["at.smskd"] == 72.16 and study["quoted"] == {"at.sakd": 71.5, "rkd.sakd": 71.29}
+  (sakd,) = variants["at.sakd"]["stages"]
+  (at,) = sakd["methods"]
+  (plugin,) = at["plugins"]
+  assert (at["name"], at["weight"], sakd["task_weight"], sakd["epochs"]) == ("at", 1.0, 1.0, 240)
+  assert (plugin["method_weight"], plugin["gamma"], plugin["initial_bias"]) == (1000.0, 2.0, 10.0)
+  published = study["published"]
+  assert (published["at.smskd"], published["at.sakd"], published["rkd.sakd"]) == (72.16, 71.5, 71.29)
   claims = {(c["variant"], c["control"]): c["paper"] for c in study["claims"]}
   assert claims["at.smskd", "at.alone"] == "+1.80" and claims["rkd.smskd", "rkd.dla"] == "-0.68"
+  assert claims["at.smskd", "at.sakd"] == "+0.66"
   assert [stage["network"] for stage in study["teachers"]["stages"]] == ["teacher"]
 
 
