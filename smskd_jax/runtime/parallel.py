@@ -125,9 +125,40 @@ def compile_step(step: Callable, devices: Devices) -> Callable:
 
   Donates the old state.
   """
-  return jax.pmap(
+  mapped = jax.pmap(
     step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
   )
+  if devices[0].platform == "cpu" and len(devices) > 1 and distributed.process_count() == 1:
+    return _StepInOrder(mapped)
+  return mapped
+
+
+class _StepInOrder:
+  """Training step of several virtual devices of a CPU, whose operations run in a fixed order.
+
+  XLA's default order is for concurrency: it mixes the teacher with the student, whose batch norms wait for the other
+  devices, so that cores are idle (measured: a step of resnet56 -> resnet20 takes 1.3 times as long).
+  """
+
+  _OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+  def __init__(self, mapped: Any):
+    self.lower = mapped.lower
+    self._programs: dict[Any, Callable] = {}  # by the shapes of a batch
+
+  def __call__(self, state: Any, frozen: Any, batch: Any) -> Any:
+    shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+    if shapes not in self._programs:
+      self._programs[shapes] = self._compile(self.lower(state, frozen, batch))
+    return self._programs[shapes](state, frozen, batch)
+
+  def _compile(self, lowered: Any) -> Callable:
+    try:
+      return lowered.compile(self._OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+      if next(iter(self._OPTIONS)) not in str(error):  # else a version of XLA without the option
+        raise
+      return lowered.compile()
 
 
 def scan_steps(step: Callable) -> Callable:

@@ -87,6 +87,18 @@ def test_the_old_state_is_given_away():
   assert old.is_deleted()
 
 
+def test_batches_of_several_shapes_and_an_xla_without_the_option(monkeypatch):
+  devices = jax.devices()[:2]
+  for option in (None, "xla_cpu_no_such_option"):
+    if option:
+      monkeypatch.setattr(parallel._StepInOrder, "_OPTIONS", {option: "X"})
+    step = parallel.compile_step(lambda s, f, b: (s + jax.lax.pmean(b.sum(), parallel.AXIS), {}), devices)
+    for size in (2, 4, 2):
+      state, frozen = (parallel.replicate(jnp.zeros(()), devices) for _ in range(2))
+      state, _ = step(state, frozen, parallel.shard(np.ones(size, np.float32), devices))
+      assert float(state) == size / 2
+
+
 def test_predictions_keep_their_order():
   devices = jax.devices()[:4]
   predict = parallel.compile_predict(lambda variables, x: variables * x, devices)
